@@ -1,0 +1,1 @@
+"""One small locked config per experiment."""

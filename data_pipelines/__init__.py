@@ -1,0 +1,1 @@
+"""Host-side input: datasets, the embedded benchmark, and the Grain streams. Never imports JAX."""

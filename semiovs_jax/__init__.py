@@ -1,0 +1,1 @@
+"""SemiOVS in JAX: semi-supervised segmentation with open-vocabulary pseudo-labels."""

@@ -1,0 +1,1 @@
+"""Measured claims of the project, each one command."""

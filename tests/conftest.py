@@ -1,0 +1,6 @@
+"""Every test runs on the CPU, on eight fake devices so that sharding is real."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")

@@ -1,0 +1,181 @@
+"""Reading goldens: numbers the official PyTorch code computed on weights made by a formula.
+
+The formula and the tolerances are those under which the goldens were published; `python -m tests.replay`
+writes what this project computes from the same inputs.
+"""
+
+import functools
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+_HERE = Path(__file__).parent / "golden"
+_SHARED = Path(__file__).parents[2] / "shared" / "goldens"
+
+# Keys that are inputs or probes of the reference's inside, by family: never compared.
+_NOT_COMPARED = {
+    "deeplab": r"^(x|even/x|fp/keep_)|feature_stats|buffer_norms|_stats|/c\d_s|/aspp_s|/classifier|/b4$",
+    "losses_unimatch": r"^(cwl/(loss|conf|ignore|thresholds|value_.*ignored.*)$|cutmix/(img|img_mix|box|mask|mask_mix"
+    r"|conf|conf_mix)$|ce/(logits|target|target_no_ignore|mean_all_ignored)$|ohem/.*/(logits|target)$"
+    r"|ohem/(min_kept_|weighted)|iou(/\d+|_label_K)/(pred|mask)$|iou_label_K|color_map)",
+    "transforms": r"^(img_|mask_|hsv|item/|gray_L)",
+    "semiovs_unimatch_step": r"^(in/|probe$|init/|(?!.*/f64/)lr0\.001)|/margin$|(?<!f64/it0/grad_)(?<!f64/final/)"
+    r"(?<!f64/final/delta_)head8$|^(?!.*/f64/).*/(delta_norm|momentum_norm)$",
+    "clip_text": r"^block_",
+    "maskclip_vit": r"^input_|(_probe|_stats|_global)$",
+    "maskclip_labels": r"^(input$|text_|cityscapes|voc_renorm|voc_single)|probe",
+}
+
+
+def golden_path(name: str) -> Path:
+    """Where the golden `name` lies; skips the calling test if it is a file that must not be shipped."""
+    for folder in (_HERE, _SHARED):
+        if (path := folder / f"{name}.npz").exists():
+            return path
+    pytest.skip(f"golden {name}.npz holds published text embeddings and is not shipped with the repository")
+
+
+def formula_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The float32 value (int64 for step counters) of the state-dict entry `name`: a function of its arguments alone."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    leaf = name.split(".")[-1]
+    match leaf:
+        case "num_batches_tracked":
+            return np.zeros(shape, np.int64)
+        case "logit_scale":
+            return np.full(shape, math.log(1 / 0.07), np.float32)
+        case "running_var":
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if leaf in ("bias", "running_mean") or leaf.endswith("_bias"):
+        return (0.05 * rng.standard_normal(shape)).astype(np.float32)
+    if len(shape) <= 1:
+        return (1.0 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+    fan_in = math.prod(shape[1:])
+    return (rng.standard_normal(shape) * math.sqrt(2.0 / fan_in)).astype(np.float32)
+
+
+class Golden:
+    """One golden file: `meta` (what was run), `shapes` (the state dict's tensors), and arrays by key."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._arrays = np.load(self.path)
+        self.meta: dict[str, Any] = json.loads(str(self._arrays["meta"]))
+        self.keys = [key for key in self._arrays.files if key not in ("meta", "shapes")]
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The state dict's tensor shapes, by published name (empty for goldens without a model)."""
+        if "shapes" not in self._arrays.files:
+            return {}
+        return {name: tuple(shape) for name, shape in json.loads(str(self._arrays["shapes"])).items()}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Formula-made weights under their published names, scaled as `meta` says."""
+        return {name: self._tensor(name, shape) for name, shape in self.shapes.items()}
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        value = formula_tensor(name, shape, self.meta["fill_seed"])
+        factor = self.meta.get("scale", {}).get(name, 1.0)
+        for pattern, by in self.meta.get("output_scale", []):
+            if re.search(pattern, name):
+                factor *= by
+        return value if factor == 1.0 else (value * np.float32(factor)).astype(value.dtype)
+
+
+def family(path: str | Path, families: Mapping[str, Any]) -> str:
+    """The longest family name that begins the file's name."""
+    stem = Path(path).stem
+    fitting = [name for name in families if stem.startswith(name)]
+    if not fitting:
+        raise ValueError(f"{path}: no replay for this golden; known families: {', '.join(sorted(families))}")
+    return max(fitting, key=len)
+
+
+def _reference_noise(meta: dict[str, Any]) -> dict[str, float]:
+    noise: dict[str, float] = {}
+    for table in ("f32_vs_f64_max_abs", "fp32_vs_fp64_maxabs"):
+        noise |= {k: v for k, v in meta.get(table, {}).items() if isinstance(v, int | float)}
+    arrays = meta.get("arrays", {})
+    for key, facts in arrays.items() if isinstance(arrays, dict) else ():
+        if (value := facts.get("max_abs_diff_float32_vs_float64_reference_run")) is not None:
+            noise[key] = value
+    return noise
+
+
+def _image_limits(key: str) -> tuple[float, float]:
+    """Mean and max allowed difference of a transforms key, in 8-bit levels (units of 1 for `normalize`)."""
+    if key == "normalize":
+        return 2e-6, 1e-5
+    if re.match(r"crop|hflip", key) or re.search(r"mask|box|ignore", key):
+        return 0.0, 0.0
+    if re.match(r"brightness|contrast|saturation|grayscale", key):
+        return 0.6, 2.0
+    if key.startswith("jitter"):
+        return 3.0, 24.0
+    if re.match(r"hue|blur", key):
+        return 1.5, 24.0
+    return 0.75, 8.0
+
+
+def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: float) -> str | None:
+    if want.shape != got.shape:
+        return f"shape {got.shape}, not {want.shape}"
+    double = "/f64/" in key or key.endswith("_f64")
+    if name == "transforms":
+        error = np.abs(want.astype(np.float64) - got)
+        mean, worst = _image_limits(key)
+        held = error.mean() <= mean and error.max() <= worst
+        return None if held else f"mean {error.mean():.3g} (<= {mean}), max {error.max():.3g} (<= {worst})"
+    if want.dtype.kind in "iub":
+        if "count/" in key:
+            worst = np.abs(want - got).max()
+            limit = 8 if double else max(8, 0.002 * want.max())
+            return None if worst <= limit else f"{worst} pixels (<= {limit})"
+        share = float(np.mean(want != got))
+        limit = 0.0 if key.startswith("token_ids") or double or name == "losses_unimatch" else 1e-3
+        return None if share <= limit else f"{share:.3%} differ (<= {limit:.1%})"
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(want)
+    if not np.array_equal(finite, np.isfinite(got)):
+        return "finite in one, not in the other"
+    scale = np.abs(want[finite]).max(initial=0.0)
+    error = np.abs(want[finite] - got[finite]).max(initial=0.0)
+    if double:
+        limit = 1e-6 * max(scale, 1e-6)
+    else:
+        limit = max(min(20 * noise, 0.02 * scale), 3e-5 * scale)
+        if name.startswith("semiovs_") and re.search(r"(^|/)(total|loss\w*|mask_ratio\w*)$", key):
+            limit = max(limit, 1e-3 * scale)
+    return None if error <= limit else f"max error {error:.3g} (<= {limit:.3g})"
+
+
+def assert_matches(golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False) -> None:
+    """Asserts that every compared key of `golden` is in `outputs` and inside the published tolerance."""
+    name = family(golden.path, _NOT_COMPARED)
+    skipped = re.compile(_NOT_COMPARED[name])
+    noise = _reference_noise(golden.meta)
+    compared, faults = 0, []
+    for key in golden.keys:
+        if skipped.search(key) or ("/f64/" in key or key.endswith("_f64")) != double:
+            continue
+        compared += 1
+        if key not in outputs:
+            faults.append(f"{key}: missing")
+        elif fault := _shortfall(name, key, golden[key], np.asarray(outputs[key]), noise.get(key, 0.0)):
+            faults.append(f"{key}: {fault}")
+    assert compared, f"{golden.path}: nothing to compare"
+    assert not faults, f"{golden.path.name}: {len(faults)} of {compared} fall short:\n" + "\n".join(faults)
