@@ -1,0 +1,227 @@
+"""Vocabularies: the words by which an open-vocabulary model finds the classes of a dataset.
+
+A class is the maximum over its concepts; a concept is one text embedding, the mean over its synonyms. One
+JSON file says all of it, so that names and groups cannot disagree:
+
+    {
+      "name": "voc21",
+      "source": "where the words come from",
+      "templates": ["a photo of a {}"],
+      "counts": {"classes": 21, "concepts": 171},
+      "classes": [
+        {"name": "background", "concepts": ["truck", "traffic light"]},
+        {"name": "aeroplane", "concepts": [["aeroplane", "airplane", "glider"]]}
+      ]
+    }
+
+Classes stand in label order. A dataset whose class 0 is "everything else" spells that out as the concepts of
+class 0. A concept is one name or a list of synonyms. `counts` is optional and guards a file against slips.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipelines.errors import InputError
+
+_FOLDER = Path(__file__).parent / "vocabularies"
+_KEYS = {"name", "source", "templates", "counts", "classes"}
+
+
+class _CountsTokens(Protocol):
+    context_length: int
+
+    def count(self, texts: Sequence[str]) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """One text embedding's worth of words.
+
+    Attributes:
+      class_index: the label this concept votes for.
+      synonyms: names of the same thing; their embeddings are averaged.
+    """
+
+    class_index: int
+    synonyms: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Classes, their concepts and the prompt templates.
+
+    Attributes:
+      name: short name, recorded with every label made from it.
+      source: where the words come from.
+      classes: class names in label order.
+      concepts: concepts, those of class 0 first.
+      templates: prompts with one `{}` for the name.
+      origin: the file it was read from, for error messages.
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    concepts: tuple[Concept, ...]
+    templates: tuple[str, ...]
+    origin: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def class_of_concept(self) -> tuple[int, ...]:
+        """The label of every concept, ascending: segment ids for the maximum over a class's concepts."""
+        return tuple(concept.class_index for concept in self.concepts)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything that shapes the embeddings: classes, concepts and templates."""
+        content = [self.classes, [(c.class_index, c.synonyms) for c in self.concepts], self.templates]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def split_synonyms(self) -> "Vocabulary":
+        """The same words with every synonym a concept of its own.
+
+        A class is then the maximum over its synonyms (SemiVL's dense CLIP labels) rather than the maximum
+        over means of synonyms (SED).
+        """
+        concepts = tuple(
+            Concept(concept.class_index, (synonym,))
+            for concept in self.concepts
+            for synonym in concept.synonyms
+        )
+        return dataclasses.replace(self, concepts=concepts)
+
+    def prompts(self, concept: Concept) -> list[list[str]]:
+        """Prompts of `concept`, one list per template with one prompt per synonym."""
+        return [[template.format(name) for name in concept.synonyms] for template in self.templates]
+
+    def check_prompts(self, tokenizer: _CountsTokens) -> None:
+        """Raises InputError naming every concept whose prompts would be cut by `tokenizer`."""
+        context = tokenizer.context_length
+        faults = []
+        for concept in self.concepts:
+            prompts = [prompt for per_template in self.prompts(concept) for prompt in per_template]
+            longest, prompt = max(zip(tokenizer.count(prompts), prompts, strict=True))
+            if longest > context:
+                faults.append(
+                    f'class "{self.classes[concept.class_index]}": "{prompt}" has {longest} tokens,'
+                    f" the text tower reads {context}"
+                )
+        if faults:
+            raise InputError("\n  ".join([f"{self.origin}: over-long prompts; shorten them:", *faults]))
+
+
+def load_vocabulary(name_or_path: str, num_classes: int | None = None) -> Vocabulary:
+    """Reads and checks a vocabulary.
+
+    Args:
+      name_or_path: name of a shipped vocabulary ("voc21", "context60", "shapes") or path of a JSON file.
+      num_classes: number of classes the dataset has, or None to accept any.
+
+    Raises:
+      InputError: the file is missing or malformed, a name is empty or stands twice, a class has no concept,
+        or counts disagree. One error lists every fault.
+    """
+    shipped = _FOLDER / f"{name_or_path}.json"
+    path = shipped if shipped.exists() else Path(name_or_path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.json")))
+        raise InputError(
+            f"vocabulary {name_or_path}: {error}. Name a JSON file, or one of those shipped: {known}"
+        ) from error
+    faults = _faults(content)
+    if not faults and num_classes is not None and len(content["classes"]) != num_classes:
+        faults = [f"{len(content['classes'])} classes, but the dataset has {num_classes}"]
+    if faults:
+        raise InputError("\n  ".join([f"{path}: not a usable vocabulary:", *faults]))
+    concepts = tuple(
+        Concept(index, _synonyms(concept))
+        for index, entry in enumerate(content["classes"])
+        for concept in entry["concepts"]
+    )
+    return Vocabulary(
+        name=content["name"],
+        source=content["source"],
+        classes=tuple(entry["name"] for entry in content["classes"]),
+        concepts=concepts,
+        templates=tuple(content["templates"]),
+        origin=str(path),
+    )
+
+
+def _synonyms(concept: str | list[str]) -> tuple[str, ...]:
+    return (concept,) if isinstance(concept, str) else tuple(concept)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _faults(content: Any) -> list[str]:
+    """Everything wrong with a parsed file, one line each."""
+    if not isinstance(content, dict):
+        return ["the top level must be an object"]
+    faults = [f'unknown key "{key}"' for key in sorted(content.keys() - _KEYS)]
+    faults += [
+        f'"{key}" must be a non-empty string' for key in ("name", "source") if not _is_text(content.get(key))
+    ]
+    faults += _template_faults(content.get("templates"))
+    classes = content.get("classes")
+    if not isinstance(classes, list) or not classes:
+        return [*faults, '"classes" must be a non-empty list']
+    names: list[str] = []
+    words: list[tuple[str, str]] = []
+    for index, entry in enumerate(classes):
+        if not isinstance(entry, dict) or not _is_text(entry.get("name")):
+            faults.append(f'class {index}: must be an object with "name" and "concepts"')
+            continue
+        names.append(entry["name"])
+        concepts = entry.get("concepts")
+        if not isinstance(concepts, list) or not concepts:
+            faults.append(f'class {index} "{entry["name"]}": has no concepts')
+            continue
+        for concept in concepts:
+            synonyms = [concept] if isinstance(concept, str) else concept
+            if not isinstance(synonyms, list) or not synonyms or not all(map(_is_text, synonyms)):
+                faults.append(
+                    f'class {index} "{entry["name"]}": concept {json.dumps(concept)} is neither a name'
+                    " nor a list of synonyms"
+                )
+                continue
+            words += [(" ".join(word.lower().split()), entry["name"]) for word in synonyms]
+    faults += [f'class "{name}" stands {n} times' for name, n in Counter(names).items() if n > 1]
+    for word, n in Counter(word for word, _ in words).items():
+        if n > 1:
+            owners = ", ".join(sorted({owner for other, owner in words if other == word}))
+            faults.append(f'concept "{word}" stands {n} times (in {owners})')
+    return faults or _count_faults(content)
+
+
+def _template_faults(templates: Any) -> list[str]:
+    if not isinstance(templates, list) or not templates:
+        return ['"templates" must be a non-empty list']
+    faults = [
+        f"template {json.dumps(t)} must be a string with exactly one {{}}"
+        for t in templates
+        if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") != 1 or t.count("}") != 1
+    ]
+    if not faults:
+        faults += [f'template "{t}" stands {n} times' for t, n in Counter(templates).items() if n > 1]
+    return faults
+
+
+def _count_faults(content: dict[str, Any]) -> list[str]:
+    found = {
+        "classes": len(content["classes"]),
+        "concepts": sum(len(entry["concepts"]) for entry in content["classes"]),
+    }
+    expected = content.get("counts", {})
+    if not isinstance(expected, dict) or expected.keys() - found.keys():
+        return ['"counts" may hold "classes" and "concepts" only']
+    return [f'"counts" says {n} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]]
