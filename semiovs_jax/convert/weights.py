@@ -1,0 +1,86 @@
+"""Weight files: safetensors of arrays by "/" path, with provenance and a checksum in the metadata."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data_pipelines.errors import InputError
+
+
+def tensors_sha256(flat: Mapping[str, Any]) -> str:
+    """Hex SHA-256 over names, types, shapes and bytes, whatever the order of the mapping."""
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        array = np.ascontiguousarray(flat[name])
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes arrays by "/" path as safetensors, completely or not at all.
+
+    Args:
+      path: File to write; its folder is made.
+      flat: Arrays by "/" path, as `keys.flatten` gives them.
+      metadata: Provenance. Converted weights carry at least `kind`, `source` and `source_sha256`. `sha256`,
+        the digest of the tensors, is added.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    unfinished = path.with_name(path.name + ".part")
+    save_file(arrays, unfinished, metadata={**metadata, "sha256": tensors_sha256(arrays)})
+    unfinished.replace(path)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a file of `save_weights`.
+
+    Returns:
+      Arrays by "/" path, and the metadata.
+
+    Raises:
+      InputError: The file is missing, is not safetensors, was not written by `save_weights`, or its tensors
+        do not have the digest of the metadata.
+    """
+    arrays, metadata = read_safetensors(path)
+    if "sha256" not in metadata:
+        raise InputError(
+            f"{path}: not converted weights (no sha256 in its metadata); "
+            "make them with `python -m semiovs_jax.convert SOURCE OUT --kind=KIND`"
+        )
+    if (found := tensors_sha256(arrays)) != metadata["sha256"]:
+        raise InputError(
+            f"{path}: damaged: the tensors' sha256 is {found}, the metadata says {metadata['sha256']}; "
+            "copy or convert the file again"
+        )
+    return arrays, metadata
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata of any safetensors file.
+
+    Raises:
+      InputError: The file is missing or is not safetensors.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such weights file; check the path in the config or on the command line")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); fetch or convert it again"
+        ) from error
