@@ -1,8 +1,9 @@
 """Labelers: everything that turns images into pseudo-labels shares one result type."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 
 class PseudoLabel(NamedTuple):
@@ -17,3 +18,61 @@ class PseudoLabel(NamedTuple):
     label: jax.Array
     confidence: jax.Array
     valid: jax.Array
+
+
+class OVS(Protocol):
+    """An open-vocabulary segmentation model with its vocabulary: a pure function and its weights.
+
+    Attributes:
+      weights: pytree, text embeddings included.
+      num_classes: classes of the vocabulary.
+      image_size: side of the square images the model is meant for.
+      fingerprint: sha256 over all that decides its labels; it names a set of cached labels.
+    """
+
+    weights: Any
+    num_classes: int
+    image_size: int
+    fingerprint: str
+
+    def label(
+        self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None
+    ) -> PseudoLabel:
+        """Labels images.
+
+        Args:
+          weights: this model's `weights`.
+          image: float [N, S, S, 3], RGB in 0..255; other sizes are resized on device.
+          canvas: (height, width) of the labels.
+          size: int32 [N, 2], each image's (height, width) in the canvas's top left; the whole canvas if None.
+
+        Returns:
+          Labels on the canvas, invalid outside `size`.
+        """
+        ...
+
+
+def from_logits(logits: jax.Array, valid: jax.Array) -> PseudoLabel:
+    """The student as its own labeler: softmax, then the most probable class; carries no gradient.
+
+    Args:
+      logits: float [N, H, W, K].
+      valid: bool [N, H, W].
+    """
+    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
+    label = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+    return PseudoLabel(label, jnp.max(probabilities, axis=-1), valid)
+
+
+def trusted(label: jax.Array, valid: jax.Array, ignore_index: int) -> PseudoLabel:
+    """OVS labels as the paper uses them: confidence 1 everywhere, the ignore index invalid.
+
+    Args:
+      label: integer [N, H, W], class indices or `ignore_index`.
+      valid: bool [N, H, W].
+      ignore_index: the label that marks pixels to leave out.
+    """
+    label = label.astype(jnp.int32)
+    known = label != ignore_index
+    label = jnp.where(known, label, 0)
+    return PseudoLabel(label, jnp.ones(label.shape, jnp.float32), valid & known)
