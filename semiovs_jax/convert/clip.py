@@ -1,0 +1,187 @@
+"""CLIP's vision transformer: the names of SemiVL's checkpoint, of OpenAI's and of Hugging Face's to ours."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import InputError
+from semiovs_jax.convert.keys import Converted, Rule, convert
+from semiovs_jax.models.clip_vit import VisionConfig
+
+
+def _norm(source: str, target: str) -> list[Rule]:
+    return [Rule(rf"{source}\.weight", f"{target}/scale"), Rule(rf"{source}\.bias", f"{target}/bias")]
+
+
+def _linear(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(rf"{source}\.weight", f"{target}/kernel", "linear"),
+        Rule(rf"{source}\.bias", f"{target}/bias"),
+    ]
+
+
+# Attention is called attn.attn.* by SemiVL, attn.* by OpenAI; both pack query, key and value, which `_unpacked`
+# takes apart under the names Hugging Face gives them.
+def _attention(source: str) -> list[Rule]:
+    return [
+        rule
+        for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+        for rule in _linear(rf"{source}\.{theirs}", rf"blocks/\1/attention/{ours}")
+    ]
+
+
+SEMIVL_RULES = [
+    Rule(r"cls_token", "cls_token"),
+    Rule(r"pos_embed", "pos_embed"),
+    Rule(r"patch_embed\.projection\.weight", "patch_embed/kernel", "conv"),
+    *_norm(r"ln0", "pre_norm"),
+    *_norm(r"layers\.(\d+)\.ln1", r"blocks/\1/norm1"),
+    *_attention(r"layers\.(\d+)\.attn\.attn"),
+    *_norm(r"layers\.(\d+)\.ln2", r"blocks/\1/norm2"),
+    *_linear(r"layers\.(\d+)\.ffn\.layers\.0\.0", r"blocks/\1/fc1"),
+    *_linear(r"layers\.(\d+)\.ffn\.layers\.1", r"blocks/\1/fc2"),
+    *_norm(r"ln1", "final_norm"),
+    Rule(r"proj\.weight", "projection/kernel", "linear"),
+]
+
+OPENAI_RULES = [
+    Rule(r"visual\.class_embedding", "cls_token"),
+    Rule(r"visual\.positional_embedding", "pos_embed"),
+    Rule(r"visual\.conv1\.weight", "patch_embed/kernel", "conv"),
+    *_norm(r"visual\.ln_pre", "pre_norm"),
+    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_1", r"blocks/\1/norm1"),
+    *_attention(r"visual\.transformer\.resblocks\.(\d+)\.attn"),
+    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_2", r"blocks/\1/norm2"),
+    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"blocks/\1/fc1"),
+    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"blocks/\1/fc2"),
+    *_norm(r"visual\.ln_post", "final_norm"),
+    Rule(r"visual\.proj", "projection/kernel"),
+]
+
+HUGGINGFACE_RULES = [
+    Rule(r"vision_model\.embeddings\.class_embedding", "cls_token"),
+    Rule(r"vision_model\.embeddings\.position_embedding\.weight", "pos_embed"),
+    Rule(r"vision_model\.embeddings\.position_ids", None),
+    Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embed/kernel", "conv"),
+    *_norm(r"vision_model\.pre_layrnorm", "pre_norm"),
+    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm1", r"blocks/\1/norm1"),
+    *_attention(r"vision_model\.encoder\.layers\.(\d+)\.self_attn"),
+    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm2", r"blocks/\1/norm2"),
+    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"blocks/\1/fc1"),
+    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"blocks/\1/fc2"),
+    *_norm(r"vision_model\.post_layernorm", "final_norm"),
+    Rule(r"visual_projection\.weight", "projection/kernel", "linear"),
+]
+
+_SCHEMES = {"semivl": SEMIVL_RULES, "openai": OPENAI_RULES, "huggingface": HUGGINGFACE_RULES}
+_MARKS = {
+    "semivl": "patch_embed.projection.weight",
+    "openai": "visual.conv1.weight",
+    "huggingface": "vision_model.embeddings.patch_embedding.weight",
+}
+
+
+def scheme_of(source: Mapping[str, Any], *, name: str) -> str:
+    """Whose names a state dict has: "semivl", "openai" or "huggingface".
+
+    Raises:
+      InputError: No patch convolution by any of the three names.
+    """
+    for scheme, mark in _MARKS.items():
+        if mark in source:
+            return scheme
+    raise InputError(
+        f"{name}: no CLIP vision transformer: none of {', '.join(_MARKS.values())} is in it; "
+        "give a state dict of SemiVL, OpenAI or Hugging Face CLIP with a ViT image tower"
+    )
+
+
+def infer_config(
+    source: Mapping[str, np.ndarray],
+    *,
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    eps: float,
+    activation: str,
+) -> VisionConfig:
+    """The architecture whose weights `source` holds, read off its shapes.
+
+    Args:
+      source: State dict of the image tower, in any of the three schemes.
+      heads: Attention heads; None for OpenAI's rule, one per 64 channels.
+      image_size: (height, width) the position table covers; None if it is square.
+      eps: LayerNorm's epsilon.
+      activation: "gelu" or "quick_gelu".
+
+    Raises:
+      InputError: The position table is not that of an image of this size.
+    """
+    rules = _SCHEMES[scheme_of(source, name="weights")]
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in unpacked(source).items():
+        for rule in rules:
+            if rule.target is not None and (match := re.fullmatch(rule.pattern, key)):
+                shape = value.shape[::-1] if rule.layout == "linear" else value.shape
+                found[match.expand(rule.target)] = shape
+    width, _, patch, _ = found["patch_embed/kernel"]
+    num_patches = found["pos_embed"][0] - 1
+    if image_size is None:
+        image_size = (math.isqrt(num_patches) * patch,) * 2
+    config = VisionConfig(
+        patch_size=patch,
+        width=width,
+        layers=1 + max(int(path.split("/")[1]) for path in found if path.startswith("blocks/")),
+        heads=heads or width // 64,
+        mlp_ratio=found["blocks/0/fc1/kernel"][1] / width,
+        embed_dim=found["projection/kernel"][1],
+        image_size=image_size,
+        eps=eps,
+        activation=activation,
+    )
+    if math.prod(config.grid) != num_patches:
+        raise InputError(
+            f"the position table has {num_patches} patches, an image of {config.image_size} has "
+            f"{math.prod(config.grid)}; give the image size these weights were trained at"
+        )
+    return config
+
+
+def unpacked(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """State dict with packed query/key/value rows taken apart and axes of length one removed from the tables.
+
+    `in_proj_weight` [3D, D] and `in_proj_bias` [3D] become `{q,k,v}_proj.weight` and `.bias`; SemiVL's
+    `pos_embed` [1, T, D], `cls_token` [1, 1, D] and `proj.weight` [E, D, 1, 1] lose their extra axes.
+    """
+    result: dict[str, np.ndarray] = {}
+    for key, value in source.items():
+        if match := re.fullmatch(r"(.*)in_proj_(weight|bias)", key):
+            for part, rows in zip("qkv", np.split(value, 3), strict=True):
+                result[f"{match[1]}{part}_proj.{match[2]}"] = rows
+        elif key == "pos_embed":
+            result[key] = value[0]
+        elif key == "cls_token":
+            result[key] = value[0, 0]
+        elif key == "proj.weight":
+            result[key] = value.reshape(value.shape[:2])
+        else:
+            result[key] = value
+    return result
+
+
+def convert_visual(source: Mapping[str, np.ndarray], target: Mapping[str, Any], *, name: str = "weights") -> Converted:
+    """Renames the image tower's tensors to the paths of `CLIPVision`.
+
+    Args:
+      source: State dict of the image tower alone, in any of the three schemes.
+      target: What `keys.convert` fills: shapes by "/" path.
+      name: What `source` is, for error messages.
+
+    Raises:
+      WeightMismatchError: As `keys.convert`.
+      InputError: As `scheme_of`.
+    """
+    rules = _SCHEMES[scheme_of(source, name=name)]
+    return convert(unpacked(source), rules, target, name=name)

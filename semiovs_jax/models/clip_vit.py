@@ -1,0 +1,174 @@
+"""CLIP's vision transformer with MaskCLIP's value path, which gives every patch its own CLIP embedding.
+
+Sources: Radford et al. 2021 (CLIP); Zhou et al., "Extract Free Dense Labels from CLIP", 2022 (MaskCLIP, value
+path); google-research/semivl `maskclip_vit.py` (which outputs are taken where).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from semiovs_jax.models.interpolation import cubic_matrix
+from semiovs_jax.models.transformer import Block, layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Architecture of a CLIP vision transformer; the defaults are OpenAI's ViT-B/16.
+
+    Attributes:
+      patch_size: side of a square patch, in pixels.
+      width: channels of a token.
+      layers: transformer blocks.
+      heads: attention heads of a block.
+      mlp_ratio: hidden channels of a block's MLP over `width`.
+      embed_dim: channels of the space shared with the text tower.
+      image_size: (height, width) in pixels whose patches the position table covers.
+      eps: LayerNorm's epsilon (OpenAI 1e-5; SemiVL's MaskCLIP 1e-6).
+      activation: "quick_gelu" (OpenAI) or "gelu" (exact; SemiVL's MaskCLIP).
+    """
+
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4
+    embed_dim: int = 512
+    image_size: tuple[int, int] = (224, 224)
+    eps: float = 1e-5
+    activation: str = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))  # JSON has lists
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+class CLIPFeatures(NamedTuple):
+    """What a forward gives; h and w are the image's sides in patches, rounded up.
+
+    Attributes:
+      levels: one [N, h, w, width] value path per requested layer.
+      dense: [N, h, w, embed_dim], L2-normalized embedding of each patch, by the value path of the last block.
+      pooled: [N, embed_dim], L2-normalized embedding of the image, by the class token.
+    """
+
+    levels: tuple[jax.Array, ...]
+    dense: jax.Array
+    pooled: jax.Array
+
+
+class CLIPVision(nnx.Module):
+    """CLIP vision transformer.
+
+    Args:
+      config: the architecture.
+      dtype: compute dtype, None for that of the input. Parameters stay float32; embeddings are returned in
+        float32 or wider.
+      rngs: initializes the parameters.
+    """
+
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+        width = config.width
+        patch = (config.patch_size, config.patch_size)
+        normal = nnx.initializers.normal(width**-0.5)
+        self.config = config
+        self.dtype = dtype
+        self.patch_embed = nnx.Conv(
+            3, width, patch, strides=patch, padding="VALID", use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.cls_token = nnx.Param(normal(rngs.params(), (width,)))
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1 + math.prod(config.grid), width)))
+        self.pre_norm = layer_norm(width, eps=config.eps, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(
+                width,
+                config.heads,
+                round(width * config.mlp_ratio),
+                eps=config.eps,
+                activation=config.activation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(config.layers)
+        )
+        self.final_norm = layer_norm(width, eps=config.eps, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: jax.Array, *, out_indices: Sequence[int] = ()) -> CLIPFeatures:
+        """Runs the tower.
+
+        Args:
+          image: float [N, H, W, 3], normalized. Sides that are no multiple of the patch are padded with zeros
+            at the bottom and right.
+          out_indices: 0-based blocks whose value path is returned in `levels`; that of the last block is taken
+            after the final norm, as the reference does.
+
+        Returns:
+          `CLIPFeatures`. Under jit, what the caller leaves unused is not computed: for `dense` alone the last
+          block's attention costs nothing.
+        """
+        x, grid = self._embed(image)
+        levels = []
+        value = x
+        for index, block in enumerate(self.blocks):
+            value = block.value_path(x) if index in (*out_indices, len(self.blocks) - 1) else value
+            x = block(x)
+            if index == len(self.blocks) - 1:
+                x, value = self.final_norm(x), self.final_norm(value)
+            if index in out_indices:
+                levels.append(_as_map(value, grid))
+        return CLIPFeatures(
+            levels=tuple(levels), dense=self._project(_as_map(value, grid)), pooled=self._project(x[:, 0])
+        )
+
+    def _embed(self, image: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
+        """Image to pre-normalized tokens [N, 1 + h * w, width], class token first, and (h, w)."""
+        patch = self.config.patch_size
+        bottom, right = (-side % patch for side in image.shape[1:3])
+        patches = self.patch_embed(jnp.pad(image, ((0, 0), (0, bottom), (0, right), (0, 0))))
+        N, h, w, D = patches.shape
+        cls_token = jnp.broadcast_to(self.cls_token[...].astype(patches.dtype), (N, 1, D))
+        tokens = jnp.concatenate([cls_token, patches.reshape(N, h * w, D)], axis=1)
+        return self.pre_norm(tokens + self._positions((h, w)).astype(patches.dtype)), (h, w)
+
+    def _positions(self, grid: tuple[int, int]) -> jax.Array:
+        """Position table [1 + h * w, width] for a grid of (h, w) patches.
+
+        Like the reference, a grid with as many patches as the table is not resized, whatever its shape.
+        """
+        table = self.pos_embed[...]
+        if math.prod(grid) == math.prod(self.config.grid):
+            return table
+        rows, columns = (
+            jnp.asarray(cubic_matrix(source, target), table.dtype)
+            for source, target in zip(self.config.grid, grid, strict=True)
+        )
+        patches = jnp.einsum(
+            "yi,xj,ijd->yxd",
+            rows,
+            columns,
+            table[1:].reshape(*self.config.grid, -1),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return jnp.concatenate([table[:1], patches.reshape(-1, table.shape[1])])
+
+    def _project(self, x: jax.Array) -> jax.Array:
+        """Tokens [..., width] to unit vectors [..., embed_dim]."""
+        embedding = self.projection(x)
+        embedding = embedding.astype(jnp.promote_types(embedding.dtype, jnp.float32))
+        return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+
+
+def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Tokens [N, 1 + h * w, D] to a map [N, h, w, D] without the class token."""
+    return tokens[:, 1:].reshape(tokens.shape[0], *grid, tokens.shape[-1])

@@ -1,0 +1,112 @@
+"""The pre-norm transformer block of CLIP's image and text towers.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """OpenAI's approximation of GELU, x * sigmoid(1.702 x); same shape and dtype as `x`."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """GELU by the error function; same shape and dtype as `x`."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+)
+
+
+def layer_norm(width: int, *, eps: float, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, with the two-pass variance torch uses (the one-pass form loses digits)."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention.
+
+    Args:
+      width: channels of a token.
+      heads: heads; divides `width`.
+      dtype: compute dtype, None for that of the input. The softmax is float32 or wider in any case.
+      rngs: initializes the parameters.
+    """
+
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+        self.heads = heads
+        self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.key = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.value = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [N, T, D] to tokens [N, T, D]; `mask` is bool, broadcastable to [N, heads, T, T], True = seen."""
+        N, T, D = x.shape
+        channels = D // self.heads
+        query, key, value = (part(x).reshape(N, T, self.heads, channels) for part in (self.query, self.key, self.value))
+        # jax.nn.dot_product_attention casts its logits to float32, which would truncate a float64 run.
+        logits = jnp.einsum(
+            "nthc,nshc->nhts", query, key, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
+        )
+        logits = logits * channels**-0.5
+        if mask is not None:
+            logits = jnp.where(mask, logits, -jnp.inf)
+        weights = jax.nn.softmax(logits).astype(value.dtype)
+        return self.out(jnp.einsum("nhts,nshc->nthc", weights, value).reshape(N, T, D))
+
+    def value_path(self, x: jax.Array) -> jax.Array:
+        """What a token says when it attends to itself alone: out(value(x)), [N, T, D] to [N, T, D]."""
+        return self.out(self.value(x))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+      width: channels of a token.
+      heads: attention heads.
+      mlp_width: hidden channels of the MLP.
+      eps: LayerNorm's epsilon.
+      activation: a key of `ACTIVATIONS`.
+      dtype: compute dtype, None for that of the input.
+      rngs: initializes the parameters.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        eps: float,
+        activation: str,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
+        self.norm1 = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(width, mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [N, T, D] to tokens [N, T, D]; `mask` as in `Attention`."""
+        return self._add_mlp(x + self.attention(self.norm1(x), mask=mask))
+
+    def value_path(self, x: jax.Array) -> jax.Array:
+        """The block with attention replaced by its value path (MaskCLIP): no token sees another."""
+        return self._add_mlp(x + self.attention.value_path(self.norm1(x)))
+
+    def _add_mlp(self, x: jax.Array) -> jax.Array:
+        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))

@@ -1,0 +1,53 @@
+"""MaskCLIP's vision transformer: value paths, dense and pooled embeddings, probes of the inside."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from semiovs_jax.convert.clip import convert_visual, infer_config
+from semiovs_jax.convert.keys import flatten, unflatten
+from semiovs_jax.models.clip_vit import CLIPVision
+from tests.golden import Golden
+
+
+def build(state_dict: dict[str, np.ndarray], config: dict[str, Any], double: bool) -> CLIPVision:
+    """The tower that `state_dict` (SemiVL's names) fills, with what shapes do not tell taken from `config`."""
+    vision = infer_config(
+        state_dict,
+        heads=config.get("num_heads"),
+        image_size=(size, size) if isinstance(size := config["img_size"], int) else tuple(size),
+        eps=config.get("norm_cfg", {}).get("eps", 1e-6),
+        activation={"GELU": "gelu"}[config.get("act_cfg", {}).get("type", "GELU")],
+    )
+    model = CLIPVision(vision, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+    values = convert_visual(state_dict, flatten(nnx.to_pure_dict(params))).values
+    dtype = np.float64 if double else np.float32
+    return nnx.merge(graph, unflatten({path: jnp.asarray(v, dtype) for path, v in values.items()}))
+
+
+def image_of(golden: Golden, key: str, double: bool) -> jnp.ndarray:
+    """A stored NCHW image as NHWC."""
+    return jnp.asarray(golden[key].transpose(0, 2, 3, 1), np.float64 if double else np.float32)
+
+
+def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+    """Runs every configuration of the golden on every input."""
+    outputs: dict[str, np.ndarray] = {}
+    state_dict = golden.state_dict()
+    for name, config in golden.meta["config"].items():
+        model = build(state_dict, config, double)
+        depth = model.config.layers
+        indices = [depth] if config["out_indices"] is None else config["out_indices"]
+        for key in golden.keys:
+            if not key.startswith("input_"):
+                continue
+            features = model(image_of(golden, key, double), out_indices=tuple(i for i in indices if i < depth))
+            levels = [*features.levels, *([features.dense] if depth in indices else [])]
+            prefix = f"{name}_{key.removeprefix('input_')}"
+            for j, level in enumerate(levels):
+                outputs[f"{prefix}_feat{j}"] = np.asarray(level).transpose(0, 3, 1, 2)
+            outputs[f"{prefix}_global"] = np.asarray(features.pooled)
+    return outputs
