@@ -1,0 +1,119 @@
+"""Losses, CutMix, metrics and schedules, on the reference's inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semiovs_jax import augment, losses, metrics, schedules
+from tests.golden import Golden
+
+
+def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+    """Computes every required key of a losses_unimatch golden (and the optional ones that have a meaning here)."""
+    dtype = np.float64 if double else np.float32
+    outputs: dict[str, jax.typing.ArrayLike] = {}
+    for part in (_gated, _cutmix, _cross_entropy, _ohem):
+        outputs |= part(golden, dtype)
+    outputs |= _scores(golden)
+    outputs |= _schedules(golden)
+    return {key: np.asarray(value) for key, value in outputs.items()}
+
+
+def _gated(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
+    loss = jnp.asarray(golden["cwl/loss"], dtype)
+    confidence = jnp.asarray(golden["cwl/conf"])
+    valid = jnp.asarray(golden["cwl/ignore"] != 255)
+    thresholds = golden["cwl/thresholds"].astype(np.float32)
+    modes = golden.meta["modes"]
+
+    def value(loss: jax.Array, mode: losses.GateMode, threshold: np.float32) -> jax.Array:
+        return losses.gated_mean(loss, confidence, valid, threshold, mode, as_published=True)
+
+    both = jax.value_and_grad(value)
+    results = [[both(loss, mode, threshold) for threshold in thresholds] for mode in modes]
+    huge = jnp.where(valid, loss, 1e4)
+    return {
+        "cwl/value": np.array([[v for v, _ in row] for row in results]),
+        "cwl/grad": np.array([[g for _, g in row] for row in results]),
+        "cwl/value_ignored_1e4": np.array([value(huge, mode, thresholds[0]) for mode in modes]),
+    }
+
+
+def _cutmix(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
+    box = jnp.asarray(golden["cutmix/box"] == 1)
+    image, other = (np.moveaxis(golden[f"cutmix/{k}"], 1, -1).astype(dtype) for k in ("img", "img_mix"))
+    return {
+        "cutmix/img_out": jnp.moveaxis(augment.paste(jnp.asarray(image), jnp.asarray(other), box), -1, 1),
+        **{
+            f"cutmix/{k}_out": augment.paste(
+                jnp.asarray(golden[f"cutmix/{k}"]), jnp.asarray(golden[f"cutmix/{k}_mix"]), box
+            )
+            for k in ("mask", "conf")
+        },
+    }
+
+
+def _cross_entropy(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
+    logits = _channels_last(golden["ce/logits"], dtype)
+    label = jnp.asarray(golden["ce/target"], jnp.int32)
+    all_labeled = jnp.asarray(golden["ce/target_no_ignore"], jnp.int32)
+    mean, gradient = jax.value_and_grad(
+        lambda logits: losses.masked_mean(losses.cross_entropy(logits, label), label != 255)
+    )(logits)
+    probability = jax.nn.softmax(logits)
+    return {
+        "ce/mean_ignore255": mean,
+        "ce/mean_ignore255_grad": jnp.moveaxis(gradient, -1, 1),
+        "ce/none": losses.cross_entropy(logits, all_labeled),
+        "ce/conf": probability.max(-1),
+        "ce/argmax": probability.argmax(-1).astype(jnp.uint8),
+    }
+
+
+def _ohem(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
+    outputs: dict[str, jax.typing.ArrayLike] = {}
+    for case in golden.meta["ohem_cases"]:
+        # Class weights are not offered, and min_kept = 0 means what it says here (see ohem_kept).
+        if case["use_weight"] or case["min_kept"] == 0:
+            continue
+        name, ignore = f"ohem/{case['name']}", case["ignore_index"]
+        logits = _channels_last(golden[f"{name}/logits"], dtype)
+        label = jnp.asarray(golden[f"{name}/target"], jnp.int32)
+        settings = {"threshold": case["thresh"], "min_kept": case["min_kept"]}
+        value, gradient = jax.value_and_grad(losses.ohem_cross_entropy)(logits, label, label != ignore, **settings)
+        kept = losses.ohem_kept(logits, label, label != ignore, **settings)
+        outputs[f"{name}/value"] = value
+        outputs[f"{name}/kept_target"] = jnp.where(kept, label, ignore).astype(jnp.uint8)
+        outputs[f"{name}/grad_s"] = jnp.moveaxis(gradient, -1, 1)[:, :, ::3, ::3]
+    return outputs
+
+
+def _scores(golden: Golden) -> dict[str, jax.typing.ArrayLike]:
+    classes = golden.meta["nclass"]
+    outputs: dict[str, jax.typing.ArrayLike] = {}
+    total = np.zeros((classes, classes), np.int64)
+    for name in sorted({key.rsplit("/", 1)[0] for key in golden.keys if key.startswith("iou/") and "pred" in key}):
+        label = jnp.asarray(golden[f"{name}/mask"], jnp.int32)[None]
+        prediction = jnp.asarray(golden[f"{name}/pred"], jnp.int32)[None]
+        confusion = np.asarray(metrics.confusion_matrix(label, prediction, label != 255, classes), np.int64)
+        outputs[f"{name}/intersection"] = confusion.diagonal()
+        outputs[f"{name}/union"] = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        outputs[f"{name}/target"] = confusion.sum(1)
+        total += confusion
+    scores = metrics.scores(total)
+    return outputs | {"iou/iou_class": 100 * scores.iou, "iou/mIoU": 100 * scores.mean_iou}
+
+
+def _schedules(golden: Golden) -> dict[str, jax.typing.ArrayLike]:
+    triangle = golden["lambda_schedule"][:, :3]
+    decay = golden["lr_after_iter"][:, :3]
+    weights = [schedules.triangle(epoch, int(total), int(warmup)) for epoch, total, warmup in triangle]
+    rates = [schedules.poly_learning_rate(base, int(total))(step + 1) for base, total, step in decay]
+    return {
+        "lambda_schedule": np.column_stack([triangle, weights]),
+        "lr_after_iter": np.column_stack([decay, rates]),
+    }
+
+
+def _channels_last(array: np.ndarray, dtype: type) -> jax.Array:
+    return jnp.asarray(np.moveaxis(array, 1, -1), dtype)
