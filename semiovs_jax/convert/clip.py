@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.keys import Converted, Rule, convert
-from semiovs_jax.models.clip_vit import VisionConfig
+from semiovs_jax.models.clip_vit import ClipVitConfig
 
 
 def _norm(source: str, target: str) -> list[Rule]:
@@ -29,7 +29,7 @@ def _attention(source: str) -> list[Rule]:
     return [
         rule
         for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
-        for rule in _linear(rf"{source}\.{theirs}", rf"blocks/\1/attention/{ours}")
+        for rule in _linear(rf"{source}\.{theirs}", rf"layers/\1/attention/{ours}")
     ]
 
 
@@ -38,11 +38,11 @@ SEMIVL_RULES = [
     Rule(r"pos_embed", "pos_embed"),
     Rule(r"patch_embed\.projection\.weight", "patch_embed/kernel", "conv"),
     *_norm(r"ln0", "pre_norm"),
-    *_norm(r"layers\.(\d+)\.ln1", r"blocks/\1/norm1"),
+    *_norm(r"layers\.(\d+)\.ln1", r"layers/\1/norm1"),
     *_attention(r"layers\.(\d+)\.attn\.attn"),
-    *_norm(r"layers\.(\d+)\.ln2", r"blocks/\1/norm2"),
-    *_linear(r"layers\.(\d+)\.ffn\.layers\.0\.0", r"blocks/\1/fc1"),
-    *_linear(r"layers\.(\d+)\.ffn\.layers\.1", r"blocks/\1/fc2"),
+    *_norm(r"layers\.(\d+)\.ln2", r"layers/\1/norm2"),
+    *_linear(r"layers\.(\d+)\.ffn\.layers\.0\.0", r"layers/\1/mlp/expand"),
+    *_linear(r"layers\.(\d+)\.ffn\.layers\.1", r"layers/\1/mlp/contract"),
     *_norm(r"ln1", "final_norm"),
     Rule(r"proj\.weight", "projection/kernel", "linear"),
 ]
@@ -52,11 +52,11 @@ OPENAI_RULES = [
     Rule(r"visual\.positional_embedding", "pos_embed"),
     Rule(r"visual\.conv1\.weight", "patch_embed/kernel", "conv"),
     *_norm(r"visual\.ln_pre", "pre_norm"),
-    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_1", r"blocks/\1/norm1"),
+    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
     *_attention(r"visual\.transformer\.resblocks\.(\d+)\.attn"),
-    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_2", r"blocks/\1/norm2"),
-    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"blocks/\1/fc1"),
-    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"blocks/\1/fc2"),
+    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_2", r"layers/\1/norm2"),
+    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"layers/\1/mlp/expand"),
+    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
     *_norm(r"visual\.ln_post", "final_norm"),
     Rule(r"visual\.proj", "projection/kernel"),
 ]
@@ -67,11 +67,11 @@ HUGGINGFACE_RULES = [
     Rule(r"vision_model\.embeddings\.position_ids", None),
     Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embed/kernel", "conv"),
     *_norm(r"vision_model\.pre_layrnorm", "pre_norm"),
-    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm1", r"blocks/\1/norm1"),
+    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm1", r"layers/\1/norm1"),
     *_attention(r"vision_model\.encoder\.layers\.(\d+)\.self_attn"),
-    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm2", r"blocks/\1/norm2"),
-    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"blocks/\1/fc1"),
-    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"blocks/\1/fc2"),
+    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm2", r"layers/\1/norm2"),
+    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"layers/\1/mlp/expand"),
+    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"layers/\1/mlp/contract"),
     *_norm(r"vision_model\.post_layernorm", "final_norm"),
     Rule(r"visual_projection\.weight", "projection/kernel", "linear"),
 ]
@@ -102,16 +102,16 @@ def scheme_of(source: Mapping[str, Any], *, name: str) -> str:
 def infer_config(
     source: Mapping[str, np.ndarray],
     *,
-    heads: int | None = None,
+    num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     eps: float,
     activation: str,
-) -> VisionConfig:
+) -> ClipVitConfig:
     """The architecture whose weights `source` holds, read off its shapes.
 
     Args:
       source: State dict of the image tower, in any of the three schemes.
-      heads: Attention heads; None for OpenAI's rule, one per 64 channels.
+      num_heads: Attention heads; None for OpenAI's rule, one per 64 channels.
       image_size: (height, width) the position table covers; None if it is square.
       eps: LayerNorm's epsilon.
       activation: "gelu" or "quick_gelu".
@@ -130,12 +130,12 @@ def infer_config(
     num_patches = found["pos_embed"][0] - 1
     if image_size is None:
         image_size = (math.isqrt(num_patches) * patch,) * 2
-    config = VisionConfig(
+    config = ClipVitConfig(
         patch_size=patch,
         width=width,
-        layers=1 + max(int(path.split("/")[1]) for path in found if path.startswith("blocks/")),
-        heads=heads or width // 64,
-        mlp_ratio=found["blocks/0/fc1/kernel"][1] / width,
+        num_layers=1 + max(int(path.split("/")[1]) for path in found if path.startswith("layers/")),
+        num_heads=num_heads or width // 64,
+        mlp_ratio=found["layers/0/mlp/expand/kernel"][1] / width,
         embed_dim=found["projection/kernel"][1],
         image_size=image_size,
         eps=eps,
@@ -172,7 +172,7 @@ def unpacked(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def convert_visual(source: Mapping[str, np.ndarray], target: Mapping[str, Any], *, name: str = "weights") -> Converted:
-    """Renames the image tower's tensors to the paths of `CLIPVision`.
+    """Renames the image tower's tensors to the paths of `ClipVit`.
 
     Args:
       source: State dict of the image tower alone, in any of the three schemes.

@@ -19,14 +19,14 @@ from semiovs_jax.models.transformer import Block, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class ClipVitConfig:
     """Architecture of a CLIP vision transformer; the defaults are OpenAI's ViT-B/16.
 
     Attributes:
       patch_size: side of a square patch, in pixels.
       width: channels of a token.
-      layers: transformer blocks.
-      heads: attention heads of a block.
+      num_layers: transformer blocks.
+      num_heads: attention heads of a block.
       mlp_ratio: hidden channels of a block's MLP over `width`.
       embed_dim: channels of the space shared with the text tower.
       image_size: (height, width) in pixels whose patches the position table covers.
@@ -36,8 +36,8 @@ class VisionConfig:
 
     patch_size: int = 16
     width: int = 768
-    layers: int = 12
-    heads: int = 12
+    num_layers: int = 12
+    num_heads: int = 12
     mlp_ratio: float = 4
     embed_dim: int = 512
     image_size: tuple[int, int] = (224, 224)
@@ -53,7 +53,7 @@ class VisionConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
-class CLIPFeatures(NamedTuple):
+class ClipFeatures(NamedTuple):
     """What a forward gives; h and w are the image's sides in patches, rounded up.
 
     Attributes:
@@ -67,7 +67,7 @@ class CLIPFeatures(NamedTuple):
     pooled: jax.Array
 
 
-class CLIPVision(nnx.Module):
+class ClipVit(nnx.Module):
     """CLIP vision transformer.
 
     Args:
@@ -77,7 +77,7 @@ class CLIPVision(nnx.Module):
       rngs: initializes the parameters.
     """
 
-    def __init__(self, config: VisionConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+    def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
         width = config.width
         patch = (config.patch_size, config.patch_size)
         normal = nnx.initializers.normal(width**-0.5)
@@ -89,22 +89,22 @@ class CLIPVision(nnx.Module):
         self.cls_token = nnx.Param(normal(rngs.params(), (width,)))
         self.pos_embed = nnx.Param(normal(rngs.params(), (1 + math.prod(config.grid), width)))
         self.pre_norm = layer_norm(width, eps=config.eps, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
+        self.layers = nnx.List(
             Block(
                 width,
-                config.heads,
+                config.num_heads,
                 round(width * config.mlp_ratio),
                 eps=config.eps,
                 activation=config.activation,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for _ in range(config.layers)
+            for _ in range(config.num_layers)
         )
         self.final_norm = layer_norm(width, eps=config.eps, dtype=dtype, rngs=rngs)
         self.projection = nnx.Linear(width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: jax.Array, *, out_indices: Sequence[int] = ()) -> CLIPFeatures:
+    def __call__(self, image: jax.Array, *, out_indices: Sequence[int] = ()) -> ClipFeatures:
         """Runs the tower.
 
         Args:
@@ -114,20 +114,20 @@ class CLIPVision(nnx.Module):
             after the final norm, as the reference does.
 
         Returns:
-          `CLIPFeatures`. Under jit, what the caller leaves unused is not computed: for `dense` alone the last
+          `ClipFeatures`. Under jit, what the caller leaves unused is not computed: for `dense` alone the last
           block's attention costs nothing.
         """
         x, grid = self._embed(image)
         levels = []
         value = x
-        for index, block in enumerate(self.blocks):
-            value = block.value_path(x) if index in (*out_indices, len(self.blocks) - 1) else value
-            x = block(x)
-            if index == len(self.blocks) - 1:
+        for index, layer in enumerate(self.layers):
+            value = layer.value_path(x) if index in (*out_indices, len(self.layers) - 1) else value
+            x = layer(x)
+            if index == len(self.layers) - 1:
                 x, value = self.final_norm(x), self.final_norm(value)
             if index in out_indices:
                 levels.append(_as_map(value, grid))
-        return CLIPFeatures(
+        return ClipFeatures(
             levels=tuple(levels), dense=self._project(_as_map(value, grid)), pooled=self._project(x[:, 0])
         )
 

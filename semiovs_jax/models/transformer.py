@@ -37,13 +37,13 @@ class Attention(nnx.Module):
 
     Args:
       width: channels of a token.
-      heads: heads; divides `width`.
+      num_heads: heads; divides `width`.
       dtype: compute dtype, None for that of the input. The softmax is float32 or wider in any case.
       rngs: initializes the parameters.
     """
 
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+        self.num_heads = num_heads
         self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -52,8 +52,10 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Tokens [N, T, D] to tokens [N, T, D]; `mask` is bool, broadcastable to [N, heads, T, T], True = seen."""
         N, T, D = x.shape
-        channels = D // self.heads
-        query, key, value = (part(x).reshape(N, T, self.heads, channels) for part in (self.query, self.key, self.value))
+        channels = D // self.num_heads
+        query, key, value = (
+            part(x).reshape(N, T, self.num_heads, channels) for part in (self.query, self.key, self.value)
+        )
         # jax.nn.dot_product_attention casts its logits to float32, which would truncate a float64 run.
         logits = jnp.einsum(
             "nthc,nshc->nhts", query, key, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
@@ -69,12 +71,33 @@ class Attention(nnx.Module):
         return self.out(self.value(x))
 
 
+class Mlp(nnx.Module):
+    """Two linear layers with an activation between them.
+
+    Args:
+      width: channels in and out.
+      hidden: channels between.
+      activation: a key of `ACTIVATIONS`.
+      dtype: compute dtype, None for that of the input.
+      rngs: initializes the parameters.
+    """
+
+    def __init__(self, width: int, hidden: int, *, activation: str, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+        self.activation = activation
+        self.expand = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.contract = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens [..., D] to tokens [..., D]."""
+        return self.contract(ACTIVATIONS[self.activation](self.expand(x)))
+
+
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
       width: channels of a token.
-      heads: attention heads.
+      num_heads: attention heads.
       mlp_width: hidden channels of the MLP.
       eps: LayerNorm's epsilon.
       activation: a key of `ACTIVATIONS`.
@@ -85,7 +108,7 @@ class Block(nnx.Module):
     def __init__(
         self,
         width: int,
-        heads: int,
+        num_heads: int,
         mlp_width: int,
         *,
         eps: float,
@@ -93,20 +116,17 @@ class Block(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.activation = activation
         self.norm1 = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(width, mlp_width, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width, activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Tokens [N, T, D] to tokens [N, T, D]; `mask` as in `Attention`."""
-        return self._add_mlp(x + self.attention(self.norm1(x), mask=mask))
+        x = x + self.attention(self.norm1(x), mask=mask)
+        return x + self.mlp(self.norm2(x))
 
     def value_path(self, x: jax.Array) -> jax.Array:
         """The block with attention replaced by its value path (MaskCLIP): no token sees another."""
-        return self._add_mlp(x + self.attention.value_path(self.norm1(x)))
-
-    def _add_mlp(self, x: jax.Array) -> jax.Array:
-        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
+        x = x + self.attention.value_path(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -8,20 +8,20 @@ from flax import nnx
 
 from semiovs_jax.convert.clip import convert_visual, infer_config
 from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_vit import CLIPVision
+from semiovs_jax.models.clip_vit import ClipVit
 from tests.golden import Golden
 
 
-def build(state_dict: dict[str, np.ndarray], config: dict[str, Any], double: bool) -> CLIPVision:
+def build(state_dict: dict[str, np.ndarray], config: dict[str, Any], double: bool) -> ClipVit:
     """The tower that `state_dict` (SemiVL's names) fills, with what shapes do not tell taken from `config`."""
     vision = infer_config(
         state_dict,
-        heads=config.get("num_heads"),
+        num_heads=config.get("num_heads"),
         image_size=(size, size) if isinstance(size := config["img_size"], int) else tuple(size),
         eps=config.get("norm_cfg", {}).get("eps", 1e-6),
         activation={"GELU": "gelu"}[config.get("act_cfg", {}).get("type", "GELU")],
     )
-    model = CLIPVision(vision, rngs=nnx.Rngs(0))
+    model = ClipVit(vision, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model, nnx.Param)
     values = convert_visual(state_dict, flatten(nnx.to_pure_dict(params))).values
     dtype = np.float64 if double else np.float32
@@ -39,7 +39,7 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     state_dict = golden.state_dict()
     for name, config in golden.meta["config"].items():
         model = build(state_dict, config, double)
-        depth = model.config.layers
+        depth = model.config.num_layers
         indices = [depth] if config["out_indices"] is None else config["out_indices"]
         for key in golden.keys:
             if not key.startswith("input_"):
