@@ -1,0 +1,253 @@
+"""The streams of training records, zipped into batches, and the validation records.
+
+Every stream is shuffled anew each epoch, repeated without end and drawn from independently, so streams of
+different lengths run side by side. What a step receives depends on the seed and the step alone, never on
+the number of threads or processes.
+"""
+
+import dataclasses
+import functools
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipelines import transforms
+from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size
+from data_pipelines.errors import InputError
+from data_pipelines.sources import Record, Source, UnreadableError, open_stream
+
+STREAMS = ("labeled", "unlabeled", "mix", "ood")
+
+Element = dict[str, Any]
+
+
+class BadRecords:
+    """The records that could not be read: each is logged once, and too many are an error. Thread-safe."""
+
+    def __init__(self, maximum: int):
+        self._maximum = maximum
+        self._messages: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, id_: str, error: UnreadableError) -> None:
+        """Notes that the record `id_` could not be read.
+
+        Raises:
+            InputError: More records than `config.data.max_bad_records` could not be read.
+        """
+        with self._lock:
+            if id_ not in self._messages:
+                self._messages[id_] = str(error)
+                logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, error)
+            count = len(self._messages)
+            if count > self._maximum:
+                earlier = ", ".join(list(self._messages)[:5])
+                raise InputError(
+                    f"{error}; {count} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
+                    f"({earlier}): mend or remove the file(s), or raise the limit"
+                ) from error
+
+    def names(self) -> tuple[str, ...]:
+        """The ids of the records noted so far, in the order they were met."""
+        with self._lock:
+            return tuple(self._messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainData:
+    """The training input of one process.
+
+    Attributes:
+        iterator: Yields `{stream: {field: array}}`, with arrays of `batch_size // process_count` rows. Its
+            position is saved and restored exactly by `grain.checkpoint` or `get_state` and `set_state`.
+        lengths: Number of records by stream.
+        steps_per_epoch: Full batches in one pass over the unlabeled records (the labeled ones where there
+            is no unlabeled stream), at least 1.
+    """
+
+    iterator: grain.DatasetIterator
+    lengths: dict[str, int]
+    steps_per_epoch: int
+    _bad: BadRecords
+
+    @property
+    def bad_records(self) -> tuple[str, ...]:
+        """Ids of the records that this process found unreadable so far, prefetched batches included."""
+        return self._bad.names()
+
+
+def make_train_iterator(
+    data_config: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    streams: Sequence[str],
+    ood_labels_dir: str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainData:
+    """Builds the iterator over training batches.
+
+    Every stream holds `image` uint8 [B, S, S, 3] (0 on padding), `valid` bool [B, S, S] (False on padding),
+    `index` int32 [B] (position of the record in its source) and `substituted` int32 [B] (how many unreadable
+    records were passed over to fill the row). "labeled" adds `label` uint8 [B, S, S], the ignore index on
+    padding; "ood" adds `label` and `confidence` uint8 [B, S, S] where `ood_labels_dir` is given.
+
+    Args:
+        data_config: The `data` section of the config.
+        batch_size: Rows of each stream in a global batch.
+        seed: Seed of all shuffles and draws.
+        streams: Names of the streams, out of `STREAMS`.
+        ood_labels_dir: Folder of cached pseudo-labels for the "ood" stream.
+        process_index: This process; it gets the `process_index`-th block of rows of each global batch.
+        process_count: Number of processes.
+
+    Raises:
+        InputError: A source cannot be opened, or the batch cannot be divided among the processes. The
+            iterator raises it when more records than `max_bad_records` turn out to be unreadable.
+    """
+    if batch_size <= 0 or batch_size % process_count:
+        raise InputError(
+            f"config.batch_size={batch_size} must be a positive multiple of the {process_count} process(es)"
+        )
+    if unknown := [name for name in streams if name not in STREAMS]:
+        raise InputError(f"unknown stream(s) {', '.join(unknown)}: use {', '.join(STREAMS)}")
+    info = load_dataset(data_config.dataset)
+    bad = BadRecords(data_config.max_bad_records)
+    sources = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
+    datasets = []
+    for name, source in sources.items():
+        # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
+        shuffle_seed, view_seed = np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2)
+        view = functools.partial(_view, source=source, info=info, config=data_config, bad=bad)
+        positions = grain.MapDataset.range(len(source)).shuffle(seed=int(shuffle_seed)).repeat()
+        datasets.append(positions.random_map(view, seed=int(view_seed)))
+    rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
+    local = _ProcessRows(rows, batch_size, process_index, process_count)
+    options = grain.ReadOptions(num_threads=data_config.num_threads, prefetch_buffer_size=data_config.prefetch)
+    batches = local.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(options)
+    lengths = {name: len(source) for name, source in sources.items()}
+    epoch = lengths.get("unlabeled", lengths.get("labeled", 0))
+    return TrainData(iter(batches), lengths, max(1, epoch // batch_size), bad)
+
+
+class ValidationRecords(Sequence):
+    """The validation images with their labels, at their own sizes, decoded when asked for."""
+
+    def __init__(self, source: Source, info: DatasetInfo):
+        self._source = source
+        self._info = info
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One record: `id` str, `image` uint8 [H, W, 3], `label` uint8 [H, W]; a list of them for a slice.
+
+        Raises:
+            InputError: The image or label cannot be used; evaluation never substitutes.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return _decode(self._source[index % len(self)], self._info)
+
+    def __iter__(self) -> Iterator[Element]:
+        return (self[index] for index in range(len(self)))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every image, read from the headers."""
+        return [image_size(self._source[index].image) for index in range(len(self))]
+
+
+def validation_records(data_config: Any) -> ValidationRecords:
+    """Opens the validation split; raises `InputError` if it is missing, empty or malformed."""
+    return ValidationRecords(open_stream(data_config, "val"), load_dataset(data_config.dataset))
+
+
+class _ProcessRows(grain.MapDataset):
+    """The rows of each global batch that belong to one process: a contiguous block, as in a sharded array.
+
+    Slicing `[process_index::process_count]` would deal out the same rows in another order, and a row's place
+    in the batch decides its augmentations on the device.
+    """
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self._batch_size = batch_size
+        self._local_size = batch_size // process_count
+        self._offset = self._local_size * process_index
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._local_size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._local_size)
+        return self._parent[batch * self._batch_size + self._offset + row]
+
+
+def _named(elements: tuple[Element, ...], names: tuple[str, ...]) -> dict[str, Element]:
+    return dict(zip(names, elements, strict=True))
+
+
+def _view(
+    index: int, rng: np.random.Generator, *, source: Source, info: DatasetInfo, config: Any, bad: BadRecords
+) -> Element:
+    """A random view of the record at `index`, or of the first one after it that can be read."""
+    for substituted in range(len(source)):
+        position = (index + substituted) % len(source)
+        record = source[position]
+        try:
+            decoded = _decode(record, info)
+        except UnreadableError as error:
+            bad.add(record.id, error)
+            continue
+        return {
+            **_random_view(decoded, rng, info, config.crop_size, tuple(config.scale_range)),
+            "index": np.int32(position),
+            "substituted": np.int32(substituted),
+        }
+    raise InputError(f"none of the {len(source)} records of a stream can be read: {', '.join(bad.names()[:5])}")
+
+
+def _decode(record: Record, info: DatasetInfo) -> Element:
+    element: Element = {"id": record.id, "image": decode_image(record.image)}
+    if record.label is not None:
+        element["label"] = decode_label(record.label, info)
+    if record.confidence is not None:
+        element["confidence"] = decode_confidence(record.confidence)
+    for plane in ("label", "confidence"):
+        if plane in element and element[plane].shape != element["image"].shape[:2]:
+            raise InputError(size_fault(record, plane, element["image"].shape[:2], element[plane].shape))
+    return element
+
+
+def size_fault(record: Record, plane: str, image: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """Says that the plane of a record ("label", "confidence") is not as large as its image."""
+    name = getattr(record, plane).name
+    return (
+        f"{name}: {plane} is {found[1]}x{found[0]} (width x height) but {record.image.name} is "
+        f"{image[1]}x{image[0]}; write the {plane} at the size of its image"
+    )
+
+
+def _random_view(
+    decoded: Element, rng: np.random.Generator, info: DatasetInfo, crop_size: int, scale_range: tuple[float, float]
+) -> Element:
+    geometry = transforms.draw_geometry(rng, decoded["image"].shape[:2], crop_size, scale_range)
+    view: Element = {
+        "image": transforms.view_image(decoded["image"], geometry, crop_size),
+        "valid": transforms.view_valid(geometry, crop_size),
+    }
+    for plane, fill in (("label", info.ignore_index), ("confidence", 0)):
+        if plane in decoded:
+            view[plane] = transforms.view_plane(decoded[plane], geometry, crop_size, fill)
+    return view

@@ -1,0 +1,233 @@
+"""Where records come from: split lists over a VOC-layout tree, or every image below a folder.
+
+A source is a sized, indexable collection of `Record`s. A record names its files and opens them only when
+asked, so a source of a million images costs a list of names.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+from data_pipelines.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+class UnreadableError(InputError):
+    """A file that is missing, empty or damaged: the one fault for which another record may stand in."""
+
+
+class Encoded(Protocol):
+    """An encoded image that is read when asked for."""
+
+    @property
+    def name(self) -> str:
+        """What error messages call it, usually a path."""
+
+    def open(self) -> BinaryIO:
+        """A stream over the encoded bytes; raises `UnreadableError` if there is none."""
+
+    def read(self) -> bytes:
+        """All encoded bytes; raises `UnreadableError` if they cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """An encoded image in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        """Opens the file for reading; raises `UnreadableError` if it cannot be."""
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise UnreadableError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+
+    def read(self) -> bytes:
+        """The file's bytes; raises `UnreadableError` if they cannot be read."""
+        with self.open() as stream:
+            try:
+                return stream.read()
+            except OSError as error:
+                raise UnreadableError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One image and what is known about it.
+
+    Attributes:
+        id: Path of the image relative to the source's root, without suffix, with "/" between folders.
+        image: The encoded photograph.
+        label: The encoded label plane (class indices), if the source has labels.
+        confidence: The encoded confidence plane (8-bit gray, 255 is certain), if the label is a pseudo-label.
+    """
+
+    id: str
+    image: Encoded
+    label: Encoded | None = None
+    confidence: Encoded | None = None
+
+
+class Source(Protocol):
+    """A sized, indexable collection of records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Records that lie in a folder as separate files.
+
+    Attributes:
+        root: The folder.
+        images: Path of each image, relative to `root`.
+        labels: Path of each label, relative to `root`; None for images without labels.
+        cache: Folder of cached pseudo-labels with `labels/ID.png` and `confidence/ID.png`; excludes `labels`.
+    """
+
+    root: Path
+    images: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    cache: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        id_ = record_id(self.images[index])
+        label = confidence = None
+        if self.labels is not None:
+            label = File(self.root / self.labels[index])
+        elif self.cache is not None:
+            label, confidence = (File(cached_path(self.cache, kind, id_)) for kind in ("labels", "confidence"))
+        return Record(id_, File(self.root / self.images[index]), label, confidence)
+
+    def ids(self) -> list[str]:
+        """The ids of all records, in order."""
+        return [record_id(image) for image in self.images]
+
+
+def record_id(image: str) -> str:
+    """The id of an image: its relative path without the suffix."""
+    return str(PurePosixPath(image).with_suffix(""))
+
+
+def cached_path(cache: Path, kind: str, id_: str) -> Path:
+    """Where the cached plane `kind` ("labels" or "confidence") of the image `id_` lies."""
+    return cache / kind / f"{id_}.png"
+
+
+def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> FolderSource:
+    """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
+
+    Args:
+        data_config: The `data` section of the config.
+        stream: Name of the stream. "mix" is a second reading of "unlabeled".
+        ood_labels_dir: Folder of cached pseudo-labels to join to the "ood" stream by id.
+
+    Raises:
+        InputError: A root or split is missing, empty or malformed.
+    """
+    if stream == "ood":
+        root = _existing_folder(data_config.ood_root, "config.data.ood_root")
+        cache = Path(ood_labels_dir) if ood_labels_dir else None
+        if not data_config.ood_split:
+            return FolderSource(root, _images_below(root), cache=cache)
+        images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
+        return FolderSource(root, images, cache=cache)
+    root = _existing_folder(data_config.root, "config.data.root")
+    field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
+    with_labels = stream in ("labeled", "val")
+    images, labels = _read_split(root, data_config[field], f"config.data.{field}", with_labels=with_labels)
+    return FolderSource(root, images, labels)
+
+
+def _existing_folder(value: str, field: str) -> Path:
+    if not value:
+        raise InputError(f"{field} is empty: name the folder that holds the images")
+    root = Path(value).expanduser()
+    if not root.is_dir():
+        raise InputError(
+            f"{field}={value}: no such folder; create it, or set {field} to the folder that holds the images"
+        )
+    return root
+
+
+def _read_split(
+    root: Path, split: str, field: str, *, with_labels: bool
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted)."""
+    if not split:
+        raise InputError(f"{field} is empty: name a list of `IMAGE LABEL` lines")
+    path = root / split
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{field}={split}: no such file ({path}); a path is taken relative to {root}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a split list ({error})") from error
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise InputError(f"{path}: the split is empty; list one `IMAGE LABEL` pair a line")
+    faults = [f"line {n}: {fault}" for n, columns in rows if (fault := _line_fault(columns, with_labels))]
+    if not faults:
+        faults = _collisions(columns[0] for _, columns in rows)
+    if faults:
+        raise InputError(f"{path}: {len(faults)} fault(s): {first_few(faults)}")
+    images = tuple(columns[0] for _, columns in rows)
+    return images, tuple(columns[1] for _, columns in rows) if with_labels else None
+
+
+def _line_fault(columns: Sequence[str], with_labels: bool) -> str | None:
+    wanted = "`IMAGE LABEL`" if with_labels else "`IMAGE LABEL` or `IMAGE`"
+    if len(columns) > 2 or (with_labels and len(columns) != 2):
+        return f"{' '.join(columns)!r} has {len(columns)} column(s), expected {wanted}"
+    for column in columns:
+        path = PurePosixPath(column)
+        if path.is_absolute() or ".." in path.parts:
+            return f"{column!r} must be a path below the root"
+    return None
+
+
+def _images_below(root: Path) -> tuple[str, ...]:
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        here = Path(folder).relative_to(root)
+        found += [(here / name).as_posix() for name in files if _is_image(name)]
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"config.data.ood_root={root}: no image below this folder (looked for {suffixes})")
+    if faults := _collisions(found):
+        raise InputError(f"config.data.ood_root={root}: {first_few(faults)}")
+    return tuple(sorted(found))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _collisions(images: Iterable[str]) -> list[str]:
+    """Different images whose ids are equal: their labels would overwrite each other."""
+    ids = Counter(record_id(image) for image in set(images))
+    return [
+        f"{id_} stands for {n} images with different suffixes, rename all but one" for id_, n in ids.items() if n > 1
+    ]
+
+
+def first_few(faults: Sequence[str], limit: int = 5) -> str:
+    """The first `limit` messages in one line, and how many there are in all where there are more."""
+    more = f"; and {len(faults) - limit} more" if len(faults) > limit else ""
+    return "; ".join(faults[:limit]) + more

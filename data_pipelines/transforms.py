@@ -1,0 +1,137 @@
+"""Random scale, crop and flip of the host, as the reference draws and computes them.
+
+`draw_geometry` draws; everything else is a function of its arguments. The source of the semantics is
+`dataset/transform.py` of wooseok-shin/SemiOVS (and UniMatch before it): PIL bilinear for images, nearest for
+labels, padding on the right and at the bottom only.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """One drawn view of an image.
+
+    Attributes:
+        size: (height, width) of the image after resizing.
+        y: First row of the crop in the resized, padded image.
+        x: First column of the crop.
+        flip: Whether the crop is mirrored left to right.
+    """
+
+    size: Size
+    y: int
+    x: int
+    flip: bool = False
+
+
+def scaled_size(height: int, width: int, long_side: int) -> Size:
+    """The size at which the long side is `long_side` and the short one is rounded half up."""
+    if height > width:
+        return long_side, max(1, int(width * long_side / height + 0.5))
+    return max(1, int(height * long_side / width + 0.5)), long_side
+
+
+def draw_geometry(rng: np.random.Generator, size: Size, crop_size: int, scale_range: tuple[float, float]) -> Geometry:
+    """Draws a view: long side, crop column, crop row, flip, each uniform, in the reference's order.
+
+    Args:
+        rng: The generator to draw from.
+        size: (height, width) of the image.
+        crop_size: Side of the square crop.
+        scale_range: Smallest and largest ratio of the new long side to the old; both ends are drawn.
+    """
+    low, high = (max(1, int(max(size) * ratio)) for ratio in scale_range)
+    resized = scaled_size(*size, int(rng.integers(low, high, endpoint=True)))
+    x = int(rng.integers(0, max(resized[1] - crop_size, 0), endpoint=True))
+    y = int(rng.integers(0, max(resized[0] - crop_size, 0), endpoint=True))
+    return Geometry(resized, y, x, bool(rng.random() < 0.5))
+
+
+def view_image(image: np.ndarray, geometry: Geometry, crop_size: int) -> np.ndarray:
+    """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3], 0 on padding."""
+    rows, columns = _window(geometry, crop_size)
+    return _mirrored(_pad(resize_image(image, geometry.size, rows, columns), crop_size, 0), geometry)
+
+
+def view_plane(plane: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
+    """The view of a label or confidence plane: uint8 [H, W] to [crop_size, crop_size], `fill` on padding."""
+    rows, columns = _window(geometry, crop_size)
+    return _mirrored(_pad(resize_plane(plane, geometry.size)[rows, columns], crop_size, fill), geometry)
+
+
+def view_valid(geometry: Geometry, crop_size: int) -> np.ndarray:
+    """Which pixels of a view show the image: bool [crop_size, crop_size], False on padding."""
+    rows, columns = _window(geometry, crop_size)
+    valid = np.zeros((crop_size, crop_size), np.bool_)
+    valid[: rows.stop - rows.start, : columns.stop - columns.start] = True
+    return _mirrored(valid, geometry)
+
+
+def flip(array: np.ndarray) -> np.ndarray:
+    """Mirrors [H, W, ...] left to right, as a view."""
+    return array[:, ::-1]
+
+
+def resize_plane(plane: np.ndarray, size: Size) -> np.ndarray:
+    """Nearest-neighbor resize with PIL: [H, W] uint8 to [size] uint8."""
+    return np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def resize_image(image: np.ndarray, size: Size, rows: slice | None = None, columns: slice | None = None) -> np.ndarray:
+    """Bilinear resize with PIL, computing only a window of the result.
+
+    PIL resizes along rows, rounds to 8 bits, then resizes along columns. Cutting the window out between the
+    two passes saves most of the work on enlarged images and changes no pixel; PIL's own `box` argument would
+    change some, since it holds the window's corners in single precision.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (height, width) of the whole result.
+        rows: Rows of the result to return; None for all.
+        columns: Columns of the result to return; None for all.
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    height, width = image.shape[:2]
+    rows, columns = rows or slice(0, size[0]), columns or slice(0, size[1])
+    if size == (height, width):
+        return image[rows, columns]
+    ratio = height / size[0]
+    reach = math.ceil(max(ratio, 1.0)) + 1  # source rows that one result row may read on either side
+    first = max(0, math.floor(rows.start * ratio) - reach)
+    last = min(height, math.ceil(rows.stop * ratio) + reach)
+    band = Image.fromarray(image[first:last]).resize((size[1], last - first), Image.Resampling.BILINEAR)
+    band = band.crop((columns.start, 0, columns.stop, last - first))
+    if last - first < height:  # the second pass must see the full height to keep its sampling positions
+        canvas = Image.new("RGB", (band.width, height))
+        canvas.paste(band, (0, first))
+        band = canvas
+    resized = band.resize((band.width, size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((0, rows.start, band.width, rows.stop)))
+
+
+def _window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
+    height, width = geometry.size
+    y, x = geometry.y, geometry.x
+    return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
+
+
+def _pad(array: np.ndarray, crop_size: int, fill: int) -> np.ndarray:
+    height, width = array.shape[:2]
+    if height == width == crop_size:
+        return array
+    padded = np.full((crop_size, crop_size, *array.shape[2:]), fill, array.dtype)
+    padded[:height, :width] = array
+    return padded
+
+
+def _mirrored(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    return flip(array) if geometry.flip else array
