@@ -24,7 +24,7 @@ def poly_learning_rate(
     """
 
     def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.clip(jnp.asarray(step, float) - 1, 0, total_steps) / total_steps
+        done = jnp.clip((jnp.asarray(step, float) - 1) / total_steps, 0, 1)
         return base * (1 - done) ** power
 
     return learning_rate
