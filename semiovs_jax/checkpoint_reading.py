@@ -1,0 +1,240 @@
+"""Finding and reading whole checkpoints: what Orbax leaves to its caller.
+
+Orbax makes a save atomic but takes any finished directory for a good checkpoint. Here every file has a checksum,
+written before the commit and verified before anything is restored; a walk over the candidates says which ones were
+skipped and why; and a checkpoint of another model is told from a broken one.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from data_pipelines.errors import InputError
+
+_CHECKSUMS = "checksums.json"
+_LISTED = 4  # keys quoted per kind of difference
+
+T = TypeVar("T")
+
+
+def list_steps(directory: epath.Path) -> list[int]:
+    """Steps of the finished checkpoints of a directory, whole or not, in no order."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def read_scores(directory: epath.Path) -> dict[int, float]:
+    """Maps the step to the mIoU, for the checkpoints that were evaluated and whose meta can be read."""
+    scores = {}
+    for step in list_steps(directory):
+        try:
+            miou = read_meta(directory / str(step))["miou"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # broken: restoring will say so
+        if miou is not None:
+            scores[step] = miou
+    return scores
+
+
+def read_meta(step_dir: epath.Path) -> dict[str, Any]:
+    """The JSON description saved with a checkpoint."""
+    return json.loads((step_dir / "meta" / "metadata").read_text())
+
+
+def read_data_position(step_dir: epath.Path) -> dict[str, Any]:
+    """The Grain state of this process, also when another number of processes saved.
+
+    Records are dealt to the processes batch by batch, so that all processes stand at the same position and any
+    one's file serves. Where they differ (worker processes were interrupted unequally) the count must match.
+    """
+    files = sorted(path for path in (step_dir / "data").iterdir() if path.name.startswith("process_"))
+    own = step_dir / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    if own in files:
+        return json.loads(own.read_text())
+    positions = [json.loads(path.read_text()) for path in files]
+    if not positions or any(position != positions[0] for position in positions):
+        raise InputError(
+            f"{step_dir}: saved by {len(files)} processes at differing data positions, cannot be resumed by "
+            f"{jax.process_count()}; run it on {len(files)} processes"
+        )
+    return positions[0]
+
+
+def first_whole(directory: epath.Path, steps: Sequence[int | str], load: Callable[[epath.Path], T]) -> tuple[Any, T]:
+    """Loads the first of `steps` that can be, and logs why the ones before it could not.
+
+    Returns:
+      The step and what `load` made of it.
+
+    Raises:
+      InputError: raised by `load`, or none could be loaded.
+    """
+    skipped = []
+    for step in steps:
+        step_dir = directory / str(step)
+        trouble = _verify(step_dir)
+        if trouble is None:
+            loaded, trouble = _attempt(load, step_dir)
+            if trouble is None:
+                return step, loaded
+        skipped.append(f"{step_dir}: {trouble}")
+        logging.warning("Skipping checkpoint %s: %s", step_dir, trouble)
+    raise InputError(
+        f"no checkpoint of {directory} can be read:\n  "
+        + "\n  ".join(skipped)
+        + f"\nremove {directory} to start from the beginning, or pass another --workdir"
+    )
+
+
+def _attempt(load: Callable[[epath.Path], T], step_dir: epath.Path) -> tuple[Any, str | None]:
+    """(result, None), or (None, why) when any process failed: all must go on with the same checkpoint."""
+    result, trouble = None, None
+    try:
+        result = load(step_dir)
+    except InputError:
+        raise
+    except Exception as error:  # Orbax, TensorStore, JSON and Grain each have their own ways to fail
+        trouble = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    if jax.process_count() > 1:
+        whole = multihost_utils.process_allgather(np.array(trouble is None))
+        if not whole.all():
+            trouble = trouble or f"cannot be read by processes {np.flatnonzero(~whole).tolist()}"
+    return result, trouble
+
+
+def _verify(step_dir: epath.Path) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing. The first process looks, all get its answer."""
+    trouble = _find_damage(step_dir) if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+        damaged = bool(multihost_utils.broadcast_one_to_all(np.array(trouble is not None)))
+        if damaged and trouble is None:
+            trouble = "found damaged by process 0"
+    return trouble
+
+
+def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> Any:
+    """Reads the arrays of `target` onto its shardings; with `partial` the checkpoint may hold more.
+
+    Raises:
+      InputError: the checkpoint lacks arrays of the target, has others, or of another shape or dtype.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = _flatten(handler.metadata(step_dir / "state").tree)
+    wanted = _flatten(target)
+    if partial:
+        saved = {key: leaf for key, leaf in saved.items() if key.split("/")[0] in target}
+    differences = _differences(saved, wanted)
+    if differences:
+        raise InputError(
+            f"{step_dir} holds another model than this config builds"
+            f" (saved model: {read_meta(step_dir).get('model', 'not described')}):\n  "
+            + "\n  ".join(differences)
+            + "\npass another --workdir, or the config the run was started with"
+        )
+    structs = jax.tree.map(_struct, target)
+    with ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(
+            step_dir / "state",
+            args=ocp.args.PyTreeRestore(
+                item=structs,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(structs),
+                partial_restore=partial,
+            ),
+        )
+
+
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by "/"-joined path, the same for a state and for Orbax's record of it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line per kind of difference between two flat trees, a few keys each; empty if they agree."""
+
+    def listed(entries: list[str]) -> str:
+        # The optimizer's copies of a parameter differ when the parameter does: say it of the parameter.
+        entries = sorted(entries, key=lambda entry: entry.startswith("opt_state"))
+        more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+        return ", ".join(entries[:_LISTED]) + more
+
+    common = saved.keys() & wanted.keys()
+    kinds = {
+        "only in the checkpoint": sorted(saved.keys() - wanted.keys()),
+        "only in this model": sorted(wanted.keys() - saved.keys()),
+        "of another shape": [
+            f"{key} {tuple(saved[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in sorted(common)
+            if tuple(saved[key].shape) != tuple(wanted[key].shape)
+        ],
+        "of another dtype": [
+            f"{key} {saved[key].dtype} instead of {wanted[key].dtype}"
+            for key in sorted(common)
+            if saved[key].dtype != wanted[key].dtype
+        ],
+    }
+    return [f"{kind}: {listed(entries)}" for kind, entries in kinds.items() if entries]
+
+
+def write_checksums(step_dir: epath.Path) -> None:
+    """Records size and CRC-32 of every file of a checkpoint that is written but not yet committed."""
+    sums = {str(path.relative_to(step_dir)): _checksum(path) for path in _item_files(step_dir)}
+    (step_dir / _CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def _find_damage(step_dir: epath.Path) -> str | None:
+    missing = [item for item in ("state", "data", "meta") if not (step_dir / item).is_dir()]
+    if missing:
+        return f"incomplete, without {', '.join(missing)}"
+    checksums = step_dir / _CHECKSUMS
+    if not checksums.exists():
+        return f"incomplete, without {_CHECKSUMS}"
+    try:
+        expected = json.loads(checksums.read_text())
+    except ValueError:
+        return f"{_CHECKSUMS} is damaged"
+    for name, (size, crc) in expected.items():
+        path = step_dir / name
+        if not path.exists():
+            return f"{name} is missing"
+        found_size, found_crc = _checksum(path)
+        if found_size != size:
+            return f"{name} has {found_size} bytes instead of {size}"
+        if found_crc != crc:
+            return f"{name} is damaged (CRC-32 differs)"
+    return None
+
+
+def _item_files(step_dir: epath.Path) -> Iterator[epath.Path]:
+    """Files of the items; those beside the items are Orbax's own and still change at the commit."""
+    folders = [path for path in step_dir.iterdir() if path.is_dir()]
+    while folders:
+        for path in folders.pop().iterdir():
+            if path.is_dir():
+                folders.append(path)
+            else:
+                yield path
+
+
+def _checksum(path: epath.Path) -> tuple[int, int]:
+    """(bytes, CRC-32) of a file."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            size += len(block)
+            crc = zlib.crc32(block, crc)
+    return size, crc

@@ -1,0 +1,297 @@
+import json
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from semiovs_jax.checkpoint import Checkpointer, describe_run, restore_weights
+from semiovs_jax.train_state import TrainState
+
+OPTIMIZER = optax.chain(
+    optax.trace(0.9),
+    optax.partition(
+        {"backbone": optax.scale(-0.1), "head": optax.scale_by_schedule(lambda step: -1.0 / (1 + step))},
+        lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
+    ),
+)
+
+
+def make_state(width=16, sharding=None):
+    # Integer keys are what lists of NNX modules become.
+    params = {
+        "backbone": {"layers": {0: {"kernel": jnp.arange(8.0 * width).reshape(8, width)}, 1: {"bias": jnp.ones(8)}}},
+        "head": {"kernel": jnp.full((width, 8), 2.0)},
+    }
+    state = TrainState.create(params, {"bn": {"mean": jnp.zeros(width)}}, OPTIMIZER)
+    return jax.device_put(state, sharding) if sharding else state
+
+
+@jax.jit
+def update(state, batch):
+    """A step whose result depends on the state, on the momentum and on the data."""
+    grads = jax.tree.map(lambda p: 0.01 * p + jnp.mean(batch), state.params)
+    updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), state.batch_stats, opt_state)
+
+
+def make_iterator():
+    dataset = grain.MapDataset.range(1000).seed(3).shuffle().repeat().batch(8)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def run(workdir, steps, miou=(), **options):
+    """Saves a state at each of `steps`, with the mIoU of `miou` where it has one; returns the state."""
+    state = make_state()
+    with Checkpointer(workdir, **options) as checkpointer:
+        for step in steps:
+            state = state.replace(step=jnp.int32(step))
+            assert checkpointer.save(step, state, make_iterator(), {"model": "toy"}, dict(miou).get(step))
+    return state
+
+
+def steps_on_disk(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_nothing_to_restore_gives_none(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.restore(make_state(), make_iterator()) is None
+        assert checkpointer.best is None
+        assert checkpointer.latest_step is None
+
+
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
+    meta = describe_run(ConfigDict({"seed": 1, "data": {"scale_range": (0.5, 2.0)}}), {"num_classes": 9})
+    expected, iterator = make_state(), make_iterator()
+    for _ in range(6):
+        expected = update(expected, next(iterator))
+
+    state, iterator = make_state(), make_iterator()
+    with Checkpointer(tmp_path) as checkpointer:
+        for _ in range(3):
+            state = update(state, next(iterator))
+        assert checkpointer.save(3, state, iterator, meta, miou=0.25)
+        assert not checkpointer.save(3, state, iterator, meta), "a step is saved once"
+
+    iterator = make_iterator()
+    with Checkpointer(tmp_path) as checkpointer:
+        state, restored_meta = checkpointer.restore(jax.eval_shape(make_state), iterator)
+        assert checkpointer.best == (3, 0.25)
+    assert restored_meta == {**meta, "step": 3, "miou": 0.25, "best": {"step": 3, "miou": 0.25}}
+    assert restored_meta["config"]["data"]["scale_range"] == [0.5, 2.0]
+    for _ in range(3):
+        state = update(state, next(iterator))
+    assert_equal(state, expected)
+
+
+def test_a_state_may_be_donated_while_it_is_being_written(tmp_path):
+    state = {"x": jax.device_put(np.ones((256, 1024), np.float32))}
+    increment = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, make_iterator(), {})
+        for _ in range(10):
+            state = increment(state)
+        restored, _ = _wait_and_restore(checkpointer, state)
+    np.testing.assert_array_equal(restored["x"], 1)
+
+
+def _wait_and_restore(checkpointer, target):
+    checkpointer.wait()
+    return checkpointer.restore(target, make_iterator())
+
+
+def test_the_best_is_kept_while_the_latest_moves_on(tmp_path):
+    run(tmp_path, range(1, 7), {2: 0.5, 4: 0.3, 6: float("nan")})
+    assert steps_on_disk(tmp_path) == [2, 5, 6]
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.best == (2, 0.5)
+        state, meta = checkpointer.restore(make_state(), make_iterator())
+        assert state.step == meta["step"] == 6
+        assert meta["best"] == {"step": 2, "miou": 0.5}
+        assert meta["miou"] is None
+        for step, miou in ((7, 0.4), (8, 0.5), (9, None), (10, None)):
+            checkpointer.save(step, state, make_iterator(), {}, miou)
+    assert steps_on_disk(tmp_path) == [8, 9, 10], "of equal ones the later is the best"
+
+
+def _empty(step_dir):
+    for path in sorted(step_dir.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+def _truncate(step_dir):
+    largest = max((p for p in step_dir.glob("state/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-20])
+
+
+def _flip_a_byte(step_dir):
+    largest = max((p for p in step_dir.glob("state/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def _lose_the_position(step_dir):
+    next(step_dir.glob("data/process_*")).unlink()
+
+
+def _garble_the_meta(step_dir):
+    (step_dir / "meta" / "metadata").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_empty, "incomplete, without state, data, meta"),
+        (_truncate, "bytes instead of"),
+        (_flip_a_byte, "CRC-32"),
+        (_lose_the_position, "is missing"),
+        (_garble_the_meta, "metadata has 1 bytes instead of"),
+    ],
+)
+def test_a_broken_newest_is_skipped_named_and_saved_again(tmp_path, caplog, damage, reason):
+    run(tmp_path, [1, 2, 3])
+    damage(tmp_path / "checkpoints" / "3")
+    with Checkpointer(tmp_path) as checkpointer:
+        state, _ = checkpointer.restore(make_state(), make_iterator())
+        assert state.step == 2
+        (warning,) = [record.getMessage() for record in caplog.records if "Skipping" in record.getMessage()]
+        assert str(tmp_path / "checkpoints" / "3") in warning
+        assert reason in warning
+        assert (tmp_path / "checkpoints" / "broken-3").is_dir()
+        assert checkpointer.save(3, state.replace(step=jnp.int32(3)), make_iterator(), {})
+        state, _ = _wait_and_restore(checkpointer, make_state())
+        assert state.step == 3
+
+
+def test_damage_that_files_do_not_show_is_survived(tmp_path, caplog):
+    """A checkpoint whose files are as they were written, but which Orbax cannot read."""
+    run(tmp_path, [1, 2])
+    step_dir = tmp_path / "checkpoints" / "2"
+    _truncate(step_dir)
+    sums = json.loads((step_dir / "checksums.json").read_text())
+    kept = {name: sum_ for name, sum_ in sums.items() if not name.startswith("state")}
+    (step_dir / "checksums.json").write_text(json.dumps(kept))
+    with Checkpointer(tmp_path) as checkpointer:
+        state, _ = checkpointer.restore(make_state(), make_iterator())
+    assert state.step == 1
+    assert "cannot be read" in caplog.text
+
+
+def test_only_broken_checkpoints_is_one_error(tmp_path):
+    run(tmp_path, [1, 2])
+    _empty(tmp_path / "checkpoints" / "1")
+    _truncate(tmp_path / "checkpoints" / "2")
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(InputError) as error:
+        checkpointer.restore(make_state(), make_iterator())
+    message = str(error.value)
+    assert "bytes instead of" in message
+    assert "incomplete" in message
+    assert f"remove {tmp_path / 'checkpoints'} to start" in message
+
+
+def test_a_save_cut_short_is_not_a_checkpoint(tmp_path):
+    run(tmp_path, [1])
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with Checkpointer(tmp_path) as checkpointer:
+        state, _ = checkpointer.restore(make_state(), make_iterator())
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("data")])
+def test_other_device_counts(tmp_path, spec):
+    tree = {"kernel": jnp.arange(64.0).reshape(8, 8), "step": jnp.ones((8,), jnp.bfloat16)}
+
+    def put(count):
+        return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.devices()[:count]), ("data",)), spec))
+
+    with Checkpointer(tmp_path) as checkpointer:
+        for step, (saving, restoring) in enumerate(((8, 4), (4, 1), (1, 8)), start=1):
+            checkpointer.save(step, put(saving), make_iterator(), {})
+            restored, _ = _wait_and_restore(checkpointer, put(restoring))
+            assert_equal(restored, tree)
+            for leaf in jax.tree.leaves(restored):
+                assert len(leaf.sharding.device_set) == restoring
+                assert leaf.sharding.spec == spec
+
+
+def test_another_process_count_takes_the_common_position(tmp_path):
+    iterator = make_iterator()
+    for _ in range(5):
+        next(iterator)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(5, make_state(), iterator, {})
+    expected = next(iterator)
+    step_dir = tmp_path / "checkpoints" / "5"
+    _rename_position(step_dir, ["process_0-of-2.json", "process_1-of-2.json"])
+    iterator = make_iterator()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.restore(make_state(), iterator)
+    np.testing.assert_array_equal(next(iterator), expected)
+
+
+def _rename_position(step_dir, names):
+    (saved,) = step_dir.glob("data/process_*")
+    for name in names:
+        (step_dir / "data" / name).write_bytes(saved.read_bytes())
+    sums = json.loads((step_dir / "checksums.json").read_text())
+    del sums[f"data/{saved.name}"]
+    (step_dir / "checksums.json").write_text(json.dumps(sums))
+    saved.unlink()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path, [1])
+    other = make_state(width=12)
+    other.params["neck"] = other.params["head"]
+    other = other.replace(batch_stats={"norm": other.batch_stats["bn"]})
+    other.params["backbone"]["layers"][1]["bias"] = jnp.ones(8, jnp.bfloat16)
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(InputError) as error:
+        checkpointer.restore(other, make_iterator())
+    message = str(error.value)
+    assert str(tmp_path) in message
+    assert "saved model: toy" in message
+    assert "only in the checkpoint: batch_stats/bn/mean" in message
+    assert "only in this model: batch_stats/norm/mean, params/neck/kernel" in message
+    assert "params/head/kernel (16, 8) instead of (12, 8)" in message
+    assert "params/backbone/layers/1/bias float32 instead of bfloat16" in message
+    assert "pass another --workdir" in message
+    assert steps_on_disk(tmp_path) == [1], "a good checkpoint is never set aside"
+
+
+def test_weights_of_the_best_and_of_the_latest(tmp_path):
+    state = run(tmp_path, [1, 2, 3], {2: 0.5})
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    whole = {"params": state.params, "batch_stats": state.batch_stats}
+    target = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
+    weights, meta = restore_weights(tmp_path, target)
+    assert meta["step"] == 2
+    assert_equal(weights, target)
+    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(weights))
+    assert restore_weights(tmp_path, target, "latest").meta["step"] == 3
+    assert restore_weights(tmp_path / "checkpoints" / "3", target).meta["step"] == 3
+    _truncate(tmp_path / "checkpoints" / "2")
+    assert restore_weights(tmp_path, target).meta["step"] == 3
+    assert steps_on_disk(tmp_path) == [2, 3], "a reader changes nothing"
+
+
+def test_weights_of_a_run_that_never_saved(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint in"):
+        restore_weights(tmp_path, {"params": {}})
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make .*pass a --workdir"):
+        Checkpointer(tmp_path / "file" / "run")
