@@ -89,9 +89,7 @@ class Vocabulary:
         over means of synonyms (SED).
         """
         concepts = tuple(
-            Concept(concept.class_index, (synonym,))
-            for concept in self.concepts
-            for synonym in concept.synonyms
+            Concept(concept.class_index, (synonym,)) for concept in self.concepts for synonym in concept.synonyms
         )
         return dataclasses.replace(self, concepts=concepts)
 
@@ -168,9 +166,7 @@ def _faults(content: Any) -> list[str]:
     if not isinstance(content, dict):
         return ["the top level must be an object"]
     faults = [f'unknown key "{key}"' for key in sorted(content.keys() - _KEYS)]
-    faults += [
-        f'"{key}" must be a non-empty string' for key in ("name", "source") if not _is_text(content.get(key))
-    ]
+    faults += [f'"{key}" must be a non-empty string' for key in ("name", "source") if not _is_text(content.get(key))]
     faults += _template_faults(content.get("templates"))
     classes = content.get("classes")
     if not isinstance(classes, list) or not classes:

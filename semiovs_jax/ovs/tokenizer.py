@@ -1,0 +1,128 @@
+"""Tokenizers of CLIP text towers: texts to padded rows of ids.
+
+Every tokenizer frames a text with a start and an end id, pads with 0 and cuts over-long texts so that the end
+id stays. The end id is the largest of the vocabulary, so a text tower finds it by argmax.
+"""
+
+import functools
+import html
+from collections.abc import Sequence
+from typing import Protocol
+
+import ftfy
+import numpy as np
+
+from data_pipelines.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """Texts to ids.
+
+    Attributes:
+      vocab_size: number of ids, 0 included.
+      context_length: columns of every encoded row.
+      end_id: the id that closes a text.
+    """
+
+    vocab_size: int
+    context_length: int
+    end_id: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of `texts`, int32 [len(texts), context_length]."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of ids each text needs uncut, start and end included."""
+        ...
+
+
+def clean(text: str) -> str:
+    """Mends mojibake, resolves HTML entities (twice, as open_clip), collapses whitespace, lowers case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def _frame(pieces: Sequence[Sequence[int]], context_length: int, start_id: int, end_id: int) -> np.ndarray:
+    rows = np.zeros((len(pieces), context_length), np.int32)
+    for row, piece in zip(rows, pieces, strict=True):
+        ids = [start_id, *piece[: context_length - 2], end_id]
+        row[: len(ids)] = ids
+    return rows
+
+
+class ClipBpe:
+    """CLIP's byte pair encoding; ids equal those of open_clip and of OpenAI's release."""
+
+    vocab_size = 49408
+    start_id = 49406
+    end_id = 49407
+
+    def __init__(self, context_length: int):
+        self.context_length = context_length
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of `texts`, int32 [len(texts), context_length]."""
+        return _frame(self._pieces(texts), self.context_length, self.start_id, self.end_id)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of ids each text needs uncut, start and end included."""
+        return [len(piece) + 2 for piece in self._pieces(texts)]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        bpe = _bpe()
+        return [bpe.encode(clean(text)) for text in texts]
+
+
+@functools.cache
+def _bpe():  # type: ignore[no-untyped-def]  # the wheel has no type stubs and is absent on Python 3.13
+    try:
+        import instant_clip_tokenizer
+    except ImportError as error:
+        raise InputError(
+            "tokenizer clip_bpe needs the package instant-clip-tokenizer (wheels for Python 3.11 and 3.12): "
+            "install it, or use one of those Python versions"
+        ) from error
+    return instant_clip_tokenizer.Tokenizer()
+
+
+class Bytes:
+    """One id per UTF-8 byte, for towers too small to carry a 49,408-row embedding.
+
+    Ids: 0 padding, 1 + b for the byte b, 257 start, 258 end. A name of n ASCII characters takes n + 2 ids, so
+    contexts stay short only where prompts do.
+    """
+
+    vocab_size = 259
+    start_id = 257
+    end_id = 258
+
+    def __init__(self, context_length: int):
+        self.context_length = context_length
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of `texts`, int32 [len(texts), context_length]."""
+        return _frame(self._pieces(texts), self.context_length, self.start_id, self.end_id)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of ids each text needs uncut, start and end included."""
+        return [len(piece) + 2 for piece in self._pieces(texts)]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[1 + byte for byte in clean(text).encode()] for text in texts]
+
+
+_TOKENIZERS = {"clip_bpe": ClipBpe, "bytes": Bytes}
+
+
+def make_tokenizer(name: str, context_length: int) -> Tokenizer:
+    """Returns the tokenizer `name` ("clip_bpe" or "bytes") with rows of `context_length` ids.
+
+    Raises:
+      InputError: no tokenizer has that name, or the context has no room for a word.
+    """
+    if name not in _TOKENIZERS:
+        raise InputError(f'tokenizer "{name}" is unknown; use one of: {", ".join(sorted(_TOKENIZERS))}')
+    if context_length < 3:
+        raise InputError(f"context_length {context_length} has no room between start and end; use 3 or more")
+    return _TOKENIZERS[name](context_length)
