@@ -84,20 +84,18 @@ def convert(
     origin: dict[str, str] = {}
     dropped: list[str] = []
     faults: dict[str, list[str]] = {}
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
 
     def fault(kind: str, detail: str) -> None:
         faults.setdefault(kind, []).append(detail)
 
     for key, value in source.items():
-        match, rule = next(((m, r) for p, r in compiled if (m := p.fullmatch(key))), (None, None))
-        if match is None or rule is None:
+        if (found := find_rule(key, rules)) is None:
             fault("source keys that no rule names", f"{key} {tuple(value.shape)}")
             continue
-        if rule.target is None:
+        rule, path = found
+        if path is None:
             dropped.append(key)
             continue
-        path = match.expand(rule.target)
         if path not in target:
             fault("source keys for which the model has no place", f"{key} -> {path} {tuple(value.shape)}")
             continue
@@ -106,9 +104,7 @@ def convert(
             continue
         origin[path] = key
         if rule.layout != "same" and value.ndim != len(_AXES[rule.layout]):
-            fault(
-                "wrong shapes", f"{key} has shape {tuple(value.shape)}, layout {rule.layout} does not apply"
-            )
+            fault("wrong shapes", f"{key} has shape {tuple(value.shape)}, layout {rule.layout} does not apply")
             continue
         array = _widened(np.asarray(value))
         array = array if rule.layout == "same" else array.transpose(_AXES[rule.layout])
@@ -125,6 +121,14 @@ def convert(
     return Converted(values, tuple(dropped))
 
 
+def find_rule(key: str, rules: Sequence[Rule]) -> tuple[Rule, str | None] | None:
+    """The first rule that names `key`, with its expanded target; None if no rule does."""
+    for rule in rules:
+        if match := re.fullmatch(rule.pattern, key):
+            return rule, None if rule.target is None else match.expand(rule.target)
+    return None
+
+
 def _widened(array: np.ndarray) -> np.ndarray:
     narrow = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
     return array.astype(np.float32) if narrow else array
@@ -135,9 +139,7 @@ def _message(name: str, faults: Mapping[str, list[str]]) -> str:
     for kind, details in faults.items():
         lines.append(f"  {len(details)} {kind}:")
         lines += [f"    {detail}" for detail in details]
-    lines.append(
-        "  Use weights of this architecture, or set the model's depth, widths and classes to theirs."
-    )
+    lines.append("  Use weights of this architecture, or set the model's depth, widths and classes to theirs.")
     return "\n".join(lines)
 
 

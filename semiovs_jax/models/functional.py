@@ -1,0 +1,47 @@
+"""A module as a pure function of pure dicts: what jit, grad, sharding and checkpoints work on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+PyTree = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Functional:
+    """The static half of a module; hashable, so that it may be a static argument.
+
+    Attributes:
+      graphdef: Structure of the module.
+    """
+
+    graphdef: nnx.GraphDef
+
+    @classmethod
+    def create(cls, module: nnx.Module) -> tuple["Functional", PyTree, PyTree]:
+        """Splits a module into its function, its parameters and its batch statistics, both pure dicts."""
+        graphdef = nnx.graphdef(module)
+        params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
+        return cls(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+    def apply(
+        self, params: PyTree, batch_stats: PyTree, x: jax.Array, *, train: bool, **kwargs: Any
+    ) -> tuple[Any, PyTree]:
+        """Calls the module.
+
+        Args:
+          params: Pure dict of parameters.
+          batch_stats: Pure dict of running statistics.
+          x: The module's input.
+          train: Whether to normalize with batch statistics and accumulate them.
+          **kwargs: Passed to the module's call.
+
+        Returns:
+          The module's outputs, and the running statistics after the call.
+        """
+        # Merged from pure dicts: merging State objects inside grad is a trace-context error.
+        module = nnx.view(nnx.merge(self.graphdef, params, batch_stats), use_running_average=not train)
+        outputs = module(x, **kwargs)
+        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

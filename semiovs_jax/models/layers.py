@@ -1,0 +1,204 @@
+"""Layers with PyTorch's semantics: batch normalization, symmetric padding, bilinear interpolation.
+
+Everything is NHWC. Where a `size` is taken, it holds the true heights and widths (int32 [N, 2]) of images that
+lie in the top left corner of a padded batch. Layers then keep zeros outside the true area, so that a
+convolution meets at the true border the zero padding it would meet without the padded rest.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# The initializers of the reference: He et al. 2015 for the backbone, torch's Conv2d default for the rest.
+backbone_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+head_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def full_precision(x: jax.Array) -> jax.Array:
+    """Casts 16-bit floats to float32; leaves float32 and float64 as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
+    """True sizes behind a layer of this stride whose padding keeps the size at stride 1."""
+    return None if size is None else (size + stride - 1) // stride
+
+
+def inside(size: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Boolean plane [N, *shape], True on the true area of each image."""
+    rows = jnp.arange(shape[0]) < size[:, :1]
+    columns = jnp.arange(shape[1]) < size[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def zero_outside(x: jax.Array, size: jax.Array | None) -> jax.Array:
+    """Sets x [N, H, W, C] to zero outside the true area; without a size, returns x."""
+    if size is None:
+        return x
+    _, height, width, _ = x.shape
+    return jnp.where(inside(size, (height, width))[..., None], x, 0)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over all axes but the last, with torch's running statistics.
+
+    Normalizes with the biased variance and accumulates the unbiased one: running = (1 - 0.1) running + 0.1 batch.
+    Statistics are float32 (or float64, as the input), the result has the input's type. Under jit they cover
+    the global batch, whatever its sharding. `nnx.view(module, use_running_average=...)` chooses the mode.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Takes the mode that `nnx.view` sets."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes x [..., C].
+
+        Raises:
+          ValueError: Batch statistics are asked of a single value a channel, whose variance is not defined.
+        """
+        y = full_precision(x)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            count = y.size // y.shape[-1]
+            if count < 2:
+                raise ValueError(f"batch normalization of one value a channel (shape {y.shape}); use a batch of >= 2")
+            axes = tuple(range(y.ndim - 1))
+            mean = y.mean(axes)
+            # Two passes: E[y^2] - E[y]^2 cancels in float32.
+            var = jnp.square(y - mean).mean(axes)
+            self._accumulate(self.mean, mean)
+            self._accumulate(self.var, var * (count / (count - 1)))
+        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+        return y.astype(x.dtype)
+
+    def _accumulate(self, running: nnx.BatchStat, batch: jax.Array) -> None:
+        old = running[...]
+        running[...] = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, batch normalization and, unless told otherwise, ReLU.
+
+    Pads symmetrically by dilation * (kernel // 2), as torch does and TF-style "SAME" does not when a strided
+    kernel meets an even size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+        init: nnx.Initializer = head_init,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        padding = dilation * (kernel // 2)
+        self.conv = nnx.Conv(
+            in_channels,
+            out_channels,
+            (kernel, kernel),
+            strides=stride,
+            padding=((padding, padding), (padding, padding)),
+            kernel_dilation=dilation,
+            use_bias=False,
+            kernel_init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(out_channels)
+        self.stride = stride
+        self.relu = relu
+
+    def __call__(self, x: jax.Array, size: jax.Array | None = None) -> jax.Array:
+        """Maps x [N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), out]; `size` is that of x."""
+        y = self.norm(self.conv(x))
+        y = jax.nn.relu(y) if self.relu else y
+        return zero_outside(y, strided_size(size, self.stride))
+
+
+def interpolation_matrix(
+    source: int | jax.Array,
+    target: int | jax.Array,
+    shape: tuple[int, int],
+    *,
+    align_corners: bool,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """Weights of linear interpolation along one axis, for static or traced lengths.
+
+    Positions are fractions of integers, so that no rounding can move a sample to a neighboring cell.
+
+    Args:
+      source: True length of the input: an int, or int32 [N].
+      target: True length of the output: an int, or int32 [N].
+      shape: Padded lengths (output, input) of the matrix.
+      align_corners: As in torch.nn.functional.interpolate: whether the first and last samples of input and output
+        coincide (True), or the outer edges of their pixels do (False).
+      dtype: Type of the weights.
+
+    Returns:
+      [output, input], or [N, output, input] if a length is traced. Rows from `target` on are zero.
+    """
+    source = jnp.asarray(source, jnp.int32)[..., None]
+    target = jnp.asarray(target, jnp.int32)[..., None]
+    i = jnp.arange(shape[0], dtype=jnp.int32)
+    if align_corners:
+        numerator, denominator = i * (source - 1), jnp.maximum(target - 1, 1)
+    else:
+        numerator, denominator = jnp.maximum((2 * i + 1) * source - target, 0), 2 * target
+    low = numerator // denominator
+    fraction = (numerator - low * denominator).astype(dtype) / denominator.astype(dtype)
+    high = jnp.minimum(low + 1, source - 1)
+    columns = jnp.arange(shape[1], dtype=jnp.int32)
+    weights = jnp.where(low[..., None] == columns, 1 - fraction[..., None], 0)
+    weights += jnp.where(high[..., None] == columns, fraction[..., None], 0)
+    return jnp.where((i < target)[..., None], weights, 0).astype(dtype)
+
+
+def resize_bilinear(
+    x: jax.Array,
+    shape: tuple[int, int],
+    *,
+    align_corners: bool,
+    source_size: jax.Array | None = None,
+    target_size: jax.Array | None = None,
+) -> jax.Array:
+    """Bilinear interpolation of x [N, h, w, C] to [N, *shape, C], without antialiasing, as torch's.
+
+    Two matrix products: their transposes, unlike a gather's, are fast on TPUs.
+
+    Args:
+      x: Floating point.
+      shape: Static height and width of the result.
+      align_corners: As in torch.nn.functional.interpolate.
+      source_size: int32 [N, 2], the area of each x that is interpolated, from its top left; all of it if None.
+      target_size: int32 [N, 2], the area of each result that it fills, from its top left; all of it if None.
+        The rest is zero.
+    """
+    for axis in (0, 1):
+        source = x.shape[1 + axis] if source_size is None else source_size[:, axis]
+        target = shape[axis] if target_size is None else target_size[:, axis]
+        matrix = interpolation_matrix(
+            source, target, (shape[axis], x.shape[1 + axis]), align_corners=align_corners, dtype=x.dtype
+        )
+        left = "oi" if matrix.ndim == 2 else "noi"
+        right, out = ("niwc", "nowc") if axis == 0 else ("nhic", "nhoc")
+        # Single-pass bfloat16 products, the default for float32 on TPUs, would blur the weights.
+        x = jnp.einsum(f"{left},{right}->{out}", matrix, x, precision=jax.lax.Precision.HIGHEST)
+    return x

@@ -1,0 +1,132 @@
+"""ResNet with a deep stem and dilation instead of the last strides (He et al. 2016; Yu and Koltun 2016).
+
+The variant of the official SemiOVS and UniMatch trainers (model/backbone/resnet.py there): three 3x3
+convolutions for a stem, and the stride of a bottleneck on its 3x3 convolution.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut; stride and dilation are the 3x3's."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(in_channels, width, 1)
+        self.conv2 = conv(width, width, 3, stride=stride, dilation=dilation)
+        self.conv3 = conv(width, out_channels, 1, relu=False)
+        projects = stride != 1 or in_channels != out_channels
+        self.shortcut = conv(in_channels, out_channels, 1, stride=stride, relu=False) if projects else None
+        self.stride = stride
+
+    def __call__(self, x: jax.Array, size: jax.Array | None = None) -> jax.Array:
+        """Maps x [N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), out]."""
+        y = self.conv2(self.conv1(x, size), size)
+        y = self.conv3(y, strided_size(size, self.stride))
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, size)))
+
+
+class ResNet(nnx.Module):
+    """Feature pyramid of a deep-stem bottleneck ResNet.
+
+    Attributes:
+      channels: Channels of each stage's output.
+    """
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int],
+        *,
+        stem_widths: Sequence[int] = (64, 64, 128),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        expansion: int = 4,
+        dilate: Sequence[bool] = (False, False, True),
+        dtype: jnp.dtype | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Builds stem and stages.
+
+        Args:
+          stage_sizes: Blocks of each stage.
+          stem_widths: Channels of the three stem convolutions.
+          widths: Channels of the 3x3 convolutions of each stage.
+          expansion: A stage's output channels over its width.
+          dilate: For each stage but the first, whether its stride of 2 becomes a dilation. As in the
+            reference, the first block of such a stage still has the dilation of the stage before.
+          dtype: Type of the convolutions; None computes in the input's.
+          remat: Whether to recompute each block's activations in the backward pass instead of keeping them.
+          rngs: Stream for the initial weights.
+        """
+        conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
+        inputs = (3, *stem_widths[:-1])
+        self.stem = nnx.List(
+            conv(c_in, c_out, 3, stride=2 if i == 0 else 1)
+            for i, (c_in, c_out) in enumerate(zip(inputs, stem_widths, strict=True))
+        )
+        stages = []
+        features, dilation = stem_widths[-1], 1
+        for blocks, width, dilated in zip(stage_sizes, widths, (None, *dilate), strict=True):
+            previous_dilation = dilation
+            dilation *= 2 if dilated else 1
+            first = Bottleneck(
+                features,
+                width,
+                width * expansion,
+                stride=2 if dilated is False else 1,
+                dilation=previous_dilation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            features = width * expansion
+            rest = [
+                Bottleneck(features, width, features, dilation=dilation, dtype=dtype, rngs=rngs)
+                for _ in range(blocks - 1)
+            ]
+            stages.append(nnx.List([first, *rest]))
+        self.stages = nnx.List(stages)
+        self.channels = tuple(width * expansion for width in widths)
+        self.remat = remat
+
+    def __call__(self, x: jax.Array, size: jax.Array | None = None) -> tuple[list[jax.Array], list[jax.Array | None]]:
+        """Computes the pyramid.
+
+        Args:
+          x: [N, H, W, 3], zero outside `size`.
+          size: True sizes, int32 [N, 2], or None.
+
+        Returns:
+          Each stage's output (strides 4, 8, 16, 16 by default) and its true sizes.
+        """
+        for conv in self.stem:
+            x = conv(x, size)
+            size = strided_size(size, conv.stride)
+        # Zeros outside the true area serve as well as the -inf of torch's padding: no value is below zero here.
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        size = strided_size(size, 2)
+        call = nnx.remat(Bottleneck.__call__) if self.remat else Bottleneck.__call__
+        features, sizes = [], []
+        for stage in self.stages:
+            for block in stage:
+                x = call(block, x, size)
+                size = strided_size(size, block.stride)
+            features.append(x)
+            sizes.append(size)
+        return features, sizes

@@ -1,0 +1,63 @@
+"""DeepLabV3+: eval and train forwards, odd and even sizes, the perturbed twin, running statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from semiovs_jax.convert.deeplab import STUDENT_RULES, convert_student, infer_architecture
+from semiovs_jax.convert.keys import find_rule, flatten
+from semiovs_jax.models import Functional
+from semiovs_jax.models.functional import PyTree
+from tests.golden import Golden
+
+
+def nchw(x: jax.Array) -> np.ndarray:
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def summaries(name: str, logits: jax.Array) -> dict[str, np.ndarray]:
+    """Every third pixel of full-size logits, and mean, standard deviation and largest magnitude of all."""
+    z = nchw(logits)
+    stats = [z.mean(dtype=np.float64), z.std(dtype=np.float64), np.abs(z).max()]
+    return {f"{name}_s": z[:, :, ::3, ::3], f"{name}_stats": np.array(stats, np.float64)}
+
+
+def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+    """Runs every forward that the golden has inputs for, each from the same weights."""
+    dtype = np.float64 if double else np.float32
+    source, config = golden.state_dict(), golden.meta["config"]
+    architecture = infer_architecture(source, dilate=config["replace_stride_with_dilation"], rates=config["dilations"])
+    num_classes = golden.shapes["classifier.weight"][0]
+    functional, params, batch_stats = Functional.create(architecture.build(num_classes, rngs=nnx.Rngs(0)))
+    params, batch_stats = convert_student(source, params, batch_stats, name=golden.path.name)
+    params, batch_stats = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, batch_stats))
+
+    def image(key: str) -> jax.Array:
+        return jnp.asarray(golden[key].transpose(0, 2, 3, 1), dtype)
+
+    def edges(name: str, logits: jax.Array) -> dict[str, np.ndarray]:
+        z = nchw(logits)
+        return summaries(f"{name}/logits", logits) | {
+            f"{name}/logits_last_row": z[:, :, -1],
+            f"{name}/logits_last_col": z[:, :, :, -1],
+        }
+
+    def running(name: str, stats: PyTree) -> dict[str, np.ndarray]:
+        flat, found = flatten(stats), {}
+        for key in golden.keys:
+            prefix, _, theirs = key.partition("/")
+            if prefix == name and (rule := find_rule(theirs, STUDENT_RULES)):
+                found[key] = np.asarray(flat[rule[1]])
+        return found
+
+    outputs = edges("eval", functional.apply(params, batch_stats, image("x"), train=False)[0])
+    outputs |= edges("even", functional.apply(params, batch_stats, image("even/x"), train=False)[0])
+
+    logits, stats = functional.apply(params, batch_stats, image("x"), train=True)
+    outputs |= edges("train", logits) | running("train", stats)
+
+    keep = (jnp.asarray(golden["fp/keep_c1"], bool), jnp.asarray(golden["fp/keep_c4"], bool))
+    (clean, perturbed), stats = functional.apply(params, batch_stats, image("x"), train=True, keep=keep)
+    outputs |= edges("fp", clean) | summaries("fp/logits_fp", perturbed) | running("fp", stats)
+    return outputs
