@@ -23,8 +23,7 @@ def _linear(source: str, target: str) -> list[Rule]:
     ]
 
 
-# Attention is called attn.attn.* by SemiVL, attn.* by OpenAI; both pack query, key and value, which `_unpacked`
-# takes apart under the names Hugging Face gives them.
+# SemiVL and OpenAI pack query, key and value; `unpacked` takes them apart under Hugging Face's names.
 def _attention(source: str) -> list[Rule]:
     return [
         rule

@@ -11,11 +11,35 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from semiovs_jax.models.interpolation import cubic_matrix
 from semiovs_jax.models.transformer import Block, layer_norm
+
+_CUBIC_A = -0.75  # torch's choice of Keys' parameter
+
+
+def cubic_matrix(source: int, target: int) -> np.ndarray:
+    """Bicubic interpolation along one axis, as torch's `interpolate(align_corners=False)` without antialiasing.
+
+    Args:
+      source: length of the input.
+      target: length of the output; sample i lies at (i + 0.5) * source / target - 0.5 of the input.
+
+    Returns:
+      Float64 [target, source]; taps beyond an end weigh on the sample there.
+    """
+    a = _CUBIC_A
+    position = (np.arange(target) + 0.5) * source / target - 0.5
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        column = np.floor(position).astype(int) + tap
+        x = np.abs(position - column)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        np.add.at(matrix, (np.arange(target), np.clip(column, 0, source - 1)), np.where(x <= 1, near, far))
+    return matrix
 
 
 @dataclasses.dataclass(frozen=True)
