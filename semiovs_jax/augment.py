@@ -96,7 +96,8 @@ def adjust_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
     sextant = sextant + 6 * turns[:, None, None]
 
     def channel(offset: int) -> jax.Array:
-        position = (sextant + offset) % 6
+        position = sextant + offset
+        position = position - 6 * jnp.floor(position / 6)
         return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
 
     return jnp.stack([channel(5), channel(3), channel(1)], -1)
@@ -176,22 +177,22 @@ def gaussian_blur(image: jax.Array, sigma: jax.Array, max_sigma: float = BLUR_SI
       float [N, H, W, C].
     """
     radius = math.ceil(3 * max_sigma)
+    padded = jnp.pad(image, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="edge")
+    # Products with band matrices: they split over the batch, which a convolution with a kernel per image does not,
+    # and the compiler does not repeat the jitter before them for every tap, as it does for sums of shifted images.
+    rows, columns = (_blur_matrix(sigma.astype(image.dtype), size, radius) for size in image.shape[1:3])
+    exact = jax.lax.Precision.HIGHEST
+    blurred = jnp.einsum("nyi,nijc->nyjc", rows, padded, precision=exact)
+    return jnp.einsum("nxj,nyjc->nyxc", columns, blurred, precision=exact)
+
+
+def _blur_matrix(sigma: jax.Array, size: int, radius: int) -> jax.Array:
+    """Weight of each pixel of a line padded by `radius` in each blurred one: [N, size, size + 2 * radius]."""
+    distance = jnp.arange(size + 2 * radius) - radius - jnp.arange(size)[:, None]
     # As small a sigma underflows every weight but the central one.
-    scaled = jnp.arange(radius + 1) / jnp.maximum(sigma, 1e-3)[:, None]
-    weight = jnp.exp(-(scaled**2) / 2).astype(image.dtype)
-    weight = weight / (weight[:, :1] + 2 * weight[:, 1:].sum(1, keepdims=True))
-    weight = weight[:, :, None, None, None]
-    # Sums of shifted slices fuse into one pass and split over the batch; per-image kernels of a convolution do not.
-    for axis in (1, 2):
-        size = image.shape[axis]
-        margin = [(radius, radius) if i == axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(image, margin, mode="edge")
-        image = weight[:, 0] * image
-        for i in range(1, radius + 1):
-            left = jax.lax.slice_in_dim(padded, radius - i, radius - i + size, axis=axis)
-            right = jax.lax.slice_in_dim(padded, radius + i, radius + i + size, axis=axis)
-            image = image + weight[:, i] * (left + right)
-    return image
+    scaled = distance / jnp.maximum(sigma, 1e-3)[:, None, None]
+    weight = jnp.where(abs(distance) <= radius, jnp.exp(-(scaled**2) / 2), 0)
+    return weight / weight.sum(-1, keepdims=True)
 
 
 def weak_view(image: jax.Array) -> jax.Array:

@@ -12,6 +12,9 @@ from tests.golden import Golden, assert_matches, golden_path
 from tests.replays.transforms_device import device_outputs
 
 few = settings(max_examples=10, deadline=None)
+draw_boxes = jax.jit(augment.cutmix_boxes, static_argnums=(1, 2))
+strong_view = jax.jit(augment.strong_view)
+blur = jax.jit(augment.gaussian_blur)
 
 
 @pytest.fixture
@@ -52,9 +55,9 @@ def test_reference_boxes():
 
 
 @few
-@given(st.integers(0, 2**31), st.sampled_from([33, 64, 97]))
+@given(st.integers(0, 2**31), st.sampled_from([33, 97]))
 def test_boxes_are_boxes_of_the_stated_area(seed, size):
-    boxes = np.asarray(augment.cutmix_boxes(jax.random.key(seed), 16, size, probability=1.0))
+    boxes = np.asarray(draw_boxes(jax.random.key(seed), 16, size, 1.0))
     for box in boxes:
         rows, columns = np.nonzero(box.any(1))[0], np.nonzero(box.any(0))[0]
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -66,11 +69,10 @@ def test_boxes_are_boxes_of_the_stated_area(seed, size):
 
 
 def test_boxes_probability_and_independence():
-    draw = jax.jit(augment.cutmix_boxes, static_argnums=(1, 2, 3))
-    filled = np.asarray(draw(jax.random.key(1), 1000, 16, 0.3)).any((1, 2))
+    filled = np.asarray(draw_boxes(jax.random.key(1), 1000, 16, 0.3)).any((1, 2))
     assert abs(filled.mean() - 0.3) < 0.05
-    assert not augment.cutmix_boxes(jax.random.key(1), 20, 16, probability=0.0).any()
-    boxes = np.asarray(draw(jax.random.key(1), 200, 64, 1.0))
+    assert not draw_boxes(jax.random.key(1), 1000, 16, 0.0).any()
+    boxes = np.asarray(draw_boxes(jax.random.key(1), 200, 64, 1.0))
     assert len(np.unique(boxes.reshape(200, -1), axis=0)) > 190
     # Nearly everywhere in the image, and the mean area of a uniform draw from 2 to 40 %.
     assert boxes.any(0)[4:-4, 4:-4].all()
@@ -101,14 +103,14 @@ def test_paste(seed):
 @given(st.floats(0, 2), st.floats(0, 255))
 def test_blur_keeps_constants(sigma, value):
     image = jnp.full((2, 9, 8, 3), value, jnp.float32)
-    np.testing.assert_allclose(augment.gaussian_blur(image, jnp.full(2, sigma)), image, atol=1e-3)
+    np.testing.assert_allclose(blur(image, jnp.full(2, sigma)), image, atol=1e-3)
 
 
 def test_blur_is_a_gaussian(images):
     sigma = jnp.array([0, 0.1, 0.5, 1, 1.5, 2])
-    np.testing.assert_array_equal(augment.gaussian_blur(images, sigma)[0], images[0])
+    np.testing.assert_array_equal(blur(images, sigma)[0], images[0])
     point = jnp.zeros((6, 31, 31, 1)).at[:, 15, 15].set(1.0)
-    blurred = np.asarray(augment.gaussian_blur(point, sigma))[..., 0]
+    blurred = np.asarray(blur(point, sigma))[..., 0]
     np.testing.assert_allclose(blurred.sum((1, 2)), 1, atol=1e-5)
     offset = np.arange(31) - 15
     deviation = np.sqrt((blurred.sum(1) * offset**2).sum(1))
@@ -165,8 +167,7 @@ def test_views(images):
     pixels = images.astype(jnp.uint8)
     weak = augment.weak_view(pixels)
     np.testing.assert_allclose(weak, augment.normalize(images))
-    view = jax.jit(augment.strong_view)
-    first, again, other = (view(jax.random.key(k), pixels) for k in (0, 0, 1))
+    first, again, other = (strong_view(jax.random.key(k), pixels) for k in (0, 0, 1))
     assert first.dtype == jnp.float32
     assert first.shape == weak.shape
     np.testing.assert_array_equal(first, again)
@@ -179,7 +180,7 @@ def test_views(images):
 
 def test_strong_view_probabilities():
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)), jnp.uint8)
-    views = jax.jit(augment.strong_view)(jax.random.key(2), jnp.tile(pixels, (2000, 1, 1, 1)))
+    views = strong_view(jax.random.key(2), jnp.tile(pixels, (2000, 1, 1, 1)))
     levels = np.asarray(views) * np.array(augment.IMAGENET_STD) + np.array(augment.IMAGENET_MEAN)
     gray = np.ptp(levels, axis=-1).max((1, 2)) < 1e-5
     assert abs(gray.mean() - 0.2) < 0.03
@@ -192,8 +193,8 @@ def test_views_do_not_depend_on_sharding():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 9, 9, 3)), jnp.uint8)
-    view = jax.jit(augment.strong_view)
-    sharded = jax.device_put(pixels, sharding)
-    np.testing.assert_allclose(view(jax.random.key(0), pixels), view(jax.random.key(0), sharded), atol=1e-5)
-    compiled = view.lower(jax.random.key(0), sharded).compile().as_text()
-    assert "all-gather" not in compiled
+    key = jax.random.key(0)
+    sharded = jax.jit(augment.strong_view, in_shardings=(None, sharding)).lower(key, pixels).compile()
+    assert "all-gather" not in sharded.as_text()
+    alone = strong_view(key, pixels)
+    np.testing.assert_allclose(sharded(key, jax.device_put(pixels, sharding)), alone, atol=1e-5)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiovs_jax import schedules
@@ -23,6 +23,7 @@ def test_double_precision_is_kept():
         assert float(rate) == pytest.approx(2.4541564381525754e-05, rel=1e-14)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_triangle(total, data):
     epoch = data.draw(st.integers(0, total))
