@@ -105,6 +105,7 @@ def infer_config(
     image_size: tuple[int, int] | None = None,
     eps: float,
     activation: str,
+    name: str = "weights",
 ) -> ClipVitConfig:
     """The architecture whose weights `source` holds, read off its shapes.
 
@@ -114,17 +115,21 @@ def infer_config(
       image_size: (height, width) the position table covers; None if it is square.
       eps: LayerNorm's epsilon.
       activation: "gelu" or "quick_gelu".
+      name: What `source` is, for error messages.
 
     Raises:
-      InputError: The position table is not that of an image of this size.
+      InputError: Not a vision transformer, or the position table is not that of an image of this size.
     """
-    rules = _SCHEMES[scheme_of(source, name="weights")]
+    rules = _SCHEMES[scheme_of(source, name=name)]
     found: dict[str, tuple[int, ...]] = {}
     for key, value in unpacked(source).items():
         for rule in rules:
             if rule.target is not None and (match := re.fullmatch(rule.pattern, key)):
                 shape = value.shape[::-1] if rule.layout == "linear" else value.shape
                 found[match.expand(rule.target)] = shape
+    needed = ("patch_embed/kernel", "pos_embed", "projection/kernel", "layers/0/mlp/expand/kernel")
+    if missing := [path for path in needed if path not in found]:
+        raise InputError(f"{name}: the image tower lacks {', '.join(missing)}; fetch the whole file again")
     width, _, patch, _ = found["patch_embed/kernel"]
     num_patches = found["pos_embed"][0] - 1
     if image_size is None:
@@ -133,7 +138,7 @@ def infer_config(
         patch_size=patch,
         width=width,
         num_layers=1 + max(int(path.split("/")[1]) for path in found if path.startswith("layers/")),
-        num_heads=num_heads or width // 64,
+        num_heads=num_heads or max(1, width // 64),
         mlp_ratio=found["layers/0/mlp/expand/kernel"][1] / width,
         embed_dim=found["projection/kernel"][1],
         image_size=image_size,
@@ -142,7 +147,7 @@ def infer_config(
     )
     if math.prod(config.grid) != num_patches:
         raise InputError(
-            f"the position table has {num_patches} patches, an image of {config.image_size} has "
+            f"{name}: the position table has {num_patches} patches, an image of {config.image_size} has "
             f"{math.prod(config.grid)}; give the image size these weights were trained at"
         )
     return config

@@ -1,12 +1,13 @@
 """Dense CLIP labels: image features, class scores, confidence and labels at several thresholds."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from semiovs_jax.ovs.dense_clip import class_scores, label_scores, normalize, reject_unsure
 from tests.golden import Golden
-from tests.replays.maskclip_vit import build, image_of
+from tests.replays.maskclip_vit import build, forward, image_of
 
 _PREFIX = "clip_encoder."
 _IGNORE_INDEX = 255
@@ -15,9 +16,13 @@ _IGNORE_INDEX = 255
 def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     """Labels the stored image in every case of the golden."""
     config = golden.meta["config"]
-    model = build({k.removeprefix(_PREFIX): v for k, v in golden.state_dict().items()}, config, double)
+    state_dict = {name.removeprefix(_PREFIX): value for name, value in golden.state_dict().items()}
+    graph, params, _ = build(state_dict, config, double)
     fed = image_of(golden, "input", double)
-    dense = {False: model(fed).dense, True: model(_renormalized(fed)).dense}
+    dense = {
+        False: forward(graph, params, fed).dense,
+        True: forward(graph, params, _renormalized(fed)).dense,
+    }
     outputs: dict[str, np.ndarray] = {}
     for case, facts in golden.meta["cases"].items():
         features = dense[facts["renorm_clip_img"]]
@@ -44,7 +49,7 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     return outputs
 
 
-def _renormalized(image: jnp.ndarray) -> jnp.ndarray:
+def _renormalized(image: jax.Array) -> jax.Array:
     """An image under ImageNet's statistics, under CLIP's."""
     mean, std = (jnp.asarray(values, image.dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return normalize(255 * (image * std + mean), "clip")

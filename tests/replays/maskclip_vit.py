@@ -2,33 +2,43 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from semiovs_jax.convert.clip import convert_visual, infer_config
 from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_vit import ClipVit
+from semiovs_jax.models.clip_vit import ClipFeatures, ClipVit, ClipVitConfig
 from tests.golden import Golden
 
 
-def build(state_dict: dict[str, np.ndarray], config: dict[str, Any], double: bool) -> ClipVit:
+def build(
+    state_dict: dict[str, np.ndarray], config: dict[str, Any], double: bool
+) -> tuple[nnx.GraphDef, dict[Any, Any], ClipVitConfig]:
     """The tower that `state_dict` (SemiVL's names) fills, with what shapes do not tell taken from `config`."""
+    size = config["img_size"]
     vision = infer_config(
         state_dict,
         num_heads=config.get("num_heads"),
-        image_size=(size, size) if isinstance(size := config["img_size"], int) else tuple(size),
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
         eps=config.get("norm_cfg", {}).get("eps", 1e-6),
         activation={"GELU": "gelu"}[config.get("act_cfg", {}).get("type", "GELU")],
     )
-    model = ClipVit(vision, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(model, nnx.Param)
-    values = convert_visual(state_dict, flatten(nnx.to_pure_dict(params))).values
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: ClipVit(vision, rngs=nnx.Rngs(0))), nnx.Param)
+    values = convert_visual(state_dict, flatten(nnx.to_pure_dict(shapes))).values
     dtype = np.float64 if double else np.float32
-    return nnx.merge(graph, unflatten({path: jnp.asarray(v, dtype) for path, v in values.items()}))
+    return graph, unflatten({path: jnp.asarray(value, dtype) for path, value in values.items()}), vision
 
 
-def image_of(golden: Golden, key: str, double: bool) -> jnp.ndarray:
+def forward(
+    graph: nnx.GraphDef, params: dict[Any, Any], image: jax.Array, out_indices: tuple[int, ...] = ()
+) -> ClipFeatures:
+    """One compiled forward."""
+    return jax.jit(lambda p, x: nnx.merge(graph, p)(x, out_indices=out_indices))(params, image)
+
+
+def image_of(golden: Golden, key: str, double: bool) -> jax.Array:
     """A stored NCHW image as NHWC."""
     return jnp.asarray(golden[key].transpose(0, 2, 3, 1), np.float64 if double else np.float32)
 
@@ -38,13 +48,14 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     outputs: dict[str, np.ndarray] = {}
     state_dict = golden.state_dict()
     for name, config in golden.meta["config"].items():
-        model = build(state_dict, config, double)
-        depth = model.config.num_layers
+        graph, params, vision = build(state_dict, config, double)
+        depth = vision.num_layers
         indices = [depth] if config["out_indices"] is None else config["out_indices"]
         for key in golden.keys:
             if not key.startswith("input_"):
                 continue
-            features = model(image_of(golden, key, double), out_indices=tuple(i for i in indices if i < depth))
+            inner = tuple(i for i in indices if i < depth)
+            features = forward(graph, params, image_of(golden, key, double), inner)
             levels = [*features.levels, *([features.dense] if depth in indices else [])]
             prefix = f"{name}_{key.removeprefix('input_')}"
             for j, level in enumerate(levels):

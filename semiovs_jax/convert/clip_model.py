@@ -1,0 +1,74 @@
+"""A whole published CLIP, both towers, to the file `ovs.clip_weights` reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import InputError
+from semiovs_jax.convert.clip import convert_visual, infer_config, scheme_of
+from semiovs_jax.convert.clip_text import convert_text, infer_text_config
+from semiovs_jax.convert.keys import Converted
+from semiovs_jax.ovs.clip_weights import ClipConfig, parameter_shapes
+
+_VISUAL = ("visual.", "vision_model.", "visual_projection.")
+
+
+def convert_clip(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """Renames a CLIP with a ViT image tower: the converter of `--kind=clip`.
+
+    Args:
+      source: State dict of OpenAI's, open_clip's or Hugging Face's CLIP.
+      name: The file it comes from. Hugging Face's needs `config.json` beside it, which tells what weights do
+        not: activation, heads and epsilon. The others are taken to be OpenAI's: QuickGELU, 64 channels a head.
+
+    Returns:
+      Values below `visual/` and `text/`, the dropped names (neither tower's: `logit_scale` and the like), and
+      the architecture as metadata.
+
+    Raises:
+      InputError: Another network, a missing `config.json`, or a tensor too many, too few or of a wrong shape.
+    """
+    visual = {key: value for key, value in source.items() if key.startswith(_VISUAL)}
+    facts = _huggingface_facts(name) if scheme_of(source, name=name) == "huggingface" else _openai_facts()
+    config = ClipConfig(
+        visual=infer_config(visual, **facts["visual"], name=name),
+        text=infer_text_config(source, **facts["text"], name=name),
+    )
+    shapes = parameter_shapes(config)
+    towers = {
+        "visual": convert_visual(visual, shapes["visual"], name=name),
+        "text": convert_text(source, shapes["text"], name=name),
+    }
+    values = {f"{tower}/{path}": v for tower, found in towers.items() for path, v in found.values.items()}
+    dropped = {*towers["visual"].dropped, *(key for key in towers["text"].dropped if key not in visual)}
+    return Converted(values, tuple(key for key in source if key in dropped), {"config": config.to_json()})
+
+
+def _openai_facts() -> dict[str, dict[str, Any]]:
+    return {"visual": {"eps": 1e-5, "activation": "quick_gelu"}, "text": {"activation": "quick_gelu"}}
+
+
+def _huggingface_facts(name: str) -> dict[str, dict[str, Any]]:
+    """What `config.json` says of both towers; what it leaves out has the default of transformers."""
+    path = Path(name).with_name("config.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: {error}; fetch the config.json that lies beside {Path(name).name}") from error
+    from transformers import CLIPConfig
+
+    config: Any = CLIPConfig.from_dict(content)
+    visual, text = config.vision_config, config.text_config
+    if text.layer_norm_eps != 1e-5:
+        raise InputError(f"{path}: text_config.layer_norm_eps is {text.layer_norm_eps}; CLIP's text tower has 1e-5")
+    return {
+        "visual": {
+            "num_heads": visual.num_attention_heads,
+            "eps": visual.layer_norm_eps,
+            "activation": visual.hidden_act,
+        },
+        "text": {"num_heads": text.num_attention_heads, "activation": text.hidden_act},
+    }
