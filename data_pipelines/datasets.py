@@ -56,7 +56,9 @@ def load_dataset(name_or_path: str | Path) -> DatasetInfo:
         path = _FOLDER / f"{name_or_path}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.json")))
-        raise InputError(f"dataset {str(name_or_path)!r} is unknown: name one of {known}, or give the path of a json file")
+        raise InputError(
+            f"dataset {str(name_or_path)!r} is unknown: name one of {known}, or give the path of a json file"
+        )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -26,8 +26,8 @@ def decode_image(encoded: Encoded) -> np.ndarray:
         UnreadableError: The file is missing, truncated or no image.
     """
     data = encoded.read()
-    # simplejpeg gives PIL's pixels sooner. It refuses CMYK, other formats and harmless irregularities as well
-    # as damage, so PIL judges what it refuses.
+    # simplejpeg gives PIL's pixels sooner. It refuses harmless irregularities as well as damage, so PIL judges
+    # what it refuses.
     if data.startswith(b"\xff\xd8"):
         try:
             return simplejpeg.decode_jpeg(data)

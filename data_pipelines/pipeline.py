@@ -8,6 +8,7 @@ the number of threads or processes.
 import dataclasses
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from data_pipelines import transforms
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, Source, UnreadableError, open_stream
+from data_pipelines.sources import ConcatenatedSource, Record, Source, UnreadableError, open_stream
 
 STREAMS = ("labeled", "unlabeled", "mix", "ood")
 
@@ -88,6 +89,7 @@ def make_train_iterator(
     seed: int,
     streams: Sequence[str],
     ood_labels_dir: str | None = None,
+    ood_as_unlabeled: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainData:
@@ -104,6 +106,7 @@ def make_train_iterator(
         seed: Seed of all shuffles and draws.
         streams: Names of the streams, out of `STREAMS`.
         ood_labels_dir: Folder of cached pseudo-labels for the "ood" stream.
+        ood_as_unlabeled: Whether the "ood" images, without labels, join "unlabeled" and "mix".
         process_index: This process; it gets the `process_index`-th block of rows of each global batch.
         process_count: Number of processes.
 
@@ -119,14 +122,18 @@ def make_train_iterator(
         raise InputError(f"unknown stream(s) {', '.join(unknown)}: use {', '.join(STREAMS)}")
     info = load_dataset(data_config.dataset)
     bad = BadRecords(data_config.max_bad_records)
-    sources = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
+    sources: dict[str, Source] = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
+    if ood_as_unlabeled:
+        ood = open_stream(data_config, "ood")
+        for name in {"unlabeled", "mix"} & set(sources):
+            sources[name] = ConcatenatedSource((sources[name], ood))
+    scale_range = tuple(data_config.scale_range)
     datasets = []
     for name, source in sources.items():
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
-        shuffle_seed, view_seed = np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2)
-        view = functools.partial(_view, source=source, info=info, config=data_config, bad=bad)
-        positions = grain.MapDataset.range(len(source)).shuffle(seed=int(shuffle_seed)).repeat()
-        datasets.append(positions.random_map(view, seed=int(view_seed)))
+        order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
+        order = grain.MapDataset.source(_ShuffledPositions(len(source), order_seed))
+        datasets.append(order.random_map(_View(source, info, bad, data_config.crop_size, scale_range), seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
     options = grain.ReadOptions(num_threads=data_config.num_threads, prefetch_buffer_size=data_config.prefetch)
@@ -171,6 +178,29 @@ def validation_records(data_config: Any) -> ValidationRecords:
     return ValidationRecords(open_stream(data_config, "val"), load_dataset(data_config.dataset))
 
 
+class _ShuffledPositions:
+    """Endless positions 0..length-1, each epoch in an order of its own: the source under a stream.
+
+    Grain's `shuffle` takes milliseconds an element where there are fewer than some hundred records, which the
+    labeled split is: more than reading the record.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self._length = length
+        self._seed = seed
+        self._order = functools.lru_cache(maxsize=2)(self._draw_order)  # threads may work across an epoch's end
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> int:
+        epoch, step = divmod(index, self._length)
+        return int(self._order(epoch)[step])
+
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._length)
+
+
 class _ProcessRows(grain.MapDataset):
     """The rows of each global batch that belong to one process: a contiguous block, as in a sharded array.
 
@@ -198,24 +228,29 @@ def _named(elements: tuple[Element, ...], names: tuple[str, ...]) -> dict[str, E
     return dict(zip(names, elements, strict=True))
 
 
-def _view(
-    index: int, rng: np.random.Generator, *, source: Source, info: DatasetInfo, config: Any, bad: BadRecords
-) -> Element:
-    """A random view of the record at `index`, or of the first one after it that can be read."""
-    for substituted in range(len(source)):
-        position = (index + substituted) % len(source)
-        record = source[position]
-        try:
-            decoded = _decode(record, info)
-        except UnreadableError as error:
-            bad.add(record.id, error)
-            continue
-        return {
-            **_random_view(decoded, rng, info, config.crop_size, tuple(config.scale_range)),
-            "index": np.int32(position),
-            "substituted": np.int32(substituted),
-        }
-    raise InputError(f"none of the {len(source)} records of a stream can be read: {', '.join(bad.names()[:5])}")
+@dataclasses.dataclass(frozen=True, repr=False)
+class _View(grain.transforms.RandomMap):
+    """Turns a position into a random view of the record there, or of the first one after it that can be read."""
+
+    source: Source
+    info: DatasetInfo
+    bad: BadRecords
+    crop_size: int
+    scale_range: tuple[float, float]
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Element:
+        for substituted in range(len(self.source)):
+            position = (element + substituted) % len(self.source)
+            record = self.source[position]
+            try:
+                decoded = _decode(record, self.info)
+            except UnreadableError as error:
+                self.bad.add(record.id, error)
+                continue
+            view = _random_view(decoded, rng, self.info, self.crop_size, self.scale_range)
+            return {**view, "index": np.int32(position), "substituted": np.int32(substituted)}
+        count, bad = len(self.source), ", ".join(self.bad.names()[:5])
+        raise InputError(f"none of the {count} records of a stream can be read: {bad}")
 
 
 def _decode(record: Record, info: DatasetInfo) -> Element:

@@ -119,6 +119,23 @@ class FolderSource:
         return [record_id(image) for image in self.images]
 
 
+@dataclasses.dataclass(frozen=True)
+class ConcatenatedSource:
+    """The records of several sources, one source after the other."""
+
+    sources: tuple[Source, ...]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Record:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+
 def record_id(image: str) -> str:
     """The id of an image: its relative path without the suffix."""
     return str(PurePosixPath(image).with_suffix(""))

@@ -85,10 +85,10 @@ def resize_plane(plane: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: Size, rows: slice | None = None, columns: slice | None = None) -> np.ndarray:
-    """Bilinear resize with PIL, computing only a window of the result.
+    """Bilinear resize with PIL, of which only a window is wanted.
 
-    PIL resizes along rows, rounds to 8 bits, then resizes along columns. Cutting the window out between the
-    two passes saves most of the work on enlarged images and changes no pixel; PIL's own `box` argument would
+    Where it enlarges, PIL resizes along rows, rounds to 8 bits, then resizes along columns. Cutting the window
+    out between the two passes saves most of the work and changes no pixel; PIL's own `box` argument would
     change some, since it holds the window's corners in single precision.
 
     Args:
@@ -104,18 +104,22 @@ def resize_image(image: np.ndarray, size: Size, rows: slice | None = None, colum
     rows, columns = rows or slice(0, size[0]), columns or slice(0, size[1])
     if size == (height, width):
         return image[rows, columns]
+    if size[0] <= height:
+        return np.asarray(_bilinear(Image.fromarray(image), size))[rows, columns]
     ratio = height / size[0]
-    reach = math.ceil(max(ratio, 1.0)) + 1  # source rows that one result row may read on either side
-    first = max(0, math.floor(rows.start * ratio) - reach)
-    last = min(height, math.ceil(rows.stop * ratio) + reach)
-    band = Image.fromarray(image[first:last]).resize((size[1], last - first), Image.Resampling.BILINEAR)
+    first = max(0, math.floor(rows.start * ratio) - 2)  # a result row reads its source row's two neighbors
+    last = min(height, math.ceil(rows.stop * ratio) + 2)
+    band = _bilinear(Image.fromarray(image[first:last]), (last - first, size[1]))
     band = band.crop((columns.start, 0, columns.stop, last - first))
-    if last - first < height:  # the second pass must see the full height to keep its sampling positions
-        canvas = Image.new("RGB", (band.width, height))
-        canvas.paste(band, (0, first))
-        band = canvas
-    resized = band.resize((band.width, size[0]), Image.Resampling.BILINEAR)
+    # The second pass must see the full height to keep its sampling positions.
+    canvas = Image.new("RGB", (band.width, height))
+    canvas.paste(band, (0, first))
+    resized = _bilinear(canvas, (size[0], band.width))
     return np.asarray(resized.crop((0, rows.start, band.width, rows.stop)))
+
+
+def _bilinear(image: Image.Image, size: Size) -> Image.Image:
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)
 
 
 def _window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:

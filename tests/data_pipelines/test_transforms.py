@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipelines import transforms
+from data_pipelines.transforms import Geometry
+from tests.golden import Golden, assert_matches, golden_path
+from tests.replays.transforms import replay
+
+SIDES = st.integers(1, 60)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden(golden_path("transforms"))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_golden_holds(golden):
+    assert_matches(golden, replay(golden, double=False))
+
+
+def test_host_views_are_the_references_pixel_for_pixel(golden):
+    outputs = replay(golden, double=False)
+    host = [key for key in outputs if key.startswith(("resize", "crop", "hflip", "item"))]
+    assert len(host) >= 40
+    for key in host:
+        np.testing.assert_array_equal(outputs[key], golden[key], err_msg=key)
+
+
+class _Extreme:
+    """A generator that records the ranges it is asked for and always draws one end of them."""
+
+    def __init__(self, top: bool):
+        self.top, self.ranges = top, []
+
+    def integers(self, low, high, endpoint):
+        assert endpoint
+        self.ranges.append([low, high])
+        return high if self.top else low
+
+    def random(self):
+        return 0.5 if self.top else 0.49
+
+
+def test_draws_have_the_references_ranges(golden):
+    for case in golden.meta["resize"]:
+        rng = _Extreme(top=True)
+        size = golden[f"mask_{case['source']}"].shape
+        transforms.draw_geometry(rng, size, 65, (0.5, 2.0))
+        assert rng.ranges[0] == case["draw_range"]
+        assert list(transforms.scaled_size(*size, case["long_side"])) == case["out_hw"]
+    for case in golden.meta["crop"]:
+        rng = _Extreme(top=True)
+        transforms.draw_geometry(rng, golden[f"mask_{case['source']}"].shape, case["size"], (1.0, 1.0))
+        assert rng.ranges[1:] == case["draw_ranges"]
+
+
+@given(SIDES, SIDES, st.integers(1, 70), st.booleans())
+def test_a_drawn_crop_lies_inside_the_padded_image(height, width, crop_size, top):
+    geometry = transforms.draw_geometry(_Extreme(top), (height, width), crop_size, (0.5, 2.0))
+    assert min(geometry.size) >= 1
+    for start, side in ((geometry.y, geometry.size[0]), (geometry.x, geometry.size[1])):
+        assert start == (max(side - crop_size, 0) if top else 0)
+    assert geometry.flip is not top
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_window_of_the_resize_is_the_window_of_pils_resize(data):
+    height, width = data.draw(SIDES), data.draw(SIDES)
+    size = data.draw(st.integers(1, 130)), data.draw(st.integers(1, 130))
+    y, x = data.draw(st.integers(0, size[0] - 1)), data.draw(st.integers(0, size[1] - 1))
+    rows, columns = slice(y, data.draw(st.integers(y + 1, size[0]))), slice(x, data.draw(st.integers(x + 1, size[1])))
+    image = picture(height, width)
+    whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(transforms.resize_image(image, size, rows, columns), whole[rows, columns])
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.73, 1.25, 1.6, 2.0])
+def test_a_window_of_a_photograph_sized_resize_is_pils(scale):
+    image = picture(375, 500)
+    size = int(375 * scale), int(500 * scale)
+    whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    rows, columns = slice(size[0] // 5, size[0] // 5 + 100), slice(size[1] // 3, size[1] // 3 + 120)
+    np.testing.assert_array_equal(transforms.resize_image(image, size, rows, columns), whole[rows, columns])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), SIDES, SIDES, st.integers(1, 70))
+def test_image_label_and_valid_show_the_same_pixels(seed, height, width, crop_size):
+    """A view at scale 1: what is valid is the image, in place; what is not is padding, to the right and below."""
+    image = picture(height, width, seed)
+    image[..., 0] = np.maximum(image[..., 0], 1)
+    geometry = transforms.draw_geometry(np.random.default_rng(seed), (height, width), crop_size, (1.0, 1.0))
+    view = transforms.view_image(image, geometry, crop_size)
+    label = transforms.view_plane(image[..., 0] % 21, geometry, crop_size, 255)
+    valid = transforms.view_valid(geometry, crop_size)
+    np.testing.assert_array_equal(valid, view[..., 0] != 0)
+    np.testing.assert_array_equal(label, np.where(valid, view[..., 0] % 21, 255))
+    assert not view[~valid].any()
+    if geometry.flip:
+        view, valid = transforms.flip(view), transforms.flip(valid)
+    shown = image[geometry.y : geometry.y + crop_size, geometry.x : geometry.x + crop_size]
+    assert shown.shape[:2] == (min(height, crop_size), min(width, crop_size))
+    np.testing.assert_array_equal(view[: shown.shape[0], : shown.shape[1]], shown)
+    assert valid.sum() == shown.shape[0] * shown.shape[1]
+
+
+@given(SIDES, SIDES)
+def test_flipping_twice_changes_nothing_and_once_mirrors_columns(height, width):
+    image = picture(height, width)
+    np.testing.assert_array_equal(transforms.flip(transforms.flip(image)), image)
+    np.testing.assert_array_equal(transforms.flip(image)[:, 0], image[:, -1])
+
+
+@given(SIDES, SIDES, st.integers(1, 130))
+def test_resizing_a_label_invents_no_value(height, width, long_side):
+    label = picture(height, width)[..., 0]
+    resized = transforms.resize_plane(label, transforms.scaled_size(height, width, long_side))
+    assert max(resized.shape) == long_side
+    assert np.isin(resized, label).all()
+
+
+def test_half_of_the_views_are_flipped_and_every_long_side_is_drawn():
+    rng = np.random.default_rng(0)
+    drawn = [transforms.draw_geometry(rng, (8, 10), 4, (0.5, 2.0)) for _ in range(2000)]
+    assert {geometry.size[1] for geometry in drawn} == set(range(5, 21))
+    assert abs(np.mean([geometry.flip for geometry in drawn]) - 0.5) < 0.05
+
+
+def test_a_view_without_padding_or_flip_is_the_image():
+    image = picture(9, 9)
+    np.testing.assert_array_equal(transforms.view_image(image, Geometry((9, 9), 0, 0), 9), image)

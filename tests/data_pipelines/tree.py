@@ -1,0 +1,94 @@
+"""Writes small VOC-layout and COCO-layout trees for the tests of the input pipeline."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipelines.datasets import voc_palette
+
+
+def data_config(root: Path, **changes) -> ConfigDict:
+    config = ConfigDict(
+        {
+            "root": str(root),
+            "labeled_split": "labeled.txt",
+            "unlabeled_split": "unlabeled.txt",
+            "val_split": "val.txt",
+            "ood_root": str(root / "ood"),
+            "ood_split": "",
+            "dataset": "voc21",
+            "crop_size": 33,
+            "scale_range": (0.5, 2.0),
+            "max_bad_records": 0,
+            "num_threads": 2,
+            "prefetch": 2,
+        }
+    )
+    config.update(changes)
+    return config
+
+
+def write_tree(root: Path, labeled: int = 3, unlabeled: int = 7, val: int = 2, ood: int = 5) -> ConfigDict:
+    """Writes numbered images of mixed sizes, splits and an OOD folder with a subfolder; returns their config."""
+    number = 0
+    for split, count in (("labeled", labeled), ("unlabeled", unlabeled), ("val", val)):
+        ids = [f"{number + i:04d}" for i in range(count)]
+        for id_ in ids:
+            write_pair(root, id_)
+        lines = [f"JPEGImages/{id_}.jpg SegmentationClass/{id_}.png" for id_ in ids]
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
+        number += count
+    for i in range(ood):
+        path = root / "ood" / ("train" if i % 2 else ".") / f"{i:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(image(100 + i)))
+    return data_config(root)
+
+
+def write_pair(root: Path, id_: str) -> None:
+    seed = int(id_)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "JPEGImages" / f"{id_}.jpg").write_bytes(jpeg(image(seed)))
+    write_label(root / "SegmentationClass" / f"{id_}.png", label(seed))
+
+
+def image(seed: int) -> np.ndarray:
+    """Every image of one size and brightness of its own, so that a crop tells which one it shows."""
+    rng = np.random.default_rng(seed)
+    height, width = 30 + seed % 5, 40 + seed % 7
+    return np.clip(rng.normal(seed % 200 + 20, 3, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def label(seed: int) -> np.ndarray:
+    plane = np.zeros(image(seed).shape[:2], np.uint8)
+    plane[5:20, 5:25] = seed % 20 + 1
+    plane[4, 5:25] = 255
+    return plane
+
+
+def jpeg(pixels: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90, **options)
+    return stream.getvalue()
+
+
+def write_label(path: Path, plane: np.ndarray) -> None:
+    picture = Image.fromarray(plane)
+    picture.putpalette(voc_palette().ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def write_cached_labels(root: Path, folder: Path, ids: list[str]) -> None:
+    """Cached pseudo-labels for OOD images: label 3 everywhere, confidence 200."""
+    for id_ in ids:
+        with Image.open(root / "ood" / f"{id_}.jpg") as picture:
+            size = picture.height, picture.width
+        write_label(folder / "labels" / f"{id_}.png", np.full(size, 3, np.uint8))
+        path = folder / "confidence" / f"{id_}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(size, 200, np.uint8)).save(path)
