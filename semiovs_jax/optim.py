@@ -11,7 +11,7 @@ from semiovs_jax import schedules
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
     """The backbone's learning rate by update (`config.optim.learning_rate`, `.power`)."""
-    return schedules.polynomial(config.learning_rate, total_steps, config.power)
+    return schedules.poly_learning_rate(config.learning_rate, total_steps, config.power)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, total_steps: int) -> optax.GradientTransformation:

@@ -57,6 +57,7 @@ class Predictions(NamedTuple):
 
     Attributes:
       labeled: of the labeled weak view.
+      labeled_fp: the same with perturbed features, which no term uses; None without terms.
       partner: eval-mode logits of weak views that are only pasted from, without gradient.
       weak: train-mode logits of the weak views.
       fp: the same with perturbed features.
@@ -65,6 +66,7 @@ class Predictions(NamedTuple):
     """
 
     labeled: jax.Array
+    labeled_fp: jax.Array | None
     partner: dict[str, jax.Array]
     weak: dict[str, jax.Array]
     fp: dict[str, jax.Array]
@@ -179,12 +181,12 @@ def predict(
 
     if not streams:
         labeled, batch_stats = student.apply(params, batch_stats, views.weak["labeled"], train=True)
-        return Predictions(labeled, partner, {}, {}, {}, {}), batch_stats
+        return Predictions(labeled, None, partner, {}, {}, {}, {}), batch_stats
 
     joint = interleave(views.weak["labeled"], *(views.weak[name] for name in streams))
     (clean, perturbed), batch_stats = student.apply(params, batch_stats, joint, train=True, keep=views.keep)
     labeled, *weak = deinterleave(clean, 1 + len(streams))
-    _, *fp = deinterleave(perturbed, 1 + len(streams))
+    labeled_fp, *fp = deinterleave(perturbed, 1 + len(streams))
 
     s1, s2 = {}, {}
     for name in streams:
@@ -195,7 +197,7 @@ def predict(
         s1[name], s2[name] = deinterleave(strong, 2)
 
     by_name = functools.partial(zip, streams, strict=True)
-    return Predictions(labeled, partner, dict(by_name(weak)), dict(by_name(fp)), s1, s2), batch_stats
+    return Predictions(labeled, labeled_fp, partner, dict(by_name(weak)), dict(by_name(fp)), s1, s2), batch_stats
 
 
 def label_streams(views: Views, predictions: Predictions) -> dict[tuple[str, str], PseudoLabel]:
@@ -254,6 +256,15 @@ def total_loss(
     return total / method.total_weight, Outcome(batch_stats, supervised, terms, confident, predictions, labels)
 
 
+class Update(NamedTuple):
+    """One update: the next state, the loss before it, its gradient, and what was computed on the way."""
+
+    state: TrainState
+    loss: jax.Array
+    gradient: Any
+    outcome: Outcome
+
+
 def update(
     state: TrainState,
     views: Views,
@@ -261,24 +272,29 @@ def update(
     method: Method,
     optimizer: optax.GradientTransformation,
     ignore_index: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from given views.
-
-    Returns:
-      The next state, and scalars: loss, loss_x, one loss_<term> and passed_<term> (share of its valid pixels behind
-      the gate) a term, mask_ratio (share of confident unlabeled pixels).
-    """
+) -> Update:
+    """One update from given views."""
     loss_fn = functools.partial(total_loss, student=student, method=method, ignore_index=ignore_index)
     (loss, outcome), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats, views)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    metrics = {"loss": loss, "loss_x": outcome.supervised}
-    if method.terms:
-        metrics["mask_ratio"] = outcome.confident
-    for name, term in outcome.terms.items():
-        metrics[f"loss_{name}"] = term.loss
-        metrics[f"passed_{name}"] = term.passed / jnp.maximum(term.valid, 1)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, outcome.batch_stats, opt_state), metrics
+    return Update(TrainState(state.step + 1, params, outcome.batch_stats, opt_state), loss, gradient, outcome)
+
+
+def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
+    """What is logged of a step.
+
+    Returns:
+      loss and loss_x; with terms also mask_ratio (share of confident unlabeled pixels) and, a term, loss_<term> and
+      passed_<term> (share of its valid pixels behind the gate).
+    """
+    values = {"loss": loss, "loss_x": outcome.supervised}
+    if outcome.terms:
+        values["mask_ratio"] = outcome.confident
+    for name, term in outcome.terms.items():
+        values[f"loss_{name}"] = term.loss
+        values[f"passed_{name}"] = term.passed / jnp.maximum(term.valid, 1)
+    return values
 
 
 class Recipe(NamedTuple):
@@ -320,7 +336,8 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
     def train_step(state: TrainState, batch: Any, ovs_weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         views = recipe.views(state.step, batch, ovs_weights)
-        return update(state, views, recipe.student, recipe.method, recipe.optimizer, recipe.ignore_index)
+        done = update(state, views, recipe.student, recipe.method, recipe.optimizer, recipe.ignore_index)
+        return done.state, scalars(done.loss, done.outcome)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
 

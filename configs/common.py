@@ -1,0 +1,72 @@
+"""What every experiment shares: the SemiOVS trainer's settings on Pascal VOC.
+
+Values are those of the reference's `semiovs/configs/pascal.yaml` unless said otherwise. Every size is global: it does
+not change with the number of devices. Experiments change what differs and lock the result.
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def semiovs_unimatch() -> ml_collections.ConfigDict:
+    """SemiOVS on UniMatch, unlocked: ResNet-101 DeepLabV3+, COCO as OOD images."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 8  # images per stream and step
+
+    config.data = ConfigDict()
+    config.data.dataset = "voc21"  # class names, palette: data_pipelines/datasets/<name>.json, or a path
+    config.data.root = "data/pascal"  # below it JPEGImages/, SegmentationClass/
+    config.data.labeled_split = "splits/92/labeled.txt"  # relative to root
+    config.data.unlabeled_split = "splits/92/unlabeled.txt"
+    config.data.val_split = "splits/val.txt"
+    config.data.ood_root = "data/coco/train2017"
+    config.data.ood_split = ""  # "": every image below ood_root
+    config.data.make = ""  # "shapes": write the embedded benchmark to root if nothing is there
+    config.data.crop_size = 321
+    config.data.scale_range = (0.5, 2.0)  # of the long side, before the crop
+    config.data.max_bad_records = 0  # unreadable images that are skipped before a run gives up
+    config.data.num_threads = 8
+    config.data.prefetch = 4  # elements decoded ahead
+
+    config.model = ConfigDict()
+    config.model.backbone = "resnet101"
+    config.model.weights = "weights/resnet101.safetensors"  # python -m semiovs_jax.convert resnet101.pth ...
+    config.model.random_init = False  # True: train the backbone from scratch
+    config.model.dtype = "float32"  # of convolutions; "bfloat16" on TPU
+    config.model.remat = False  # recompute activations in the backward pass to save memory
+
+    config.method = ConfigDict()
+    config.method.name = "unimatch"  # or "supervised"
+    config.method.ood = "ovs"  # "none", "unlabeled" (OOD images join the unlabeled stream), "ovs"
+    config.method.ood_weight = 1.0  # lambda
+    config.method.confidence_threshold = 0.95
+
+    config.ovs = ConfigDict()
+    config.ovs.name = "dense_clip"
+    config.ovs.weights = "weights/clip_vit_b16.safetensors"
+    config.ovs.vocabulary = "voc21"  # semiovs_jax/ovs/vocabularies/<name>.json, or a path
+    config.ovs.image_size = 512
+    config.ovs.labels = "cached"  # "online": label the crop inside the train step
+    config.ovs.labels_dir = "data/coco/ovs_voc21"
+    config.ovs.batch_size = 8
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-3  # of the backbone
+    config.optim.head_multiplier = 10.0  # the rest's learning rate over the backbone's
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 1e-4
+    config.optim.power = 0.9  # of the polynomial decay
+
+    config.train = ConfigDict()
+    config.train.epochs = 80  # over the unlabeled stream
+    config.train.steps = 0  # > 0: this many steps instead
+    config.train.log_every_steps = 50
+    config.train.eval_every_steps = 1311  # one epoch of 10,490 unlabeled images
+    config.train.checkpoint_every_steps = 1311
+    config.train.panel_images = 4  # images in a panel, written at each evaluation; 0: none
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 8
+    config.eval.max_shapes = 4  # padded shapes that evaluation compiles
+    return config

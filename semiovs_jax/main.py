@@ -1,0 +1,16 @@
+"""Trains, or goes on training: python -m semiovs_jax.main --config=configs/voc92.py --workdir=runs/voc92."""
+
+from typing import Any
+
+from semiovs_jax.runtime import run_command
+
+
+def main(flags: Any) -> None:
+    """Runs `flags.config` in `flags.workdir`."""
+    from semiovs_jax.train import train_and_evaluate
+
+    train_and_evaluate(flags.config, flags.workdir)
+
+
+if __name__ == "__main__":
+    run_command(main)
