@@ -1,0 +1,6 @@
+"""What a person sees of a run: start summary, progress, metrics, TensorBoard, panels, curves, the final table."""
+
+from semiovs_jax.reporting.report import Report
+from semiovs_jax.reporting.summary import Summary
+
+__all__ = ["Report", "Summary"]

@@ -1,0 +1,66 @@
+"""Learning curves: the metrics log as one picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def draw_curves(records: Records, path: Path) -> None:
+    """Draws losses, gates and mIoU over the steps into a PNG file.
+
+    Args:
+      records: lines of the metrics log (`metrics_log.read_records`).
+      path: of the PNG file; written whole or not at all.
+    """
+    train = [record for record in records if record["event"] == "train"]
+    evaluations = [record for record in records if record["event"] == "eval"]
+    figure = Figure(figsize=(8, 10), layout="constrained", dpi=110)
+    losses, gates, scores = figure.subplots(3, 1, sharex=True)
+
+    _draw(losses, train, lambda name: name.startswith("loss"), main="loss")
+    losses.set(title="losses", ylabel="cross-entropy", ylim=(0, None))
+    _draw(gates, train, lambda name: name.startswith(("mask_ratio", "passed_")), main="mask_ratio")
+    gates.set(title="share of pixels behind the confidence gate", ylabel="share", ylim=(-0.02, 1.02))
+    _draw_scores(scores, evaluations)
+    scores.set(title="validation", xlabel="step", ylabel="mIoU, %", ylim=(0, None))
+    for axes in (losses, gates, scores):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+        else:
+            axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="gray")
+
+    unfinished = path.with_suffix(".tmp.png")
+    figure.savefig(unfinished)
+    unfinished.replace(path)
+
+
+def _draw(axes: Axes, records: Records, wanted: Callable[[str], bool], main: str) -> None:
+    names = dict.fromkeys(name for record in records for name in record if wanted(name))
+    # The main one last: on top of the others and, in black, apart from them.
+    for name in sorted(names, key=lambda name: name == main):
+        logged = [record for record in records if record.get(name) is not None]
+        steps, values = ([record[key] for record in logged] for key in ("step", name))
+        style = {"color": "black", "linewidth": 2.0} if name == main else {"linewidth": 1.2}
+        axes.plot(steps, values, label=name, marker="o", markersize=2.5, **style)
+
+
+def _draw_scores(axes: Axes, evaluations: Records) -> None:
+    if not evaluations:
+        return
+    steps = [record["step"] for record in evaluations]
+    means = [100 * record["miou"] for record in evaluations]
+    present = [100 * record["miou_present"] for record in evaluations]
+    axes.plot(steps, means, "o-", color="black", markersize=4, label="mIoU, all classes")
+    if present != means:
+        axes.plot(steps, present, "o--", color="gray", markersize=3, label="mIoU, classes present")
+    best = max(range(len(means)), key=means.__getitem__)
+    for index, name, color in ((best, "best", "tab:green"), (len(means) - 1, "last", "tab:blue")):
+        label = f"{name}: {means[index]:.2f} at {steps[index]}"
+        axes.plot(steps[index], means[index], "o", color=color, markersize=9, fillstyle="none", label=label)

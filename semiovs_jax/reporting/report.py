@@ -1,0 +1,176 @@
+"""The one object through which the training loop talks to a person."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from data_pipelines.datasets import DatasetInfo
+from data_pipelines.errors import InputError
+from semiovs_jax.metrics import Scores
+from semiovs_jax.reporting import curves, panels, table
+from semiovs_jax.reporting.metrics_log import MetricsLog
+from semiovs_jax.reporting.progress import Clock, Progress
+from semiovs_jax.reporting.summary import Summary, format_summary
+
+# Shown beside the progress bar; everything else is in the files.
+_HEADLINES = ("loss", "loss_x", "mask_ratio")
+
+
+class Report:
+    """Writes everything about a run that a person reads, below `workdir`; process 0 alone writes.
+
+        metrics.jsonl    a line for each logged step and each evaluation
+        curves.png       losses, gates and mIoU over the steps
+        panels/STEP.png  what the model sees and says
+        tensorboard/     scalars and panels
+        summary.txt, result.json, table.txt
+
+    A run that continues from a checkpoint continues these files too: whatever they hold of later steps is dropped.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        dataset: DatasetInfo,
+        *,
+        total_steps: int,
+        images_per_step: int,
+        log_every_steps: int,
+        restored_step: int = 0,
+        writes: bool | None = None,
+    ):
+        """Opens the files.
+
+        Args:
+          workdir: folder of the run, made if missing.
+          dataset: class names and palette.
+          total_steps: length of the run.
+          images_per_step: of all streams, for the throughput.
+          log_every_steps: distance of the steps whose metrics are read from the device.
+          restored_step: steps already done.
+          writes: whether this process writes; process 0 does by default.
+
+        Raises:
+          InputError: if `workdir` cannot be written.
+        """
+        self._writes = jax.process_index() == 0 if writes is None else writes
+        if not self._writes:
+            return
+        self._workdir = Path(workdir)
+        self._dataset = dataset
+        self._total_steps = total_steps
+        self._images_per_step = images_per_step
+        self._log_every_steps = log_every_steps
+        try:
+            (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
+            self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step)
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=restored_step + 1)
+        except OSError as error:
+            raise InputError(f"--workdir={workdir}: cannot be written ({error}); choose another folder") from error
+        self._clock = Clock(total_steps)
+        self._progress = Progress(total_steps, restored_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, summary: Summary) -> None:
+        """Prints what the run is about to do."""
+        if not self._writes:
+            return
+        text = format_summary(summary)
+        self._progress.say(text)
+        (self._workdir / "summary.txt").write_text(text + "\n", encoding="utf-8")
+        self._board.add_text("summary", f"```\n{text}\n```", summary.restored_step or 0)
+
+    def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes note of a step; waits for the device only where the step is logged.
+
+        Args:
+          step: number of steps done, this one included.
+          metrics: scalars on the device.
+        """
+        if not self._writes:
+            return
+        self._clock.tick(step)
+        if step % self._log_every_steps and step != self._total_steps:
+            return
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        rate = self._clock.steps_per_second(step)
+        images_per_second = None if rate is None else rate * self._images_per_step
+        self._log.write("train", step, values | {"images_per_second": images_per_second})
+        for name, value in values.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        if images_per_second is not None:
+            self._board.add_scalar("train/images_per_second", images_per_second, step)
+        headlines = {name: values[name] for name in _HEADLINES if name in values}
+        self._progress.show(step, headlines, images_per_second, self._clock.seconds_left(step))
+
+    def evaluation(self, step: int, scores: Scores) -> None:
+        """Records an evaluation after `step` and draws the curves anew."""
+        if not self._writes:
+            return
+        record = table.scores_record(scores, self._dataset.classes)
+        self._log.write("eval", step, record)
+        for name in ("miou", "miou_present", "pixel_accuracy"):
+            self._board.add_scalar(f"eval/{name}", record[name], step)
+        for name, value in record["iou"].items():
+            if value is not None:
+                self._board.add_scalar(f"iou/{name}", value, step)
+        best = table.best_of(self._evaluations())
+        self._progress.say(
+            f"step {step}: mIoU {100 * scores.mean_iou:.2f} %, best {100 * best['miou']:.2f} % at step {best['step']}"
+        )
+        curves.draw_curves(self._log.records, self._workdir / "curves.png")
+        self._clock.restart(step)
+
+    def panel(self, step: int, columns: Mapping[str, Any]) -> None:
+        """Draws a panel, see `panels.draw_panel`; columns may still be on the device."""
+        if not self._writes:
+            return
+        picture = panels.draw_panel({title: np.asarray(value) for title, value in columns.items()}, self._dataset)
+        Image.fromarray(picture).save(self._workdir / "panels" / f"{step:06d}.png")
+        self._board.add_image("panel", picture, step, dataformats="HWC")
+        self._clock.restart(step)
+
+    def finish(self, protocol: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Prints the final table of the best and the last evaluation, and writes it, the curves and result.json.
+
+        Args:
+          protocol: how the run was evaluated, in a sentence.
+          facts: further entries of result.json, plain data.
+        """
+        if not self._writes:
+            return
+        curves.draw_curves(self._log.records, self._workdir / "curves.png")
+        evaluations = self._evaluations()
+        result = {"protocol": protocol, **(facts or {})}
+        if evaluations:
+            best, last = table.best_of(evaluations), evaluations[-1]
+            text = table.format_table(best, last, protocol)
+            self._progress.say(text)
+            (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
+            result |= {"best": best, "last": last}
+        table.write_result(self._workdir / "result.json", result)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files; done by `finish` and by leaving the `with` block."""
+        if not self._writes:
+            return
+        self._progress.close()
+        self._log.close()
+        self._board.close()
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [record for record in self._log.records if record["event"] == "eval"]

@@ -1,0 +1,93 @@
+"""The summary printed before the first step."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from semiovs_jax.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run is about to do.
+
+    Attributes:
+      records: number of records by stream name; further counts, such as "validation", are welcome.
+      batch_size: images a stream and step, over all devices.
+      crop_size: side of the training crops in pixels.
+      steps_per_epoch: steps in one pass over the unlabeled stream.
+      total_steps: length of the run.
+      method: the table of terms.
+      parameters: number of the student's parameters.
+      mesh: the devices.
+      bytes_per_device: estimate of the memory the train step needs on one device; None if unknown.
+      restored_step: the step of the checkpoint that the run continues from; None for a fresh start.
+    """
+
+    records: Mapping[str, int]
+    batch_size: int
+    crop_size: int
+    steps_per_epoch: int
+    total_steps: int
+    method: Method
+    parameters: int
+    mesh: jax.sharding.Mesh
+    bytes_per_device: int | None = None
+    restored_step: int | None = None
+
+
+def format_summary(summary: Summary) -> str:
+    """Renders the summary as a table of text with two columns."""
+    rows = [
+        *_under("data", [f"{count:>9,} {name}" for name, count in summary.records.items()]),
+        ("batch", f"{summary.batch_size} images a stream, crops of {summary.crop_size} px"),
+        ("steps", f"{summary.total_steps:,} = {_epochs(summary)}"),
+        *_under("method", _method_lines(summary.method)),
+        ("parameters", f"{summary.parameters:,}"),
+        ("devices", _devices(summary.mesh)),
+        ("mesh", ", ".join(f"{axis}={size}" for axis, size in summary.mesh.shape.items())),
+        ("memory", _memory(summary.bytes_per_device)),
+        ("checkpoint", _checkpoint(summary.restored_step)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _under(name: str, lines: list[str]) -> list[tuple[str, str]]:
+    return [(name if i == 0 else "", line) for i, line in enumerate(lines)]
+
+
+def _epochs(summary: Summary) -> str:
+    epochs = summary.total_steps / summary.steps_per_epoch
+    return f"{epochs:,.1f} epochs of {summary.steps_per_epoch:,} (passes over the unlabeled stream)"
+
+
+def _method_lines(method: Method) -> list[str]:
+    if not method.terms:
+        return [f"{method.name}: supervised loss alone"]
+    divisor = method.total_weight
+    lines = [f"{method.name}: the sum of these losses by their weights"]
+    lines.append(f"{1 / divisor:7.3f} x supervised")
+    for term in method.terms:
+        what = f"{term.prediction} of {term.stream}, labeled by {term.labeler}"
+        gate = f"confidence >= {method.confidence_threshold:g}"
+        lines.append(f"{term.weight / divisor:7.3f} x {term.name}: {what}, {gate}")
+    return lines
+
+
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    devices = mesh.devices.flatten()
+    processes = len({device.process_index for device in devices})
+    plural = "es" if processes > 1 else ""
+    return f"{len(devices)} x {devices[0].device_kind} in {processes} process{plural}"
+
+
+def _memory(bytes_per_device: int | None) -> str:
+    if bytes_per_device is None:
+        return "not estimated"
+    return f"about {bytes_per_device / 2**30:.2f} GiB a device in the train step"
+
+
+def _checkpoint(restored_step: int | None) -> str:
+    return "none: a fresh start" if restored_step is None else f"continues after step {restored_step:,}"

@@ -1,0 +1,229 @@
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.errors import InputError
+from semiovs_jax import metrics
+from semiovs_jax.methods import make_method
+from semiovs_jax.reporting import Report, Summary, curves, panels, table
+from semiovs_jax.reporting.metrics_log import MetricsLog, read_records
+from semiovs_jax.reporting.progress import Clock, Progress
+from semiovs_jax.reporting.summary import format_summary
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("shapes")
+
+
+def scores(dataset, seed):
+    rng = np.random.default_rng(seed)
+    confusion = rng.integers(0, 20, (dataset.num_classes,) * 2) + 40 * seed * np.eye(dataset.num_classes, dtype=int)
+    confusion[3] = confusion[:, 3] = 0
+    return metrics.scores(confusion)
+
+
+def summary(restored_step=None, ood="ovs", bytes_per_device=3 * 2**29):
+    config = ConfigDict({"name": "unimatch", "ood": ood, "ood_weight": 1.0, "confidence_threshold": 0.95})
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    records = {"labeled": 92, "unlabeled": 10490, "ood": 118287, "validation": 1449}
+    return Summary(
+        records, 8, 321, 1311, 104880, make_method(config), 59_344_309, mesh, bytes_per_device, restored_step
+    )
+
+
+def make_report(workdir, dataset, **kwargs):
+    return Report(workdir, dataset, total_steps=40, images_per_step=32, log_every_steps=10, **kwargs)
+
+
+def run(report, dataset, first, last):
+    for step in range(first, last + 1):
+        report.step(step, {"loss": jnp.float32(1 / step), "loss_x": jnp.float32(2), "mask_ratio": jnp.float32(0.5)})
+        if step % 20 == 0:
+            report.evaluation(step, scores(dataset, step // 10))
+
+
+def test_a_whole_run(tmp_path, dataset, capsys):
+    with make_report(tmp_path, dataset) as report:
+        report.start(summary())
+        run(report, dataset, 1, 40)
+        report.panel(40, {"image": np.zeros((2, 9, 9, 3), np.uint8), "label": jnp.zeros((2, 9, 9), jnp.int32)})
+        report.finish("whole images", {"seed": 3})
+
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [(r["event"], r["step"]) for r in records] == [
+        ("train", 10), ("train", 20), ("eval", 20), ("train", 30), ("train", 40), ("eval", 40),
+    ]  # fmt: skip
+    assert records[0]["loss"] == pytest.approx(0.1)
+    assert records[0]["images_per_second"] > 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    expected = scores(dataset, 4)
+    assert result["protocol"] == "whole images"
+    assert result["seed"] == 3
+    assert result["best"]["step"] == result["last"]["step"] == 40
+    assert result["last"]["miou"] == expected.mean_iou
+    assert result["last"]["iou"]["triangle"] is None
+    assert result["last"]["iou"]["circle"] == expected.iou[1]
+    printed = capsys.readouterr().err
+    for text in ("118,287 ood", "step 40/40", "images/s", "ETA", "absent", "protocol: whole images", "best, step 40"):
+        assert text in printed
+    assert (tmp_path / "table.txt").read_text().strip() in printed
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    assert Image.open(tmp_path / "panels" / "000040.png").mode == "RGB"
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_restart_goes_on_without_gap_or_duplicate(tmp_path, dataset):
+    with make_report(tmp_path / "whole", dataset) as report:
+        run(report, dataset, 1, 40)
+    with make_report(tmp_path / "cut", dataset) as report:
+        run(report, dataset, 1, 33)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "event": "tr')
+    with make_report(tmp_path / "cut", dataset, restored_step=20) as report:
+        # A restart evaluates again where the checkpoint had been evaluated already.
+        report.evaluation(20, scores(dataset, 2))
+        run(report, dataset, 21, 40)
+        report.finish("whole images")
+    whole, cut = (read_records(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    for record in whole + cut:
+        record.pop("images_per_second", None)
+    assert whole == cut
+    assert json.loads((tmp_path / "cut" / "result.json").read_text())["best"]["step"] == 40
+
+
+def test_only_log_steps_read_from_the_device(tmp_path, dataset):
+    class Unreadable:
+        pass
+
+    with make_report(tmp_path, dataset) as report:
+        for step in range(1, 10):
+            report.step(step, {"loss": Unreadable()})
+        with pytest.raises(TypeError):
+            report.step(10, {"loss": Unreadable()})
+
+
+def test_other_processes_write_nothing(tmp_path, dataset):
+    with make_report(tmp_path / "run", dataset, writes=False) as report:
+        report.start(summary())
+        run(report, dataset, 1, 40)
+        report.panel(40, {})
+        report.finish("whole images")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_workdir(tmp_path, dataset):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--workdir=.*file.*choose another"):
+        make_report(tmp_path / "file", dataset)
+
+
+def test_run_without_evaluation_still_has_a_result(tmp_path, dataset):
+    with make_report(tmp_path, dataset) as report:
+        report.finish("whole images")
+    assert json.loads((tmp_path / "result.json").read_text()) == {"protocol": "whole images"}
+
+
+def test_log_writes_strict_json(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write("train", 1, {"loss": math.nan, "more": {"x": math.inf, "y": 1.0}})
+    log.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1, "event": "train", "loss": None, "more": {"x": None, "y": 1.0},
+    }  # fmt: skip
+
+
+def test_summary_says_what_the_loss_is():
+    text = format_summary(summary())
+    for part in ("0.333 x supervised", "0.083 x u_s1: ", "0.167 x u_fp_ood: fp of ood, labeled by ovs", "80.0 epochs"):
+        assert part in text
+    assert "1.50 GiB" in text
+    assert "59,344,309" in text
+    assert f"data={jax.device_count()}" in text
+    assert "fresh start" in text
+    again = format_summary(summary(restored_step=1311, bytes_per_device=None))
+    assert "continues after step 1,311" in again
+    assert "not estimated" in again
+
+
+def test_clock_leaves_out_compilation_and_evaluations():
+    seconds = iter([100.0, 110.0, 110.0, 150.0, 155.0, 155.0])
+    clock = Clock(total_steps=30, now=lambda: next(seconds))
+    clock.tick(1)
+    clock.tick(2)
+    assert clock.steps_per_second(11) == pytest.approx(1.0)
+    assert clock.seconds_left(11) == pytest.approx(19.0)
+    clock.restart(12)
+    assert clock.steps_per_second(22) == pytest.approx(2.0)
+    assert clock.seconds_left(22) == pytest.approx(55 / 21 * 8)
+
+
+def test_bar_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    progress = Progress(100, 10, terminal)
+    progress.show(50, {"loss": 0.123456}, 87.65, 61)
+    progress.say("words")
+    progress.close()
+    shown = terminal.getvalue()
+    assert "50/100 [" in shown
+    assert "ETA 0:01:01, 87.7 images/s, loss 0.1235" in shown
+    assert "words" in shown
+
+
+def test_panel_shows_pixels_labels_and_ignore(dataset):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, 160, 150, 3)).astype(np.uint8)
+    label = np.zeros((2, 160, 150), np.int32)
+    label[:, 40:] = 2
+    label[:, 80:] = 255
+    normalized = (image / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    picture = panels.draw_panel({"image": image, "weak view": normalized, "label": label[:1]}, dataset)
+    found = np.lib.stride_tricks.sliding_window_view(picture, (160, 150), axis=(0, 1))
+    corners = [(18, 6), (18, 6 + 156)]
+    for top, left in corners:
+        np.testing.assert_array_equal(found[top, left].transpose(1, 2, 0), image[0])
+    plane = found[18, 6 + 2 * 156].transpose(1, 2, 0)
+    np.testing.assert_array_equal(plane[50, 0], dataset.palette[2])
+    np.testing.assert_array_equal(plane[120, 0], [255, 255, 255])
+    assert picture.dtype == np.uint8
+
+
+def test_panel_of_many_classes_wraps_its_legend():
+    dataset = load_dataset("context60")
+    label = np.arange(60).reshape(1, 6, 10)
+    wide = panels.draw_panel({"a title much too long for its narrow column": label}, dataset)
+    wider = panels.draw_panel({"a": label, "b": label, "c": label}, dataset)
+    assert wide.shape[0] > wider.shape[0]
+
+
+def test_curves_of_nothing_and_of_supervised_runs(tmp_path):
+    curves.draw_curves([], tmp_path / "empty.png")
+    record = {"step": 1, "event": "train", "loss": 1.0, "loss_x": None}
+    curves.draw_curves([record], tmp_path / "one.png")
+    assert Image.open(tmp_path / "empty.png").size == Image.open(tmp_path / "one.png").size
+
+
+def test_table_reports_both_means():
+    dataset = DatasetInfo("two", ("ground", "thing", "ghost"), np.zeros((256, 3), np.uint8), 255, 0, {})
+    early = metrics.scores(np.array([[8, 0, 0], [0, 2, 0], [0, 0, 0]]))
+    late = metrics.scores(np.array([[8, 0, 0], [2, 0, 0], [0, 0, 0]]))
+    best, last = ({"step": step} | table.scores_record(s, dataset.classes) for step, s in ((1, early), (2, late)))
+    assert table.best_of([best, last, best | {"step": 3}]) == best
+    lines = {line[:33].strip(): line[33:].split() for line in table.format_table(best, last, "p").splitlines()}
+    assert lines["ground"] == ["100.00", "80.00"]
+    assert lines["ghost"] == ["absent", "absent"]
+    assert lines["mIoU, all classes (absent as 0)"] == ["66.67", "26.67"]
+    assert lines["mIoU, classes present"] == ["100.00", "40.00"]
