@@ -6,7 +6,7 @@ id stays. The end id is the largest of the vocabulary, so a text tower finds it 
 
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import ftfy
@@ -112,7 +112,7 @@ class Bytes:
         return [[1 + byte for byte in clean(text).encode()] for text in texts]
 
 
-_TOKENIZERS = {"clip_bpe": ClipBpe, "bytes": Bytes}
+_TOKENIZERS: dict[str, Callable[[int], Tokenizer]] = {"clip_bpe": ClipBpe, "bytes": Bytes}
 
 
 def make_tokenizer(name: str, context_length: int) -> Tokenizer:

@@ -1,0 +1,94 @@
+"""An OVS without weights to speak of, for the tests of everything around one."""
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from semiovs_jax.labelers import PseudoLabel
+from semiovs_jax.models.layers import inside, resize_bilinear
+
+
+@dataclasses.dataclass
+class ColorOVS:
+    """Calls the strongest of red, green and blue class 1, 2 or 3, and dark pixels background; unsure of gray."""
+
+    fingerprint: str = "a" * 64
+    image_size: int = 24
+    num_classes: int = 21
+    weights: Any = dataclasses.field(default_factory=lambda: {"gain": jnp.float32(1 / 32)})
+
+    def label(self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None):
+        scores = jnp.concatenate([jnp.full_like(image[..., :1], 80.0), image], axis=-1) * weights["gain"]
+        resized = resize_bilinear(scores, canvas, align_corners=False, target_size=size)
+        probabilities = jax.nn.softmax(resized, axis=-1)
+        confidence = probabilities.max(-1)
+        valid = confidence > 0.3
+        if size is not None:
+            valid &= inside(size, canvas)
+        return PseudoLabel(probabilities.argmax(-1).astype(jnp.int32), confidence, valid)
+
+
+def label_config(ood_root: Path, labels_dir: Path, **data: Any) -> ConfigDict:
+    """The parts of a config that labeling reads."""
+    return ConfigDict(
+        {
+            "data": {
+                "dataset": "voc21",
+                "ood_root": str(ood_root),
+                "ood_split": "",
+                "max_bad_records": 0,
+                "num_threads": 2,
+                **data,
+            },
+            "ovs": {
+                "name": "color",
+                "weights": "",
+                "vocabulary": "voc21",
+                "image_size": 24,
+                "labels": "cached",
+                "labels_dir": str(labels_dir),
+                "batch_size": 6,
+            },
+        }
+    )
+
+
+def write_images(root: Path, count: int) -> None:
+    """Writes colored images of several sizes, every third below a subfolder."""
+    rng = np.random.default_rng(7)
+    for i in range(count):
+        size = (40 + 16 * (i % 3), 30 + 10 * (i % 5))
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        path = root / ("train" if i % 3 == 0 else ".") / f"{i:03d}.{'png' if i % 4 == 0 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+def main() -> None:
+    """Labels slowly, to be killed meanwhile: python -m tests.fake_ovs OOD_ROOT LABELS_DIR."""
+    from semiovs_jax.label import label_images
+    from semiovs_jax.label_store import LabelStore
+    from semiovs_jax.sharding import make_mesh
+
+    write = LabelStore.write
+
+    def slow_write(*args: Any) -> None:
+        time.sleep(0.1)
+        write(*args)
+
+    LabelStore.write = slow_write
+    label_images(label_config(Path(sys.argv[1]), Path(sys.argv[2])), ColorOVS(), make_mesh())
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

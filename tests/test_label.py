@@ -1,0 +1,265 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import InputError
+from semiovs_jax import label as label_module
+from semiovs_jax.label import label_images, labels_complete
+from semiovs_jax.label_job import MAX_CANVASES
+from semiovs_jax.label_store import LabelStore
+from semiovs_jax.sharding import make_mesh
+from tests.fake_ovs import ColorOVS, label_config, write_images
+
+COUNT = 29
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ood")
+    write_images(root, COUNT)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    report = label_images(label_config(images, folder), ColorOVS(), make_mesh())
+    assert report[:4] == (COUNT, COUNT, True, ())
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_image_has_its_planes(images, undisturbed):
+    found = {str(path.relative_to(images).with_suffix("")): path for path in images.rglob("*.*")}
+    assert {
+        str(p.relative_to(undisturbed / "labels").with_suffix("")) for p in undisturbed.rglob("labels/**/*.png")
+    } == (set(found))
+    info = load_dataset("voc21")
+    for id_, path in found.items():
+        with (
+            Image.open(path) as image,
+            Image.open(undisturbed / "labels" / f"{id_}.png") as label,
+            Image.open(undisturbed / "confidence" / f"{id_}.png") as confidence,
+        ):
+            assert label.mode == "P"
+            assert confidence.mode == "L"
+            assert label.size == confidence.size == image.size
+            np.testing.assert_array_equal(np.reshape(label.getpalette(), (-1, 3))[:21], info.palette[:21])
+            assert set(np.unique(label)) <= {0, 1, 2, 3, info.ignore_index}
+            ignored = np.asarray(label) == info.ignore_index
+            np.testing.assert_array_equal(np.asarray(confidence)[ignored], 0)
+            assert np.asarray(confidence)[~ignored].min(initial=255) >= 76
+
+
+def test_planes_are_the_models_at_the_images_own_size(images, undisturbed):
+    ovs = ColorOVS()
+    model = jax.jit(ovs.label, static_argnames="canvas")
+    for path in sorted(images.rglob("*.*"))[:3]:
+        id_ = path.relative_to(images).with_suffix("")
+        with Image.open(path) as image:
+            square = np.asarray(image.convert("RGB").resize((24, 24), Image.Resampling.BILINEAR), np.float32)
+            found = model(ovs.weights, square[None], canvas=(image.height, image.width))
+        with Image.open(undisturbed / "labels" / f"{id_}.png") as label:
+            expected = np.where(found.valid[0], found.label[0], 255)
+            assert np.mean(np.asarray(label) != expected) < 2e-3
+        with Image.open(undisturbed / "confidence" / f"{id_}.png") as confidence:
+            expected = np.where(found.valid[0], np.round(255 * found.confidence[0]), 0)
+            assert np.abs(np.asarray(confidence, np.int32) - expected).max() <= 1
+
+
+def test_manifest_says_what_made_the_labels(images, undisturbed):
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    assert manifest["finished"] is True
+    assert manifest["fingerprint"] == ColorOVS().fingerprint
+    assert manifest["vocabulary"] == "voc21"
+    assert len(manifest["vocabulary_sha256"]) == 64
+    assert manifest["counts"] == {"images": COUNT, "labeled": COUNT, "bad": 0}
+    pixels = sum(np.prod(Image.open(path).size) for path in images.rglob("*.*"))
+    assert sum(manifest["pixels"].values()) == pixels
+    assert manifest["pixels"]["aeroplane"] > 0
+    assert not list(undisturbed.rglob("*.part"))
+
+
+def test_finished_labels_are_recognized_and_kept(images, undisturbed):
+    before = contents(undisturbed)
+    times = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")}
+    config = label_config(images, undisturbed)
+    assert labels_complete(config, ColorOVS())
+    assert label_images(config, ColorOVS(), make_mesh()).labeled == 0
+    assert contents(undisturbed) == before
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")} == times
+
+
+def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fake_ovs", str(images), str(tmp_path)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("labels/**/*.png"))) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").rglob("*.png")}
+    assert 5 <= len(done) < COUNT
+    config = label_config(images, tmp_path)
+    assert not labels_complete(config, ColorOVS())
+    report = label_images(config, ColorOVS(), make_mesh())
+    assert report.labeled == COUNT - len(done)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path):
+    config = label_config(images, tmp_path)
+    first = label_images(config, ColorOVS(), make_mesh(), process_index=0, process_count=2)
+    assert not first.finished
+    assert not labels_complete(config, ColorOVS())
+    second = label_images(config, ColorOVS(), make_mesh(), process_index=1, process_count=2)
+    assert second.finished
+    assert first.labeled + second.labeled == COUNT
+    assert 0 < first.labeled < COUNT
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_few_shapes_are_compiled(images, tmp_path, monkeypatch):
+    shapes = []
+    ovs = ColorOVS()
+
+    def counted(weights, image, *, canvas, size):
+        shapes.append((image.shape, canvas))
+        return ColorOVS.label(ovs, weights, image, canvas=canvas, size=size)
+
+    monkeypatch.setattr(ovs, "label", counted, raising=False)
+    label_images(label_config(images, tmp_path), ovs, make_mesh())
+    assert len(shapes) == len(set(shapes)) <= MAX_CANVASES
+    assert {shape for shape, _ in shapes} == {(8, 24, 24, 3)}  # batch 6, rounded up to 8 devices
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_device_count_changes_nothing_that_matters(images, undisturbed, tmp_path, devices):
+    label_images(label_config(images, tmp_path), ColorOVS(), make_mesh(jax.devices()[:devices]))
+    for path in undisturbed.rglob("labels/**/*.png"):
+        with Image.open(path) as expected, Image.open(tmp_path / path.relative_to(undisturbed)) as found:
+            assert np.mean(np.asarray(expected) != np.asarray(found)) < 2e-3
+
+
+def bad_images(root: Path) -> None:
+    write_images(root, 7)
+    whole = (root / "001.jpg").read_bytes()
+    (root / "001.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "002.jpg").write_bytes(b"")
+
+
+def test_bad_images_are_named_and_counted(tmp_path):
+    bad_images(tmp_path / "ood")
+    config = label_config(tmp_path / "ood", tmp_path / "labels", max_bad_records=2)
+    report = label_images(config, ColorOVS(), make_mesh())
+    assert report.finished
+    assert set(report.bad) == {"001", "002"}
+    assert report.labeled == 5
+    manifest = json.loads((tmp_path / "labels/manifest.json").read_text())
+    assert manifest["counts"] == {"images": 7, "labeled": 5, "bad": 2}
+    assert "001.jpg" in manifest["bad"]["001"]
+    assert not (tmp_path / "labels/labels/001.png").exists()
+    assert labels_complete(config, ColorOVS())
+
+    write_images(tmp_path / "ood", 7)  # mended
+    assert label_images(config, ColorOVS(), make_mesh()).labeled == 2
+    manifest = json.loads((tmp_path / "labels/manifest.json").read_text())
+    assert manifest["bad"] == {}
+    assert not list((tmp_path / "labels/bad").iterdir())
+
+
+def test_too_many_bad_images_are_an_error(tmp_path):
+    bad_images(tmp_path / "ood")
+    config = label_config(tmp_path / "ood", tmp_path / "labels", max_bad_records=1)
+    with pytest.raises(InputError, match=r"00[12]\.jpg.*max_bad_records=1"):
+        label_images(config, ColorOVS(), make_mesh())
+    assert not labels_complete(config, ColorOVS())
+
+
+def test_new_images_make_the_labels_incomplete(tmp_path):
+    write_images(tmp_path / "ood", 4)
+    config = label_config(tmp_path / "ood", tmp_path / "labels")
+    label_images(config, ColorOVS(), make_mesh())
+    write_images(tmp_path / "ood", 6)
+    assert not labels_complete(config, ColorOVS())
+    assert label_images(config, ColorOVS(), make_mesh()).labeled == 2
+    assert labels_complete(config, ColorOVS())
+
+
+@pytest.mark.parametrize("call", [labels_complete, lambda c, o: label_images(c, o, make_mesh())])
+def test_stale_labels_are_refused(images, undisturbed, call):
+    config = label_config(images, undisturbed)
+    config.ovs.vocabulary = "context60"
+    config.ovs.image_size = 48
+    before = contents(undisturbed)
+    with pytest.raises(InputError) as caught:
+        call(config, ColorOVS(fingerprint="b" * 64))
+    message = str(caught.value)
+    for part in (
+        str(undisturbed),
+        "stale labels",
+        "vocabulary was voc21, is context60",
+        "image_size was 24, is 48",
+        "remove the folder",
+        "config.ovs.labels_dir",
+    ):
+        assert part in message
+    assert contents(undisturbed) == before
+
+
+def test_stale_for_a_reason_the_manifest_does_not_hold(images, undisturbed):
+    with pytest.raises(InputError, match=f"fingerprint was {'a' * 64}, is {'b' * 64}"):
+        labels_complete(label_config(images, undisturbed), ColorOVS(fingerprint="b" * 64))
+
+
+@pytest.mark.parametrize(("content", "complaint"), [(None, "without manifest.json"), ("{", "cannot be read")])
+def test_missing_or_damaged_manifest(images, tmp_path, content, complaint):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/x.png").write_bytes(b"")
+    if content:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=complaint):
+        labels_complete(label_config(images, tmp_path), ColorOVS())
+
+
+def test_unwritable_folder(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*cannot be written"):
+        label_images(label_config(images, tmp_path / "file" / "labels"), ColorOVS(), make_mesh())
+
+
+def test_a_failing_write_ends_the_run(images, tmp_path, monkeypatch):
+    def fail(*args):
+        raise InputError("disk full")
+
+    monkeypatch.setattr(LabelStore, "write", fail)
+    with pytest.raises(InputError, match="disk full"):
+        label_images(label_config(images, tmp_path), ColorOVS(), make_mesh())
+    assert not labels_complete(label_config(images, tmp_path), ColorOVS())
+
+
+def test_command_line(images, tmp_path, monkeypatch):
+    config = label_config(images, tmp_path / "labels")
+
+    class Flags:
+        process_index = None
+        process_count = None
+
+    Flags.config = config
+    monkeypatch.setattr("semiovs_jax.ovs.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes))
+    label_module.main(Flags)
+    assert labels_complete(config, ColorOVS())
