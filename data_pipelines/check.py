@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import DatasetInfo, load_dataset
-from data_pipelines.decode import decode_label, ensure_complete
+from data_pipelines.decode import decode_label, ensure_complete, image_size
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import size_fault
 from data_pipelines.sources import FolderSource, Record, UnreadableError, first_few, open_stream
@@ -112,9 +112,9 @@ def _inspect(source: FolderSource, info: DatasetInfo, run: Callable[..., Any]) -
 
 
 def _inspect_record(record: Record, info: DatasetInfo) -> None:
-    size = ensure_complete(record.image)
+    ensure_complete(record.image)
     if record.label is not None:
-        label = decode_label(record.label, info)
+        size, label = image_size(record.image), decode_label(record.label, info)
         if label.shape != size:
             raise InputError(size_fault(record, "label", size, label.shape))
 

@@ -106,22 +106,20 @@ def image_size(encoded: Encoded) -> Size:
             raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
 
 
-def ensure_complete(encoded: Encoded) -> Size:
-    """Reads (height, width) from an image's header and makes sure that the image is not cut short.
+def ensure_complete(encoded: Encoded) -> None:
+    """Makes sure that a photograph is there and not cut short, in a fraction of the time of decoding it.
 
     Looks for the format's end marker in the last bytes, and decodes the image only where there is none.
 
     Raises:
         UnreadableError: The file is missing, truncated or no image.
     """
-    size = image_size(encoded)
     with encoded.open() as stream:
         length = stream.seek(0, io.SEEK_END)
         stream.seek(max(0, length - _TAIL_BYTES))
         tail = stream.read()
     if not any(marker in tail for marker in _END_MARKERS):
-        return decode_image(encoded).shape[:2]
-    return size
+        decode_image(encoded)
 
 
 def _open_plane(encoded: Encoded) -> Image.Image:

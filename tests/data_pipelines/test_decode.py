@@ -46,7 +46,7 @@ def test_pngs_of_every_mode_become_rgb(tmp_path, mode):
 def test_a_jpeg_with_stray_bytes_decodes_as_pil_decodes_it(tmp_path):
     data = jpeg(image(7)) + b"stray" * 100
     np.testing.assert_array_equal(decode_image(file(tmp_path, data)), np.asarray(Image.open(io.BytesIO(data))))
-    assert ensure_complete(file(tmp_path, data)) == image(7).shape[:2]
+    ensure_complete(file(tmp_path, data))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.6, 0.99])
@@ -61,7 +61,6 @@ def test_truncated_images_are_unreadable_and_named(tmp_path, keep):
 def test_sizes_come_from_headers(tmp_path):
     data = jpeg(np.zeros((30, 50, 3), np.uint8))
     assert image_size(file(tmp_path, data[:-20])) == (30, 50)
-    assert ensure_complete(file(tmp_path, data)) == (30, 50)
 
 
 @pytest.mark.parametrize("mode", ["P", "L"])
