@@ -25,7 +25,7 @@ def draw_curves(records: Records, path: Path) -> None:
     _draw(losses, train, lambda name: name.startswith("loss"), main="loss")
     losses.set(title="losses", ylabel="cross-entropy", ylim=(0, None))
     _draw(gates, train, lambda name: name.startswith(("mask_ratio", "passed_")), main="mask_ratio")
-    gates.set(title="share of pixels behind the confidence gate", ylabel="share", ylim=(-0.02, 1.02))
+    gates.set(title="share of pixels that pass the confidence gate", ylabel="share", ylim=(-0.02, 1.02))
     _draw_scores(scores, evaluations)
     scores.set(title="validation", xlabel="step", ylabel="mIoU, %", ylim=(0, None))
     for axes in (losses, gates, scores):
@@ -43,12 +43,11 @@ def draw_curves(records: Records, path: Path) -> None:
 
 def _draw(axes: Axes, records: Records, wanted: Callable[[str], bool], main: str) -> None:
     names = dict.fromkeys(name for record in records for name in record if wanted(name))
-    # The main one last: on top of the others and, in black, apart from them.
-    for name in sorted(names, key=lambda name: name == main):
+    for name in names:
         logged = [record for record in records if record.get(name) is not None]
         steps, values = ([record[key] for record in logged] for key in ("step", name))
-        style = {"color": "black", "linewidth": 2.0} if name == main else {"linewidth": 1.2}
-        axes.plot(steps, values, label=name, marker="o", markersize=2.5, **style)
+        emphasis = {"color": "black", "linewidth": 2.0, "zorder": 3} if name == main else {"linewidth": 1.2}
+        axes.plot(steps, values, label=name, marker="o", markersize=2.5, **emphasis)
 
 
 def _draw_scores(axes: Axes, evaluations: Records) -> None:
@@ -61,6 +60,6 @@ def _draw_scores(axes: Axes, evaluations: Records) -> None:
     if present != means:
         axes.plot(steps, present, "o--", color="gray", markersize=3, label="mIoU, classes present")
     best = max(range(len(means)), key=means.__getitem__)
-    for index, name, color in ((best, "best", "tab:green"), (len(means) - 1, "last", "tab:blue")):
+    for index, name, color, size in ((best, "best", "tab:green", 13), (len(means) - 1, "last", "tab:blue", 9)):
         label = f"{name}: {means[index]:.2f} at {steps[index]}"
-        axes.plot(steps[index], means[index], "o", color=color, markersize=9, fillstyle="none", label=label)
+        axes.plot(steps[index], means[index], "o", color=color, markersize=size, fillstyle="none", label=label)

@@ -160,7 +160,8 @@ class Report:
             text = table.format_table(best, last, protocol)
             self._progress.say(text)
             (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
-            result |= {"best": best, "last": last}
+            for name, record in (("best", best), ("last", last)):
+                result[name] = {key: value for key, value in record.items() if key != "event"}
         table.write_result(self._workdir / "result.json", result)
         self.close()
 
