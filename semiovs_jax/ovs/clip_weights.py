@@ -112,18 +112,23 @@ def save_clip(
     save_weights(path, tensors, {**provenance, "kind": KIND, "config": config.to_json()})
 
 
+def weights_path(name_or_path: str) -> Path:
+    """The file of shipped weights ("shapes_clip"), or the path itself."""
+    shipped = _SHIPPED / f"{name_or_path}.safetensors"
+    return shipped if shipped.is_file() else Path(name_or_path)
+
+
 def load_clip(name_or_path: str) -> Clip:
-    """Reads both towers.
+    """Reads both towers, float32 whatever the file's precision.
 
     Args:
-      name_or_path: name of shipped weights ("shapes_clip") or path of a file that `save_clip` wrote.
+      name_or_path: name of shipped weights or path of a file that `save_clip` wrote.
 
     Raises:
       InputError: the file is missing, damaged or of another kind, or its tensors are not those of the
         architecture its metadata gives.
     """
-    shipped = _SHIPPED / f"{name_or_path}.safetensors"
-    path = shipped if shipped.exists() else Path(name_or_path)
+    path = weights_path(name_or_path)
     tensors, metadata = load_weights(path)
     if metadata.get("kind") != KIND:
         raise InputError(

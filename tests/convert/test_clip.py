@@ -1,16 +1,20 @@
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
+from semiovs_jax.convert.__main__ import main
 from semiovs_jax.convert.clip import convert_visual, infer_config
 from semiovs_jax.convert.clip_model import convert_clip
 from semiovs_jax.convert.keys import WeightMismatchError, flatten
+from semiovs_jax.convert.weights import file_sha256, load_weights
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
-from semiovs_jax.ovs.clip_weights import ClipConfig, parameter_shapes
+from semiovs_jax.ovs.clip_weights import ClipConfig, load_clip, parameter_shapes
 
 CONFIG = ClipVitConfig(
     patch_size=4, width=8, num_layers=2, num_heads=2, mlp_ratio=3, embed_dim=5, image_size=(12, 12), eps=1e-6
@@ -213,3 +217,15 @@ def test_a_whole_huggingface_clip_reads_the_facts_beside_it(tmp_path):
     for path, value in expected.items():
         np.testing.assert_array_equal(converted.values[f"visual/{path}"], value)
     assert sum(path.startswith("text/") for path in converted.values) == 21
+
+
+def test_the_command_writes_what_dense_clip_loads(tmp_path):
+    source, out = tmp_path / "model.safetensors", tmp_path / "clip.safetensors"
+    save_file(huggingface(openai_visual() | openai_text()), source)
+    facts = {"vision_config": {"num_attention_heads": 2}, "text_config": {"num_attention_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    assert main([str(source), str(out), "--kind=clip"]) == 0
+    clip = load_clip(str(out))
+    assert clip.config.visual == dataclasses.replace(CONFIG, eps=1e-5)
+    np.testing.assert_array_equal(clip.visual["cls_token"], openai_visual()["visual.class_embedding"])
+    assert load_weights(out)[1]["source_sha256"] == file_sha256(source)
