@@ -35,7 +35,7 @@ class Views:
       valid: bool plane of each stream, False on padding.
       label: int32, ground truth of the labeled stream, with the ignore index.
       ovs: OVS pseudo-labels of the OOD stream, None without one.
-      box1: bool, CutMix boxes of the first strong views.
+      box1: bool, CutMix boxes of the first strong views; empty without terms.
       box2: bool, of the second.
       keep: one bool [kN, C] for each perturbed feature level: the channels kept in the perturbed twin of the k
         weak views that are predicted jointly, interleaved.
@@ -47,8 +47,8 @@ class Views:
     valid: dict[str, jax.Array]
     label: jax.Array
     ovs: PseudoLabel | None
-    box1: jax.Array | None
-    box2: jax.Array | None
+    box1: jax.Array
+    box2: jax.Array
     keep: tuple[jax.Array, ...]
 
 
@@ -125,13 +125,13 @@ def make_views(
     weak = {name: augment.weak_view(batch[name]["image"]) for name in method.streams}
     valid = {name: batch[name]["valid"] for name in method.streams}
     label = batch["labeled"]["label"].astype(jnp.int32)
-    views = Views(weak, {}, {}, valid, label, None, None, None, ())
+    count, size = label.shape[:2]
     if not method.terms:
-        return views
+        no_boxes = jnp.zeros((0, size, size), bool)
+        return Views(weak, {}, {}, valid, label, None, no_boxes, no_boxes, ())
 
     strong1_key, strong2_key, box1_key, box2_key, keep_key = jax.random.split(key, 5)
     unlabeled = [name for name in method.streams if name != "labeled"]
-    count, size = label.shape[0], label.shape[1]
 
     def strong(key: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(unlabeled))
@@ -139,7 +139,10 @@ def make_views(
 
     twins = count * (1 + len(method.predicted_streams))
     keep_keys = jax.random.split(keep_key, len(perturbed_channels))
-    return views.replace(
+    return Views(
+        weak=weak,
+        valid=valid,
+        label=label,
         s1=strong(strong1_key),
         s2=strong(strong2_key),
         ovs=_ovs_label(batch["ood"], ignore_index, ovs, ovs_weights) if "ood" in method.streams else None,
@@ -156,7 +159,8 @@ def _ovs_label(stream: Mapping[str, jax.Array], ignore_index: int, ovs: OVS | No
     if ovs is None:
         return labelers.trusted(stream["label"], stream["valid"], ignore_index)
     image = augment.as_float(stream["image"])
-    found = ovs.label(weights, image, canvas=image.shape[1:3])
+    _, height, width, _ = image.shape
+    found = ovs.label(weights, image, canvas=(height, width))
     return labelers.trusted(found.label, stream["valid"] & found.valid, ignore_index)
 
 
@@ -340,16 +344,3 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         return done.state, scalars(done.loss, done.outcome)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
-
-
-def make_inspection(recipe: Recipe) -> Callable[[TrainState, Any, Any], tuple[Views, Outcome]]:
-    """The jitted function (state, batch, ovs_weights) -> (views, outcome) of the step about to be taken, for panels."""
-
-    def inspect(state: TrainState, batch: Any, ovs_weights: Any) -> tuple[Views, Outcome]:
-        views = recipe.views(state.step, batch, ovs_weights)
-        _, outcome = total_loss(
-            state.params, state.batch_stats, views, recipe.student, recipe.method, recipe.ignore_index
-        )
-        return views, outcome
-
-    return jax.jit(inspect)

@@ -12,7 +12,7 @@ from semiovs_jax.models.deeplabv3plus import DeepLabV3Plus
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.models.resnet import ResNet
 
-__all__ = ["ARCHITECTURES", "Architecture", "Functional", "build_student"]
+__all__ = ["ARCHITECTURES", "Architecture", "DeepLabV3Plus", "Functional", "build_student"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""What a step sees and says, as the columns of a panel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from semiovs_jax import augment
+from semiovs_jax.labelers import PseudoLabel
+from semiovs_jax.methods import CUTMIX_PARTNER
+from semiovs_jax.sharding import replicated
+from semiovs_jax.train_state import TrainState
+from semiovs_jax.train_step import Recipe, total_loss
+
+_TITLES = {"unlabeled": "unlabeled", "ood": "OOD"}
+_LABELERS = {"unlabeled": "student", "ood": "ovs"}
+
+
+def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainState, Any, Any], dict[str, jax.Array]]:
+    """The jitted function (state, batch, ovs_weights) -> columns by title, for `reporting.Report.panel`.
+
+    Columns hold the first `images` rows of the batch, on every device: normalized float images, and label planes in
+    which pixels that are not learned from have the ignore index.
+    """
+
+    def columns(state: TrainState, batch: Any, ovs_weights: Any) -> dict[str, jax.Array]:
+        views = recipe.views(state.step, batch, ovs_weights)
+        _, outcome = total_loss(
+            state.params, state.batch_stats, views, recipe.student, recipe.method, recipe.ignore_index
+        )
+        found = {
+            "labeled": views.weak["labeled"],
+            "ground truth": views.label,
+            "prediction": jnp.argmax(outcome.predictions.labeled, -1),
+        }
+        for stream in recipe.method.predicted_streams:
+            title, labeler = _TITLES[stream], _LABELERS[stream]
+            mixed = augment.paste(views.s1[stream], views.s1[CUTMIX_PARTNER[stream]], views.box1)
+            found |= {
+                f"{title}, weak": views.weak[stream],
+                f"{title}, label by {labeler}": _gated(outcome.labels[labeler, stream], recipe),
+                f"{title}, strong + CutMix": mixed,
+                f"{title}, prediction": jnp.argmax(outcome.predictions.s1[stream], -1),
+            }
+        return {title: column[:images] for title, column in found.items()}
+
+    return jax.jit(columns, out_shardings=replicated(mesh))
+
+
+def _gated(label: PseudoLabel, recipe: Recipe) -> jax.Array:
+    learned = label.valid & (label.confidence >= recipe.method.confidence_threshold)
+    return jnp.where(learned, label.label, recipe.ignore_index)

@@ -1,0 +1,91 @@
+"""From a config to the static side of a train step; the same for training and for compiling ahead."""
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import InputError
+from semiovs_jax.labelers import OVS
+from semiovs_jax.methods import Method, make_method
+from semiovs_jax.models import DeepLabV3Plus, Functional, build_student
+from semiovs_jax.optim import make_optimizer
+from semiovs_jax.train_step import Recipe
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """Length of the run: `config.train.steps`, or where that is 0 `config.train.epochs` epochs.
+
+    Raises:
+      InputError: neither is positive.
+    """
+    steps = config.train.steps or config.train.epochs * steps_per_epoch
+    if steps <= 0:
+        raise InputError(
+            f"config.train.steps={config.train.steps} and config.train.epochs={config.train.epochs} make no step; "
+            "set one of them to a positive number"
+        )
+    return steps
+
+
+def needs_ovs(config: ml_collections.ConfigDict, method: Method, labels: str) -> bool:
+    """Whether the method learns from OVS labels that are made in the way `labels`, "cached" or "online".
+
+    Raises:
+      InputError: `config.ovs.labels` is neither.
+    """
+    if "ood" not in method.streams:
+        return False
+    if config.ovs.labels not in ("cached", "online"):
+        raise InputError(f"config.ovs.labels={config.ovs.labels!r}: choose 'cached' or 'online'")
+    return config.ovs.labels == labels
+
+
+def make_student(config: ml_collections.ConfigDict) -> DeepLabV3Plus:
+    """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone."""
+    num_classes = load_dataset(config.data.dataset).num_classes
+    return build_student(config.model, num_classes, rngs=nnx.Rngs(config.seed))
+
+
+def make_recipe(
+    config: ml_collections.ConfigDict, student: DeepLabV3Plus, steps: int, ovs: OVS | None = None
+) -> Recipe:
+    """The static side of a config's train step.
+
+    Args:
+      config: the whole config.
+      student: of `make_student`.
+      steps: length of the run, which the learning rate depends on.
+      ovs: labels OOD crops on the fly; None reads cached labels.
+
+    Raises:
+      InputError: a config value that is none.
+    """
+    return Recipe(
+        student=Functional.create(student)[0],
+        perturbed_channels=student.perturbed_channels,
+        method=make_method(config.method),
+        optimizer=make_optimizer(config.optim, steps),
+        ignore_index=load_dataset(config.data.dataset).ignore_index,
+        seed=config.seed,
+        ovs=ovs,
+    )
+
+
+def batch_structs(config: ml_collections.ConfigDict, method: Method) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of one training batch, as `data_pipelines.pipeline.make_train_iterator` describes it."""
+    count, size = config.batch_size, config.data.crop_size
+    plane = (count, size, size)
+    fields = {
+        "image": jax.ShapeDtypeStruct((*plane, 3), np.uint8),
+        "valid": jax.ShapeDtypeStruct(plane, np.bool_),
+        "index": jax.ShapeDtypeStruct((count,), np.int32),
+        "substituted": jax.ShapeDtypeStruct((count,), np.int32),
+    }
+    label = {"label": jax.ShapeDtypeStruct(plane, np.uint8)}
+    confidence = {"confidence": jax.ShapeDtypeStruct(plane, np.uint8)}
+    extra = {"labeled": label}
+    if needs_ovs(config, method, "cached"):
+        extra["ood"] = label | confidence
+    return {stream: fields | extra.get(stream, {}) for stream in method.streams}
