@@ -1,0 +1,111 @@
+"""The paper's claims on the embedded benchmark: python -m semiovs_jax.benchmarks.claims --workdir=runs/claims.
+
+Trains each row of the table below with several seeds on "shapes", prints mean and standard deviation of the last and
+the best mIoU, and exits with status 1 unless SemiOVS beats every other row by more than both standard deviations.
+Killed and started again, it goes on with the run that was cut off.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from data_pipelines.errors import InputError
+from semiovs_jax.runtime import tune_cpu
+
+OURS = "SemiOVS"
+
+# What each row changes in `configs/demo.py`.
+ROWS: dict[str, dict[str, Any]] = {
+    "supervised": {"method.name": "supervised", "method.ood": "none"},
+    "UniMatch": {"method.ood": "none"},
+    "UniMatch, OOD as unlabeled": {"method.ood": "unlabeled"},
+    OURS: {"method.ood": "ovs"},
+}
+
+
+def row_config(changes: Mapping[str, Any], seed: int) -> ml_collections.ConfigDict:
+    """The demo's config with a row's changes and a seed, locked."""
+    from configs import demo
+
+    config = demo.get_config()
+    config.update_from_flattened_dict({**changes, "seed": seed, "train.panel_images": 0})
+    return config.lock()
+
+
+def run_row(name: str, seed: int, workdir: Path) -> dict[str, float]:
+    """Trains one row with one seed, unless that is done; returns its last and best mIoU and its steps a second."""
+    from semiovs_jax.train import train_and_evaluate
+
+    folder = workdir / name.replace(",", "").replace(" ", "_").lower() / f"seed{seed}"
+    result = folder / "result.json"
+    if not result.exists():
+        train_and_evaluate(row_config(ROWS[name], seed), folder)
+    if not result.exists():  # stopped by a signal: its checkpoint is saved
+        sys.exit(1)
+    found = json.loads(result.read_text(encoding="utf-8"))
+    return {
+        "last": found["last"]["miou"],
+        "best": found["best"]["miou"],
+        "seconds": found["seconds_since_start"],
+    }
+
+
+def format_results(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """A table of mean and standard deviation (of a sample) over seeds, mIoU in percent."""
+    width = max(map(len, results))
+    lines = [f"{'mIoU (%)':<{width}}   last          best          seconds a run"]
+    for name, runs in results.items():
+        cells = [f"{100 * mean:5.2f} ± {100 * std:4.2f}" for mean, std in (_spread(runs, k) for k in ("last", "best"))]
+        lines.append(f"{name:<{width}}   {'  '.join(cells)}  {_spread(runs, 'seconds')[0]:8.0f}")
+    return "\n".join(lines)
+
+
+def claim_holds(results: Mapping[str, Sequence[Mapping[str, float]]]) -> bool:
+    """Whether ours beats every other row, in last and in best mIoU, by more than both standard deviations."""
+    for key in ("last", "best"):
+        ours, our_spread = _spread(results[OURS], key)
+        for name, runs in results.items():
+            other, spread = _spread(runs, key)
+            if name != OURS and ours - other <= max(our_spread, spread):
+                return False
+    return True
+
+
+def _spread(runs: Sequence[Mapping[str, float]], key: str) -> tuple[float, float]:
+    values = np.array([run[key] for run in runs])
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs all rows with all seeds and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    workdir = Path(flags.FLAGS.workdir)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
+    try:
+        # Seed by seed, so that an unfinished benchmark already compares all rows.
+        for seed in range(flags.FLAGS.seeds):
+            for name in ROWS:
+                print(f"{name}, seed {seed}", flush=True)
+                results[name].append(run_row(name, seed, workdir))
+            print(format_results(results), flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    holds = claim_holds(results)
+    (workdir / "claims.json").write_text(json.dumps({"runs": results, "holds": holds}, indent=2), encoding="utf-8")
+    print(f"{OURS} above all others by more than the standard deviations: {'yes' if holds else 'no'}")
+    sys.exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    tune_cpu()
+    flags.DEFINE_string("workdir", "runs/claims", "Folder of the runs and of claims.json.")
+    flags.DEFINE_integer("seeds", 3, "How often each row is trained.", lower_bound=1)
+    app.run(main)
