@@ -29,7 +29,7 @@ def _gated(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
     def value(loss: jax.Array, mode: losses.GateMode, threshold: np.float32) -> jax.Array:
         return losses.gated_mean(loss, confidence, valid, threshold, mode, as_published=True)
 
-    both = jax.value_and_grad(value)
+    both = jax.jit(jax.value_and_grad(value), static_argnums=1)
     results = [[both(loss, mode, threshold) for threshold in thresholds] for mode in modes]
     huge = jnp.where(valid, loss, 1e4)
     return {
@@ -72,6 +72,7 @@ def _cross_entropy(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLik
 
 def _ohem(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
     outputs: dict[str, jax.typing.ArrayLike] = {}
+    ohem = jax.jit(jax.value_and_grad(losses.ohem_cross_entropy), static_argnames=("threshold", "min_kept"))
     for case in golden.meta["ohem_cases"]:
         # Class weights are not offered, and min_kept = 0 means what it says here (see ohem_kept).
         if case["use_weight"] or case["min_kept"] == 0:
@@ -80,7 +81,7 @@ def _ohem(golden: Golden, dtype: type) -> dict[str, jax.typing.ArrayLike]:
         logits = _channels_last(golden[f"{name}/logits"], dtype)
         label = jnp.asarray(golden[f"{name}/target"], jnp.int32)
         settings = {"threshold": case["thresh"], "min_kept": case["min_kept"]}
-        value, gradient = jax.value_and_grad(losses.ohem_cross_entropy)(logits, label, label != ignore, **settings)
+        value, gradient = ohem(logits, label, label != ignore, **settings)
         kept = losses.ohem_kept(logits, label, label != ignore, **settings)
         outputs[f"{name}/value"] = value
         outputs[f"{name}/kept_target"] = jnp.where(kept, label, ignore).astype(jnp.uint8)
