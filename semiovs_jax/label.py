@@ -17,17 +17,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import InputError
 from data_pipelines.pipeline import BadRecords
 from data_pipelines.sources import Record, open_stream
 from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job
 from semiovs_jax.label_store import LabelStore
 from semiovs_jax.labelers import OVS
+from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.clip_weights import weights_path
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.sharding import make_mesh
 
 _NOT_SETTINGS = ("name", "weights", "vocabulary", "labels", "labels_dir", "batch_size")
-_SHIPPED_WEIGHTS = Path(__file__).parent / "ovs" / "weights"
 
 
 class LabelReport(NamedTuple):
@@ -80,6 +82,8 @@ def label_images(
       InputError: labels_dir holds other labels or cannot be written, or more images than
         `config.data.max_bad_records` cannot be read.
     """
+    if process_count is not None and not 0 <= (process_index or 0) < process_count:
+        raise InputError(f"process_index {process_index} of {process_count}: use 0 to {process_count - 1}")
     together = process_count is None and jax.process_count() > 1
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
@@ -88,14 +92,15 @@ def label_images(
     records = _records(config)
     store.begin()
     start = time.perf_counter()
-    histograms: dict[str, np.ndarray] = {}
+    labeled: set[str] = set()
+    histogram = np.zeros(256, np.int64)
     if any(not store.is_labeled(id_) for id_ in records):
         with ThreadPoolExecutor(max(1, config.data.num_threads)) as pool:
             bad = BadImages(store, BadRecords(config.data.max_bad_records))
             job = Job(store, ovs, mesh.local_mesh, config.ovs.batch_size, info.ignore_index, bad, pool)
             try:
                 groups = job.groups(list(records.values()))
-                histograms = job.run(groups[index::count], name=f"OVS labels {index + 1}/{count}")
+                labeled, histogram = job.run(groups[index::count], name=f"OVS labels {index + 1}/{count}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -105,11 +110,11 @@ def label_images(
     finished = not store.unsettled(records)
     unreadable = tuple(id_ for id_ in records if not store.is_labeled(id_)) if finished else ()
     if finished and (index == 0 or not together):
-        earlier = store.histogram(id_ for id_ in records if id_ not in histograms and store.is_labeled(id_))
-        store.finish(list(records), info.classes, sum(histograms.values(), start=earlier))
+        earlier = store.histogram(id_ for id_ in records if id_ not in labeled and store.is_labeled(id_))
+        store.finish(list(records), info.classes, histogram + earlier)
     if together:
         multihost_utils.sync_global_devices("the manifest is finished")
-    return LabelReport(len(records), len(histograms), finished, unreadable, len(histograms) / seconds)
+    return LabelReport(len(records), len(labeled), finished, unreadable, len(labeled) / seconds)
 
 
 def _records(config: Any) -> dict[str, Record]:
@@ -121,8 +126,7 @@ def _records(config: Any) -> dict[str, Record]:
 def _store(config: Any, ovs: OVS) -> LabelStore:
     info = load_dataset(config.data.dataset)
     vocabulary = load_vocabulary(config.ovs.vocabulary)
-    shipped = _SHIPPED_WEIGHTS / f"{config.ovs.weights}.safetensors"
-    weights = shipped if shipped.is_file() else Path(config.ovs.weights)
+    weights = weights_path(config.ovs.weights)
     identity = {
         "fingerprint": ovs.fingerprint,
         "ovs": config.ovs.name,
@@ -138,8 +142,6 @@ def _store(config: Any, ovs: OVS) -> LabelStore:
 
 def main(flags: Any) -> None:
     """Labels `flags.config`'s OOD images."""
-    from semiovs_jax.ovs import build_ovs
-
     config = flags.config
     ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
     report = label_images(

@@ -87,18 +87,29 @@ class Job:
             for i in range(0, len(found), rows)
         ]
 
-    def run(self, groups: Sequence[Group], name: str) -> dict[str, np.ndarray]:
-        """Labels what is not labeled yet; returns int64 [256] pixels per label of each image labeled now."""
+    def run(self, groups: Sequence[Group], name: str) -> tuple[set[str], np.ndarray]:
+        """Labels what is not labeled yet.
+
+        Args:
+          groups: this process's share of what `groups` gave.
+          name: title of the progress bar.
+
+        Returns:
+          Ids of the images labeled now, and their pixels per label, int64 [256].
+        """
         pending = [group for group in groups if any(not self.store.is_labeled(r.id) for r in group.records)]
         label = self._label_function()
         weights = jax.device_put(self.ovs.weights, replicated(self.mesh))
-        histograms: dict[str, np.ndarray] = {}
+        labeled: set[str] = set()
+        histogram = np.zeros(256, np.int64)
         images = sum(len(group.records) for group in groups)
         todo = sum(not self.store.is_labeled(r.id) for group in pending for r in group.records)
         with tqdm(desc=name, total=images, initial=images - todo, unit="image") as progress:
 
             def collect(writes: list[Future[tuple[str, np.ndarray]]]) -> None:
-                histograms.update(write.result() for write in writes)
+                for id_, pixels in (write.result() for write in writes):
+                    labeled.add(id_)
+                    np.add(histogram, pixels, out=histogram)
                 progress.update(len(writes))
                 if bad := len(self.bad.records.names()):
                     progress.set_postfix(bad=bad)
@@ -113,7 +124,7 @@ class Job:
                 in_flight = launched
             collect(writes)
             collect(self._write(in_flight) if in_flight else [])
-        return histograms
+        return labeled, histogram
 
     @property
     def rows(self) -> int:

@@ -133,6 +133,11 @@ def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path
     assert contents(tmp_path) == contents(undisturbed)
 
 
+def test_a_share_that_does_not_exist(images, tmp_path):
+    with pytest.raises(InputError, match="process_index 2 of 2: use 0 to 1"):
+        label_images(label_config(images, tmp_path), ColorOVS(), make_mesh(), process_index=2, process_count=2)
+
+
 def test_few_shapes_are_compiled(images, tmp_path, monkeypatch):
     shapes = []
     ovs = ColorOVS()
@@ -260,6 +265,8 @@ def test_command_line(images, tmp_path, monkeypatch):
         process_count = None
 
     Flags.config = config
-    monkeypatch.setattr("semiovs_jax.ovs.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes))
+    monkeypatch.setattr(
+        "semiovs_jax.label.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
+    )
     label_module.main(Flags)
     assert labels_complete(config, ColorOVS())

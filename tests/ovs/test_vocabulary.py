@@ -124,7 +124,7 @@ def letters(name: str) -> str:
     return "".join(filter(str.isalpha, name))
 
 
-@pytest.mark.parametrize("name", ["voc21", "context60"])
+@pytest.mark.parametrize("name", ["voc21", "context60", "shapes"])
 def test_shipped_vocabularies_fit_their_datasets_and_clip(name):
     info = load_dataset(name)
     vocabulary = load_vocabulary(name, num_classes=info.num_classes)
