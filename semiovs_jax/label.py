@@ -82,11 +82,11 @@ def label_images(
       InputError: labels_dir holds other labels or cannot be written, or more images than
         `config.data.max_bad_records` cannot be read.
     """
-    if process_count is not None and not 0 <= (process_index or 0) < process_count:
-        raise InputError(f"process_index {process_index} of {process_count}: use 0 to {process_count - 1}")
     together = process_count is None and jax.process_count() > 1
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
+    if not 0 <= index < count:
+        raise InputError(f"process_index {index} of {count}: use 0 to {count - 1}, and give process_count with it")
     info = load_dataset(config.data.dataset)
     store = _store(config, ovs)
     records = _records(config)

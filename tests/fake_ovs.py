@@ -66,7 +66,7 @@ def write_images(root: Path, count: int) -> None:
     """Writes colored images of several sizes, every third below a subfolder."""
     rng = np.random.default_rng(7)
     for i in range(count):
-        size = (40 + 16 * (i % 3), 30 + 10 * (i % 5))
+        size = (40 + 30 * (i % 2), 33 + 4 * (i % 5))  # two canvases
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
         path = root / ("train" if i % 3 == 0 else ".") / f"{i:03d}.{'png' if i % 4 == 0 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
