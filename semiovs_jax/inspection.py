@@ -1,5 +1,6 @@
 """What a step sees and says, as the columns of a panel."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,16 @@ _LABELERS = {"unlabeled": "student", "ood": "ovs"}
 
 
 def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainState, Any, Any], dict[str, jax.Array]]:
-    """The jitted function (state, batch, ovs_weights) -> columns by title, for `reporting.Report.panel`.
+    """The function (state, batch, ovs_weights) -> columns by title, for `reporting.Report.panel`.
 
     Columns hold the first `images` rows of the batch, on every device: normalized float images, and label planes in
     which pixels that are not learned from have the ignore index.
     """
 
-    def columns(state: TrainState, batch: Any, ovs_weights: Any) -> dict[str, jax.Array]:
+    titles: list[str] = []  # jit sorts the keys of dictionaries; columns have an order
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def columns(state: TrainState, batch: Any, ovs_weights: Any) -> list[jax.Array]:
         views = recipe.views(state.step, batch, ovs_weights)
         _, outcome = total_loss(
             state.params, state.batch_stats, views, recipe.student, recipe.method, recipe.ignore_index
@@ -44,9 +48,14 @@ def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainS
                 f"{title}, strong + CutMix": mixed,
                 f"{title}, prediction": jnp.argmax(outcome.predictions.s1[stream], -1),
             }
-        return {title: column[:images] for title, column in found.items()}
+        titles[:] = found
+        return [column[:images] for column in found.values()]
 
-    return jax.jit(columns, out_shardings=replicated(mesh))
+    def inspect(state: TrainState, batch: Any, ovs_weights: Any) -> dict[str, jax.Array]:
+        values = columns(state, batch, ovs_weights)
+        return dict(zip(titles, values, strict=True))
+
+    return inspect
 
 
 def _gated(label: PseudoLabel, recipe: Recipe) -> jax.Array:

@@ -1,6 +1,7 @@
 """Whole training iterations of SemiOVS on UniMatch, from stored views: losses, gradients, states, logits."""
 
-import functools
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -39,55 +40,50 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     params, batch_stats = convert_student(source, params, batch_stats, name=golden.path.name)
     params, batch_stats = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, batch_stats))
 
-    iterations = meta["iters_index"]
-    views = [_views(golden, index, config["criterion"]["kwargs"]["ignore_index"], dtype) for index in iterations]
+    ignore_index = config["criterion"]["kwargs"]["ignore_index"]
+    views = [_views(golden, index, ignore_index, dtype) for index in meta["iters_index"]]
+    probe = jnp.asarray(golden["probe"].transpose(0, 2, 3, 1), dtype)
+    table = methods.make_method(
+        ConfigDict({"name": "unimatch", "ood": "ovs", "ood_weight": config["lambda"], "confidence_threshold": 0.0})
+    )
+
+    def optimizer_config(learning_rate: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            learning_rate=learning_rate,
+            head_multiplier=config["lr_multi"],
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            power=POWER,
+        )
+
+    # Threshold and learning rate are arguments, so that the variants share one compilation.
+    @jax.jit
+    def step(state: TrainState, views: train_step.Views, threshold: jax.Array, rate: jax.Array) -> train_step.Update:
+        method = dataclasses.replace(table, confidence_threshold=threshold)
+        optimizer = optim.make_optimizer(optimizer_config(rate), meta["total_iters"])
+        return train_step.update(state, views, student, method, optimizer, ignore_index)
+
+    @jax.jit
+    def evaluate(state: TrainState) -> jax.Array:
+        return student.apply(state.params, state.batch_stats, probe, train=False)[0]
+
     outputs: dict[str, np.ndarray] = {}
     for variant in meta["variants"]:
         if not (double or variant["f32"]):
             continue
         prefix = variant["prefix"] + ("f64/" if double else "")
-        method = methods.make_method(
-            ConfigDict(
-                {
-                    "name": "unimatch",
-                    "ood": "ovs",
-                    "ood_weight": config["lambda"],
-                    "confidence_threshold": variant["conf_thresh"],
-                }
-            )
-        )
-        optimizer_config = ConfigDict(
-            {
-                "learning_rate": variant["lr"],
-                "head_multiplier": config["lr_multi"],
-                "momentum": MOMENTUM,
-                "weight_decay": WEIGHT_DECAY,
-                "power": POWER,
-            }
-        )
-        optimizer = optim.make_optimizer(optimizer_config, meta["total_iters"])
-        step = jax.jit(
-            functools.partial(
-                train_step.update,
-                student=student,
-                method=method,
-                optimizer=optimizer,
-                ignore_index=config["criterion"]["kwargs"]["ignore_index"],
-            )
-        )
-        state = TrainState.create(params, batch_stats, optimizer)
+        rate = optimizer_config(variant["lr"])
+        state = TrainState.create(params, batch_stats, optim.make_optimizer(rate, meta["total_iters"]))
         updates = []
         for given in views:
-            updates.append(step(state, given))
+            updates.append(step(state, given, variant["conf_thresh"], variant["lr"]))
             state = updates[-1].state
         found = _losses(updates) | _first_iteration(updates[0], golden) | _final(golden, params, batch_stats, state)
         if not double:
-            schedule = optim.learning_rate_schedule(optimizer_config, meta["total_iters"])
+            schedule = optim.learning_rate_schedule(rate, meta["total_iters"])
             rates = np.array([schedule(i) for i in range(len(views))], np.float64)
             found["lr"] = np.stack([rates, config["lr_multi"] * rates], axis=1)
-        probe = jnp.asarray(golden["probe"].transpose(0, 2, 3, 1), dtype)
-        logits, _ = student.apply(state.params, state.batch_stats, probe, train=False)
-        found["probe_logits_s"] = _strided(logits, 3)
+        found["probe_logits_s"] = _strided(evaluate(state), 3)
         outputs |= {prefix + key: value for key, value in found.items() if prefix + key in golden}
     return outputs
 
