@@ -25,7 +25,6 @@ def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainS
     Columns hold the first `images` rows of the batch, on every device: normalized float images, and label planes in
     which pixels that are not learned from have the ignore index.
     """
-
     titles: list[str] = []  # jit sorts the keys of dictionaries; columns have an order
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
