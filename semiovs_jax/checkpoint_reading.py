@@ -6,6 +6,7 @@ skipped and why; and a checkpoint of another model is told from a broken one.
 """
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,7 +14,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -23,6 +23,8 @@ _CHECKSUMS = "checksums.json"
 _LISTED = 4  # keys quoted per kind of difference
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 def list_steps(directory: epath.Path) -> list[int]:
@@ -87,7 +89,7 @@ def first_whole(directory: epath.Path, steps: Sequence[int | str], load: Callabl
             if trouble is None:
                 return step, loaded
         skipped.append(f"{step_dir}: {trouble}")
-        logging.warning("Skipping checkpoint %s: %s", step_dir, trouble)
+        _logger.warning("Skipping checkpoint %s: %s", step_dir, trouble)
     raise InputError(
         f"no checkpoint of {directory} can be read:\n  "
         + "\n  ".join(skipped)

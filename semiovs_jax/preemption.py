@@ -1,13 +1,15 @@
 """Noticing that the machine is about to be taken away, without stalling a step."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
+
+_logger = logging.getLogger(__name__)
 
 
 class Preemption:
@@ -59,6 +61,6 @@ class Preemption:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._signal = signal.Signals(number)
-        logging.warning("%s: saving after this step, then leaving", self._signal.name)
+        _logger.warning("%s: saving after this step, then leaving", self._signal.name)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
