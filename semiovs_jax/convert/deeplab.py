@@ -64,7 +64,7 @@ STUDENT_RULES = [
 def infer_architecture(
     source: Mapping[str, Any],
     *,
-    dilate: Sequence[bool] = (False, False, True),
+    dilate: Sequence[bool] | None = None,
     rates: Sequence[int] = (6, 12, 18),
     name: str = "weights",
 ) -> Architecture:
@@ -72,7 +72,7 @@ def infer_architecture(
 
     Args:
       source: State dict of a student, or of a backbone alone; anything with a `shape` by published name.
-      dilate: The reference's `replace_stride_with_dilation`, which shapes do not tell.
+      dilate: The reference's `replace_stride_with_dilation`, which shapes do not tell; None: the last stage only.
       rates: The reference's `dilations` of the ASPP branches, likewise.
       name: What `source` is, for the error message.
 
@@ -92,6 +92,8 @@ def infer_architecture(
             )
         return source[key].shape[0]
 
+    if dilate is None:
+        dilate = [stage == stages[-1] for stage in stages[1:]]
     widths = tuple(channels(f"{prefix}layer{stage}.0.conv2.weight") for stage in stages)
     architecture = Architecture(
         tuple(1 + max(block for s, block in found if s == stage) for stage in stages),

@@ -8,7 +8,7 @@ reported together.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -52,10 +52,12 @@ class Converted:
     Attributes:
       values: Arrays by "/" path, in the target's layout.
       dropped: Source names that a rule with target None dropped.
+      metadata: What a weight file must say beside its tensors, such as a configuration that shapes do not tell.
     """
 
     values: dict[str, np.ndarray]
     dropped: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(

@@ -81,6 +81,4 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file ({error}); fetch or convert it again"
-        ) from error
+        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or convert it again") from error

@@ -33,6 +33,8 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     params, batch_stats = convert_student(source, params, batch_stats, name=golden.path.name)
     params, batch_stats = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, batch_stats))
 
+    forward = jax.jit(functional.apply, static_argnames="train")
+
     def image(key: str) -> jax.Array:
         return jnp.asarray(golden[key].transpose(0, 2, 3, 1), dtype)
 
@@ -51,13 +53,13 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
                 found[key] = np.asarray(flat[rule[1]])
         return found
 
-    outputs = edges("eval", functional.apply(params, batch_stats, image("x"), train=False)[0])
-    outputs |= edges("even", functional.apply(params, batch_stats, image("even/x"), train=False)[0])
+    outputs = edges("eval", forward(params, batch_stats, image("x"), train=False)[0])
+    outputs |= edges("even", forward(params, batch_stats, image("even/x"), train=False)[0])
 
-    logits, stats = functional.apply(params, batch_stats, image("x"), train=True)
+    logits, stats = forward(params, batch_stats, image("x"), train=True)
     outputs |= edges("train", logits) | running("train", stats)
 
     keep = (jnp.asarray(golden["fp/keep_c1"], bool), jnp.asarray(golden["fp/keep_c4"], bool))
-    (clean, perturbed), stats = functional.apply(params, batch_stats, image("x"), train=True, keep=keep)
+    (clean, perturbed), stats = forward(params, batch_stats, image("x"), train=True, keep=keep)
     outputs |= edges("fp", clean) | summaries("fp/logits_fp", perturbed) | running("fp", stats)
     return outputs

@@ -1,0 +1,164 @@
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipelines.errors import InputError
+from semiovs_jax.convert.keys import flatten, unflatten
+from semiovs_jax.models import ARCHITECTURES, Functional, build_student
+from semiovs_jax.models.resnet import ResNet
+from semiovs_jax.sharding import batch_sharding, make_mesh
+from tests.golden import Golden, assert_matches, golden_path
+from tests.replays import deeplab
+
+CONFIG = {"backbone": "resnet_tiny", "dtype": "float32", "remat": False}
+CLASSES = 5
+
+
+def weights(shapes: Any) -> Any:
+    """Random weights of a model in mid-training: no zero biases, no unit scales. Drawn without compiling anything."""
+    rng = np.random.default_rng(0)
+    flat = {}
+    for path, leaf in flatten(shapes).items():
+        value = rng.normal(size=leaf.shape)
+        match path.rpartition("/")[2]:
+            case "kernel":
+                value *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            case "scale" | "var":
+                value = 1 + 0.1 * value
+            case _:
+                value *= 0.1
+        flat[path] = value.astype(np.float32)
+    return unflatten(flat)
+
+
+@functools.cache
+def student(**changes: Any) -> tuple[Callable, Any, Any]:
+    """A tiny student's jitted `apply`, its parameters and statistics."""
+    module = nnx.eval_shape(lambda: build_student({**CONFIG, **changes}, CLASSES, rngs=nnx.Rngs(0)))
+    functional, params, stats = Functional.create(module)
+    return jax.jit(functional.apply, static_argnames="train"), weights(params), weights(stats)
+
+
+def images(count: int, height: int, width: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).normal(size=(count, height, width, 3)), jnp.float32)
+
+
+@pytest.mark.slow
+def test_golden():
+    golden = Golden(golden_path("deeplab_r50_forward"))
+    assert_matches(golden, deeplab.replay(golden, double=False))
+
+
+def test_padded_forward_equals_unpadded():
+    apply, params, stats = student()
+    sizes = np.array([[65, 49], [38, 64], [50, 33]], np.int32)
+    x = np.array(images(3, 66, 66))
+    padded = np.asarray(apply(params, stats, jnp.asarray(x), train=False, size=jnp.asarray(sizes))[0])
+    for i, (height, width) in enumerate(sizes):
+        alone, _ = apply(params, stats, jnp.asarray(x[i : i + 1, :height, :width]), train=False)
+        assert np.abs(alone).max() > 1
+        np.testing.assert_allclose(padded[i, :height, :width], alone[0], atol=1e-4, rtol=0)
+
+
+def test_what_lies_in_the_padding_does_not_matter():
+    apply, params, stats = student()
+    size = jnp.array([[40, 31]])
+    x = images(1, 48, 48)
+    other = jnp.where(jnp.arange(48)[:, None] < 31, x, 1e3)
+    clean, dirty = (apply(params, stats, v, train=False, size=size)[0] for v in (x, other))
+    np.testing.assert_array_equal(clean[:, :40, :31], dirty[:, :40, :31])
+
+
+def test_true_sizes_are_refused_in_training():
+    apply, params, stats = student()
+    with pytest.raises(ValueError, match="size is for evaluation"):
+        apply(params, stats, images(2, 32, 32), train=True, size=jnp.full((2, 2), 32))
+
+
+def test_perturbed_twin():
+    apply, params, stats = student()
+    module = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, rngs=nnx.Rngs(0)))
+    x = images(2, 32, 32)
+    ones, zeros = ([jnp.full((2, c), v) for c in module.perturbed_channels] for v in (True, False))
+    plain, unchanged = apply(params, stats, x, train=False)
+    (clean, all_kept), _ = apply(params, stats, x, train=False, keep=tuple(ones))
+    (_, all_dropped), _ = apply(params, stats, x, train=False, keep=tuple(zeros))
+    np.testing.assert_allclose(clean, plain, atol=1e-4)
+    assert np.abs(np.asarray(all_kept - clean)).max() > 1e-2  # kept channels are doubled
+    # With no feature left, all that remains is a constant that the biases make.
+    np.testing.assert_allclose(all_dropped[:, 16, 16], all_dropped[::-1, 16, 16], atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, stats)
+
+
+def test_remat_changes_nothing_but_memory():
+    results = []
+    for remat in (False, True):
+        options = {"stem_widths": (4, 4, 4), "widths": (4, 8), "dilate": (True,), "remat": remat}
+        backbone = nnx.eval_shape(lambda options=options: ResNet((1, 2), **options, rngs=nnx.Rngs(0)))
+        functional, params, stats = Functional.create(backbone)
+
+        @jax.jit
+        def gradient(params, stats, x, functional=functional):
+            def loss(params):
+                (features, _), new_stats = functional.apply(params, stats, x, train=True)
+                return jnp.square(features[-1]).mean(), new_stats
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        arguments = weights(params), weights(stats), images(2, 16, 16)
+        assert ("remat" in str(jax.make_jaxpr(gradient)(*arguments))) == remat
+        results.append(gradient(*arguments))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def dtypes(tree: Any) -> set[str]:
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+def test_bfloat16_keeps_statistics_and_logits_in_float32():
+    apply, params, stats = student(dtype="bfloat16")
+    x = images(2, 32, 32)
+    assert dtypes(jax.eval_shape(functools.partial(apply, train=True), params, stats, x)) == {"float32"}
+    logits = apply(params, stats, x, train=False)[0]
+    exact = student()[0](params, stats, x, train=False)[0]
+    error = np.abs(np.asarray(logits - exact)).mean() / np.abs(np.asarray(exact)).mean()
+    assert 1e-4 < error < 0.05
+
+
+def test_float64_stays_float64():
+    apply, params, stats = student()
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, stats, images(2, 32, 32)))
+        assert dtypes(jax.eval_shape(functools.partial(apply, train=True), *double)) == {"float64"}
+
+
+def test_batch_statistics_cover_a_sharded_batch():
+    apply, params, stats = student()
+    x = images(8, 32, 32)
+    alone, stats_alone = apply(params, stats, x, train=True)
+    sharded, stats_sharded = apply(params, stats, jax.device_put(x, batch_sharding(make_mesh())), train=True)
+    assert len(sharded.sharding.device_set) == jax.device_count() == 8
+    np.testing.assert_allclose(alone, sharded, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats_alone, stats_sharded)
+
+
+@pytest.mark.parametrize(("backbone", "millions"), [("resnet50", 40.4), ("resnet101", 59.4)])
+def test_published_sizes(backbone, millions):
+    # Parameters of the reference's DeepLabV3+ with 21 classes, in UniMatch's README: 40.5M and 59.5M.
+    module = nnx.eval_shape(lambda: build_student({**CONFIG, "backbone": backbone}, 21, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    assert count == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(InputError, match=r"config\.model\.backbone is 'vgg'.*resnet101"):
+        build_student({**CONFIG, "backbone": "vgg"}, CLASSES, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"config\.model\.dtype is 'float16'"):
+        build_student({**CONFIG, "dtype": "float16"}, CLASSES, rngs=nnx.Rngs(0))
+    assert set(ARCHITECTURES) == {"resnet50", "resnet101", "resnet_tiny"}
