@@ -11,6 +11,7 @@ other reasons because the step does not fit into a device.
 import collections
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -46,6 +47,8 @@ _NO_TPU_HERE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
 }
+
+_logger = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -263,6 +266,7 @@ def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
     """
     mesh = make_mesh(topology_devices(topology))
     inputs = abstract_inputs(config, mesh)
+    _logger.info("compiling for %d x %s, minutes for a large model", mesh.size, mesh.devices.flat[0].device_kind)
     return compile_step(
         make_train_step(inputs.recipe, mesh),
         (inputs.state, inputs.batch, inputs.ovs_weights),
