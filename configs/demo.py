@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.unlabeled_split = "splits/unlabeled.txt"
     config.data.ood_root = "data/shapes/ood/JPEGImages"
     config.data.make = "shapes"
-    config.data.crop_size = 97
+    config.data.crop_size = 65
     config.data.num_threads = 2
 
     config.model.backbone = "resnet_tiny"
@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.ovs.weights = "shapes_clip"  # shipped: semiovs_jax/ovs/weights
     config.ovs.vocabulary = "shapes"
-    config.ovs.image_size = 160
+    config.ovs.image_size = 112
     config.ovs.labels_dir = "data/shapes/ovs_shapes"
     config.ovs.batch_size = 16
 

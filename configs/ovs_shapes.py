@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vocabulary = "shapes"
 
     config.data = ConfigDict()
-    config.data.images = 6000  # drawn once, then mirrored and recolored at every use
+    config.data.images = 3000  # drawn once, then mirrored at random at every use
     config.data.held_out = 200  # images that measure the labels
 
     config.model = ConfigDict()
@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 24
-    config.train.steps = 5000
+    config.train.steps = 2000
     config.train.warmup_steps = 100
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.02

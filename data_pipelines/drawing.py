@@ -1,12 +1,16 @@
 """Draws the images of the embedded benchmark: outlines, textures, and two domains to combine them.
 
-A scene is a textured ground with a few objects on it. What tells the classes apart is the outline alone:
-size, rotation, color and texture are drawn independently of the class. The two domains share outlines
-and nothing else: grounds, colors, fills, scales and the set of classes differ.
+A scene is a textured ground with a few objects on it. A target class is an outline, a motif (the pattern that the
+object bears: rings on circles, checks on squares) and a band of hues. Size, rotation, brightness, saturation and the
+motif's fineness are drawn independently of the class. Distractors have plain fills of any hue. The two domains share
+what makes a class and nothing else: grounds, brightness, fineness, scales, contours and the set of classes differ.
+
+Hues make the benchmark learnable in minutes from random weights, where published students start from ImageNet.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -55,11 +59,6 @@ def _waves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(2 * np.pi * bent)
 
 
-def _checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    u, v = _phase(rng, height, width, rng.uniform(8, 20))
-    return ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
-
-
 def _flat(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.full((height, width), rng.random(), np.float32)
 
@@ -67,11 +66,6 @@ def _flat(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     u, _ = _phase(rng, height, width, max(height, width))
     return (u - u.min()) / max(float(np.ptp(u)), 1e-6)
-
-
-def _hatching(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    u, _ = _phase(rng, height, width, rng.uniform(4, 8))
-    return (u % 1 < 0.45).astype(np.float32)
 
 
 def _dots(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -83,6 +77,62 @@ def _graph_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     u, v = _phase(rng, height, width, rng.uniform(12, 24))
     return ((u % 1 < 0.08) | (v % 1 < 0.08)).astype(np.float32)
 
+
+# --- motifs: bool [H, W], of an object's own coordinates, in which it has radius 1, and of its cycles a radius ---
+
+
+def _rings(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return np.hypot(u, v) * cycles % 1 < 0.5
+
+
+def _squares(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return (np.floor(u * cycles) + np.floor(v * cycles)) % 2 < 1
+
+
+def _stripes(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    del v
+    return u * cycles % 1 < 0.5
+
+
+def _rays(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return np.arctan2(v, u) / (2 * np.pi) * round(3 * cycles) % 1 < 0.5
+
+
+def _lattice(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return (u * cycles % 1 < 0.3) | (v * cycles % 1 < 0.3)
+
+
+def _spots(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return np.hypot(u * cycles % 1 - 0.5, v * cycles % 1 - 0.5) < 0.33
+
+
+def _ripples(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return (u * cycles + 0.3 * np.sin(2 * np.pi * v * cycles * 0.7)) % 1 < 0.5
+
+
+def _chevrons(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
+    return (u * cycles + np.abs(v * cycles % 2 - 1)) % 1 < 0.5
+
+
+Motif = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+MOTIFS: dict[str, Motif] = {
+    "circle": _rings,
+    "square": _squares,
+    "triangle": _stripes,
+    "star": _rays,
+    "cross": _lattice,
+    "heart": _spots,
+    "crescent": _ripples,
+    "arrow": _chevrons,
+}
+"""What each target class bears."""
+
+HUE_SPREAD = 0.0625
+"""Half the width of a class's band of hues, in turns: neighboring bands touch."""
+
+SHADE = 0.45
+"""Brightness of a motif's dark parts over that of its bright ones."""
 
 Texture = Callable[[np.random.Generator, int, int], np.ndarray]
 
@@ -96,12 +146,14 @@ class Domain:
       objects: range of the number of objects, both ends included.
       radius: range of an object's radius as a fraction of the geometric mean of the image's sides.
       stretch: largest log ratio of an object's two axes.
+      tilt: largest rotation of an object, degrees, either way.
       grounds: textures of the ground.
-      fills: textures of the objects.
-      value: range of a ground color's brightness (the V of HSV).
+      fills: textures of the distractors.
+      cycles: range of a motif's fineness, in cycles a radius.
+      ground_value: range of a ground color's brightness (the V of HSV).
+      fill_value: range of an object color's brightness.
       ground_saturation: range of a ground color's saturation.
       fill_saturation: range of an object color's saturation.
-      contrast: smallest distance between the mean colors of object and ground, of 255 a channel (RMS).
       outlined: probability that an object has a drawn contour.
       distractors: probability that an object is of a class outside the target vocabulary.
       blur: largest standard deviation of the camera's blur, pixels.
@@ -109,67 +161,76 @@ class Domain:
     """
 
     sides: tuple[int, int] = (100, 200)
-    objects: tuple[int, int] = (1, 4)
-    radius: tuple[float, float] = (0.11, 0.26)
-    stretch: float = 0.3
-    grounds: tuple[Texture, ...] = (_cloud, _grain, _waves, _checks)
-    fills: tuple[Texture, ...] = (_cloud, _grain, _waves, _checks)
-    value: tuple[float, float] = (0.2, 0.9)
-    ground_saturation: tuple[float, float] = (0.1, 0.8)
-    fill_saturation: tuple[float, float] = (0.1, 0.8)
-    contrast: float = 45.0
+    objects: tuple[int, int] = (1, 3)
+    radius: tuple[float, float] = (0.18, 0.32)
+    stretch: float = 0.2
+    tilt: float = 25.0
+    grounds: tuple[Texture, ...] = (_cloud, _grain, _waves)
+    fills: tuple[Texture, ...] = (_cloud, _grain)
+    cycles: tuple[float, float] = (2.0, 3.0)
+    ground_value: tuple[float, float] = (0.1, 0.6)
+    fill_value: tuple[float, float] = (0.6, 1.0)
+    ground_saturation: tuple[float, float] = (0.0, 0.3)
+    fill_saturation: tuple[float, float] = (0.4, 1.0)
     outlined: float = 0.0
     distractors: float = 0.0
     blur: float = 0.9
-    sensor_noise: float = 10.0
+    sensor_noise: float = 8.0
 
 
 TARGET_DOMAIN = Domain()
-"""Photograph-like: objects and grounds share textures and colors; no contours."""
+"""Photograph-like: dim grounds, bright objects, the same rough textures on both, no contours."""
 
 OOD_DOMAIN = Domain(
-    objects=(2, 5),
-    radius=(0.09, 0.32),
-    stretch=0.15,
+    objects=(1, 4),
+    radius=(0.14, 0.36),
+    stretch=0.1,
+    tilt=35.0,
     grounds=(_flat, _gradient, _graph_paper, _dots),
-    fills=(_flat, _gradient, _hatching, _dots),
-    value=(0.05, 1.0),
-    ground_saturation=(0.0, 0.3),
-    fill_saturation=(0.5, 1.0),
-    contrast=60.0,
+    fills=(_flat, _gradient, _cloud),
+    cycles=(1.5, 2.5),
+    ground_value=(0.7, 1.0),
+    fill_value=(0.3, 1.0),
+    ground_saturation=(0.0, 0.15),
+    fill_saturation=(0.6, 1.0),
     outlined=0.6,
     distractors=0.5,
     blur=0.0,
     sensor_noise=2.0,
 )
-"""Drawing-like: pale grounds, saturated flat, hatched or dotted fills, contours, and distractors."""
+"""Drawing-like: pale grounds, saturated objects, coarser motifs, contours, and distractors."""
 
 
-def _color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    """A random color, float32 [3] in 0..255, hue uniform."""
-    h, s, v = rng.random(), rng.uniform(*saturation), rng.uniform(*value)
+def _color(
+    rng: np.random.Generator,
+    saturation: tuple[float, float],
+    value: tuple[float, float],
+    hue: tuple[float, float] = (0.0, 1.0),
+) -> np.ndarray:
+    """A random color, float32 [3] in 0..255, from ranges of HSV; hue is in turns of the color circle."""
+    h, s, v = rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value)
     ramp = np.abs((h * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return (255 * v * (1 - s + s * np.clip(ramp, 0, 1))).astype(np.float32)
 
 
-def _color_pair(
+def _hues(name: str) -> tuple[float, float]:
+    """The band of hues of a target class, any hue for a distractor."""
+    if name not in TARGETS:
+        return 0.0, 1.0
+    middle = TARGETS.index(name) / len(TARGETS)
+    return middle - HUE_SPREAD, middle + HUE_SPREAD
+
+
+def _shades(
     rng: np.random.Generator,
     saturation: tuple[float, float],
     value: tuple[float, float],
-    away_from: np.ndarray | None = None,
-    contrast: float = 0.0,
+    hue: tuple[float, float] = (0.0, 1.0),
+    contrast: float = SHADE,
 ) -> np.ndarray:
-    """Two related colors, float32 [2, 3]; their mean keeps `contrast` from the color `away_from`."""
-    best, best_distance = np.zeros((2, 3), np.float32), -1.0
-    for _ in range(16):
-        first = _color(rng, saturation, value)
-        pair = np.stack([first, first + 0.45 * (_color(rng, saturation, value) - first)])
-        distance = np.inf if away_from is None else float(np.sqrt(np.mean((pair.mean(0) - away_from) ** 2)))
-        if distance >= contrast:
-            return pair
-        if distance > best_distance:
-            best, best_distance = pair, distance
-    return best
+    """A random color and a darker shade of it, float32 [2, 3]."""
+    color = _color(rng, saturation, value, hue)
+    return np.stack([color, contrast * color])
 
 
 def _paint(texture: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -201,20 +262,48 @@ def _rasterize(loops: Sequence[Loop], height: int, width: int, line: float) -> t
     return covered, np.minimum(covered, np.asarray(contour.reduce(k), np.float32) / 255)
 
 
-def _placed_outline(
-    rng: np.random.Generator, name: str, domain: Domain, height: int, width: int
-) -> tuple[list[Loop], float]:
-    """An outline stretched, turned and moved at random, in pixels, and its radius."""
+class _Placed(NamedTuple):
+    """An outline in an image.
+
+    Attributes:
+      loops: its loops, in pixels.
+      radius: in pixels.
+      to_object: float64 [2, 2], turns pixels from the center into the object's coordinates, of radius 1.
+      center: float64 [2], (x, y) in pixels.
+    """
+
+    loops: list[Loop]
+    radius: float
+    to_object: np.ndarray
+    center: np.ndarray
+
+    def coordinates(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The object's coordinates of every pixel, each float64 [H, W]."""
+        y, x = np.mgrid[:height, :width] - self.center[::-1, None, None]
+        (a, b), (c, d) = self.to_object
+        return a * x + b * y, c * x + d * y
+
+
+def _placed_outline(rng: np.random.Generator, name: str, domain: Domain, height: int, width: int) -> _Placed:
+    """An outline stretched, turned and moved at random."""
     radius = rng.uniform(*domain.radius) * np.sqrt(height * width)
     stretch = np.exp(rng.uniform(-0.5, 0.5) * domain.stretch)
-    axis, turn = rng.uniform(0, 2 * np.pi, 2)
+    axis, tilt = rng.uniform(0, np.pi), np.radians(rng.uniform(-domain.tilt, domain.tilt))
 
     def rotation(angle: float) -> np.ndarray:
         return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
-    matrix = rotation(turn) @ rotation(-axis) @ np.diag([stretch, 1 / stretch]) @ rotation(axis)
-    center = rng.uniform([0.06 * width, 0.06 * height], [0.94 * width, 0.94 * height])
-    return [radius * loop @ matrix.T + center for loop in UNIT_OUTLINES[name]], radius
+    matrix = rotation(tilt) @ rotation(-axis) @ np.diag([stretch, 1 / stretch]) @ rotation(axis)
+    center = rng.uniform([0.12 * width, 0.12 * height], [0.88 * width, 0.88 * height])
+    loops = [radius * loop @ matrix.T + center for loop in UNIT_OUTLINES[name]]
+    return _Placed(loops, radius, np.linalg.inv(radius * matrix), center)
+
+
+def _fill(rng: np.random.Generator, name: str, placed: _Placed, domain: Domain, height: int, width: int) -> np.ndarray:
+    """What an object bears, float [H, W] in [0, 1]: its class's motif, or for a distractor one of the fills."""
+    if name in MOTIFS:
+        return MOTIFS[name](*placed.coordinates(height, width), rng.uniform(*domain.cycles)).astype(np.float32)
+    return domain.fills[rng.integers(len(domain.fills))](rng, height, width)
 
 
 def _void_border(instances: np.ndarray) -> np.ndarray:
@@ -239,7 +328,7 @@ def draw_scene(
     domain: Domain,
     size: tuple[int, int] | None = None,
     *,
-    min_visible: float = 0.5,
+    min_visible: float = 0.7,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one image with its label.
 
@@ -254,7 +343,7 @@ def draw_scene(
       two pixels around every object.
     """
     height, width = size or (int(side) for side in rng.integers(domain.sides[0], domain.sides[1] + 1, 2))
-    ground_colors = _color_pair(rng, domain.ground_saturation, domain.value)
+    ground_colors = _shades(rng, domain.ground_saturation, domain.ground_value, contrast=0.75)
     ground = domain.grounds[rng.integers(len(domain.grounds))]
     image = _paint(ground(rng, height, width), ground_colors)
     instances = np.zeros((height, width), np.uint8)
@@ -263,19 +352,19 @@ def draw_scene(
     for _ in range(int(rng.integers(domain.objects[0], domain.objects[1] + 1))):
         index = _class_index(rng, domain)
         for _ in range(12):
-            loops, radius = _placed_outline(rng, SCENE_CLASSES[index], domain, height, width)
-            size_px = area(loops[0]) - sum(area(hole) for hole in loops[1:])
-            line = max(1.5, 0.1 * radius) if rng.random() < domain.outlined else 0.0
-            covered, contour = _rasterize(loops, height, width, line)
+            placed = _placed_outline(rng, SCENE_CLASSES[index], domain, height, width)
+            size_px = area(placed.loops[0]) - sum(area(hole) for hole in placed.loops[1:])
+            line = max(1.5, 0.1 * placed.radius) if rng.random() < domain.outlined else 0.0
+            covered, contour = _rasterize(placed.loops, height, width, line)
             painted = np.where(covered >= 0.5, len(classes), instances)
             visible = np.bincount(painted.ravel(), minlength=len(classes) + 1)[1:]
             if np.all(visible >= min_visible * np.array([*areas[1:], size_px])):
                 break
         else:
             continue  # no room left
-        fill = domain.fills[rng.integers(len(domain.fills))]
-        colors = _color_pair(rng, domain.fill_saturation, domain.value, ground_colors.mean(axis=0), domain.contrast)
-        image += covered[..., None] * (_paint(fill(rng, height, width), colors) - image)
+        fill = _fill(rng, SCENE_CLASSES[index], placed, domain, height, width)
+        colors = _shades(rng, domain.fill_saturation, domain.fill_value, _hues(SCENE_CLASSES[index]))
+        image += covered[..., None] * (_paint(fill, colors) - image)
         image += contour[..., None] * (_color(rng, (0.0, 1.0), (0.0, 0.35)) - image)
         instances = painted.astype(np.uint8)
         classes.append(index)

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
 
 # Hands XLA's CPU reductions and matrix products to a library: half the step time of batch normalization networks,
 # see openxla's xla/debug_options_flags.
-_CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 
 def tune_cpu() -> None:
@@ -23,7 +24,7 @@ def tune_cpu() -> None:
     Has an effect only before JAX starts its backends.
     """
     if "XLA_FLAGS" not in os.environ and _runs_on_cpu():
-        os.environ["XLA_FLAGS"] = _CPU_FLAGS
+        os.environ["XLA_FLAGS"] = CPU_FLAGS
 
 
 def _runs_on_cpu() -> bool:
@@ -41,6 +42,7 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
     tune_cpu()
     config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool("distributed", False, "Joins the other hosts of a TPU pod or cluster before anything else.")
     if needs_workdir:
         flags.DEFINE_string("workdir", None, "Folder of everything a run writes; created if missing.")
         flags.mark_flag_as_required("workdir")
@@ -48,7 +50,11 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        logging.getLogger().setLevel(logging.INFO)
+        set_up_logging()
+        if flags.FLAGS.distributed:
+            import jax
+
+            jax.distributed.initialize()
         try:
             command(flags.FLAGS)
         except InputError as error:
@@ -56,3 +62,15 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
             sys.exit(2)
 
     app.run(main)
+
+
+def set_up_logging() -> None:
+    """Shows this project's messages, plainly, and only the warnings of its libraries."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("semiovs_jax", "data_pipelines"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+    absl_logging.set_verbosity(absl_logging.WARNING)

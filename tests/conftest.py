@@ -2,5 +2,7 @@
 
 import os
 
+from semiovs_jax.runtime import CPU_FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8")

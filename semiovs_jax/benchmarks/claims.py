@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.errors import InputError
-from semiovs_jax.runtime import tune_cpu
+from semiovs_jax.runtime import set_up_logging, tune_cpu
 
 OURS = "SemiOVS"
 
@@ -86,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs all rows with all seeds and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    set_up_logging()
     workdir = Path(flags.FLAGS.workdir)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     try:

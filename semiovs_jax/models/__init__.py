@@ -59,13 +59,13 @@ class Architecture:
 ARCHITECTURES = {
     "resnet50": Architecture((3, 4, 6, 3)),
     "resnet101": Architecture((3, 4, 23, 3)),
-    # For two CPU cores and crops of 96 px: their last feature map has 6 x 6 positions, and the rates fit into it.
+    # For two CPU cores and crops of 65 px: their last feature map has 5 x 5 positions, and the rates fit into it.
     "resnet_tiny": Architecture(
         (1, 1, 1, 1),
         stem_widths=(16, 16, 32),
-        widths=(16, 32, 64, 96),
-        rates=(1, 2, 4),
-        channels=64,
+        widths=(16, 24, 32, 48),
+        rates=(1, 2, 3),
+        channels=32,
         low_level_channels=16,
     ),
 }

@@ -131,18 +131,15 @@ def _resized(plane: np.ndarray, side: int, resample: Image.Resampling) -> np.nda
     return np.asarray(Image.fromarray(plane).resize((side, side), resample))
 
 
-def vary(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mirrors each scene and permutes its color channels at random; its classes stay what they are.
+def mirrored(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mirrors each scene with probability 1/2; its classes stay what they are.
 
     Args:
       key: random key.
       image: [N, S, S, 3].
       label: [N, s, s].
     """
-    mirror_key, colors_key = jax.random.split(key)
-    mirror = jax.random.bernoulli(mirror_key, 0.5, (len(image), 1, 1))
-    order = jnp.argsort(jax.random.uniform(colors_key, (len(image), 3)))
-    image = jnp.take_along_axis(image, order[:, None, None, :], axis=3)
+    mirror = jax.random.bernoulli(key, 0.5, (len(image), 1, 1))
     return (
         jnp.where(mirror[..., None], image[:, :, ::-1], image),
         jnp.where(mirror, label[:, :, ::-1], label),
@@ -216,7 +213,7 @@ def make_train_step(
     def step(state: TrainState, scenes: Scenes) -> tuple[TrainState, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), 3)
         index = jax.random.randint(keys[0], (batch_size,), 0, len(scenes.image))
-        image, label = vary(keys[1], scenes.image[index].astype(jnp.float32), scenes.label[index].astype(jnp.int32))
+        image, label = mirrored(keys[1], scenes.image[index].astype(jnp.float32), scenes.label[index].astype(jnp.int32))
         wording = jax.random.randint(keys[2], (len(prompts),), 0, prompts.shape[1])
         ids = jnp.asarray(prompts)[jnp.arange(len(prompts)), wording]
         loss, grads = jax.value_and_grad(loss_fn)(state.params, image, label, ids)
