@@ -40,8 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.learning_rate = 2e-2
     config.optim.head_multiplier = 1.0  # nothing is pretrained
 
-    config.train.steps = 400
+    config.train.steps = 600
     config.train.log_every_steps = 20
-    config.train.eval_every_steps = 100
-    config.train.checkpoint_every_steps = 100
+    config.train.eval_every_steps = 150
+    config.train.checkpoint_every_steps = 150
     return config.lock()

@@ -9,40 +9,20 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.keys import Converted, Rule, convert
+from semiovs_jax.convert.transformer import attention, linear, norm
 from semiovs_jax.models.clip_vit import ClipVitConfig
-
-
-def _norm(source: str, target: str) -> list[Rule]:
-    return [Rule(rf"{source}\.weight", f"{target}/scale"), Rule(rf"{source}\.bias", f"{target}/bias")]
-
-
-def _linear(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", f"{target}/kernel", "linear"),
-        Rule(rf"{source}\.bias", f"{target}/bias"),
-    ]
-
-
-# SemiVL and OpenAI pack query, key and value; `unpacked` takes them apart under Hugging Face's names.
-def _attention(source: str) -> list[Rule]:
-    return [
-        rule
-        for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
-        for rule in _linear(rf"{source}\.{theirs}", rf"layers/\1/attention/{ours}")
-    ]
-
 
 SEMIVL_RULES = [
     Rule(r"cls_token", "cls_token"),
     Rule(r"pos_embed", "pos_embed"),
     Rule(r"patch_embed\.projection\.weight", "patch_embed/kernel", "conv"),
-    *_norm(r"ln0", "pre_norm"),
-    *_norm(r"layers\.(\d+)\.ln1", r"layers/\1/norm1"),
-    *_attention(r"layers\.(\d+)\.attn\.attn"),
-    *_norm(r"layers\.(\d+)\.ln2", r"layers/\1/norm2"),
-    *_linear(r"layers\.(\d+)\.ffn\.layers\.0\.0", r"layers/\1/mlp/expand"),
-    *_linear(r"layers\.(\d+)\.ffn\.layers\.1", r"layers/\1/mlp/contract"),
-    *_norm(r"ln1", "final_norm"),
+    *norm(r"ln0", "pre_norm"),
+    *norm(r"layers\.(\d+)\.ln1", r"layers/\1/norm1"),
+    *attention(r"layers\.(\d+)\.attn\.attn"),
+    *norm(r"layers\.(\d+)\.ln2", r"layers/\1/norm2"),
+    *linear(r"layers\.(\d+)\.ffn\.layers\.0\.0", r"layers/\1/mlp/expand"),
+    *linear(r"layers\.(\d+)\.ffn\.layers\.1", r"layers/\1/mlp/contract"),
+    *norm(r"ln1", "final_norm"),
     Rule(r"proj\.weight", "projection/kernel", "linear"),
 ]
 
@@ -50,13 +30,13 @@ OPENAI_RULES = [
     Rule(r"visual\.class_embedding", "cls_token"),
     Rule(r"visual\.positional_embedding", "pos_embed"),
     Rule(r"visual\.conv1\.weight", "patch_embed/kernel", "conv"),
-    *_norm(r"visual\.ln_pre", "pre_norm"),
-    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
-    *_attention(r"visual\.transformer\.resblocks\.(\d+)\.attn"),
-    *_norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_2", r"layers/\1/norm2"),
-    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"layers/\1/mlp/expand"),
-    *_linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
-    *_norm(r"visual\.ln_post", "final_norm"),
+    *norm(r"visual\.ln_pre", "pre_norm"),
+    *norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
+    *attention(r"visual\.transformer\.resblocks\.(\d+)\.attn"),
+    *norm(r"visual\.transformer\.resblocks\.(\d+)\.ln_2", r"layers/\1/norm2"),
+    *linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"layers/\1/mlp/expand"),
+    *linear(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
+    *norm(r"visual\.ln_post", "final_norm"),
     Rule(r"visual\.proj", "projection/kernel"),
 ]
 
@@ -65,13 +45,13 @@ HUGGINGFACE_RULES = [
     Rule(r"vision_model\.embeddings\.position_embedding\.weight", "pos_embed"),
     Rule(r"vision_model\.embeddings\.position_ids", None),
     Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embed/kernel", "conv"),
-    *_norm(r"vision_model\.pre_layrnorm", "pre_norm"),
-    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm1", r"layers/\1/norm1"),
-    *_attention(r"vision_model\.encoder\.layers\.(\d+)\.self_attn"),
-    *_norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm2", r"layers/\1/norm2"),
-    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"layers/\1/mlp/expand"),
-    *_linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"layers/\1/mlp/contract"),
-    *_norm(r"vision_model\.post_layernorm", "final_norm"),
+    *norm(r"vision_model\.pre_layrnorm", "pre_norm"),
+    *norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm1", r"layers/\1/norm1"),
+    *attention(r"vision_model\.encoder\.layers\.(\d+)\.self_attn"),
+    *norm(r"vision_model\.encoder\.layers\.(\d+)\.layer_norm2", r"layers/\1/norm2"),
+    *linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"layers/\1/mlp/expand"),
+    *linear(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"layers/\1/mlp/contract"),
+    *norm(r"vision_model\.post_layernorm", "final_norm"),
     Rule(r"visual_projection\.weight", "projection/kernel", "linear"),
 ]
 

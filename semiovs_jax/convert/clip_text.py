@@ -13,37 +13,18 @@ import numpy as np
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.clip import unpacked
 from semiovs_jax.convert.keys import Converted, Rule, convert
+from semiovs_jax.convert.transformer import attention, linear, norm
 from semiovs_jax.models.clip_text import ClipTextConfig
-
-
-def _norm(source: str, target: str) -> list[Rule]:
-    return [Rule(rf"{source}\.weight", f"{target}/scale"), Rule(rf"{source}\.bias", f"{target}/bias")]
-
-
-def _linear(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", f"{target}/kernel", "linear"),
-        Rule(rf"{source}\.bias", f"{target}/bias"),
-    ]
-
-
-def _attention(source: str) -> list[Rule]:
-    return [
-        rule
-        for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
-        for rule in _linear(rf"{source}\.{theirs}", rf"layers/\1/attention/{ours}")
-    ]
-
 
 OPENAI_RULES = [
     Rule(r"token_embedding\.weight", "token_embed/embedding"),
     Rule(r"positional_embedding", "pos_embed"),
-    *_norm(r"transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
-    *_attention(r"transformer\.resblocks\.(\d+)\.attn"),
-    *_norm(r"transformer\.resblocks\.(\d+)\.ln_2", r"layers/\1/norm2"),
-    *_linear(r"transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"layers/\1/mlp/expand"),
-    *_linear(r"transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
-    *_norm(r"ln_final", "final_norm"),
+    *norm(r"transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
+    *attention(r"transformer\.resblocks\.(\d+)\.attn"),
+    *norm(r"transformer\.resblocks\.(\d+)\.ln_2", r"layers/\1/norm2"),
+    *linear(r"transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"layers/\1/mlp/expand"),
+    *linear(r"transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
+    *norm(r"ln_final", "final_norm"),
     Rule(r"text_projection", "projection/kernel"),
     Rule(r"visual\..*", None),
     Rule(r"logit_scale|attn_mask|input_resolution|context_length|vocab_size", None),
@@ -52,12 +33,12 @@ OPENAI_RULES = [
 HUGGINGFACE_RULES = [
     Rule(r"text_model\.embeddings\.token_embedding\.weight", "token_embed/embedding"),
     Rule(r"text_model\.embeddings\.position_embedding\.weight", "pos_embed"),
-    *_norm(r"text_model\.encoder\.layers\.(\d+)\.layer_norm1", r"layers/\1/norm1"),
-    *_attention(r"text_model\.encoder\.layers\.(\d+)\.self_attn"),
-    *_norm(r"text_model\.encoder\.layers\.(\d+)\.layer_norm2", r"layers/\1/norm2"),
-    *_linear(r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"layers/\1/mlp/expand"),
-    *_linear(r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"layers/\1/mlp/contract"),
-    *_norm(r"text_model\.final_layer_norm", "final_norm"),
+    *norm(r"text_model\.encoder\.layers\.(\d+)\.layer_norm1", r"layers/\1/norm1"),
+    *attention(r"text_model\.encoder\.layers\.(\d+)\.self_attn"),
+    *norm(r"text_model\.encoder\.layers\.(\d+)\.layer_norm2", r"layers/\1/norm2"),
+    *linear(r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc1", r"layers/\1/mlp/expand"),
+    *linear(r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc2", r"layers/\1/mlp/contract"),
+    *norm(r"text_model\.final_layer_norm", "final_norm"),
     Rule(r"text_projection\.weight", "projection/kernel", "linear"),
     Rule(r"(vision_model|visual_projection)\..*", None),
     Rule(r"logit_scale|text_model\.embeddings\.position_ids", None),

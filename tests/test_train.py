@@ -1,0 +1,139 @@
+"""Whole runs of the real config, shrunk: what they write, how they stop and go on, and what they refuse."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from data_pipelines.errors import InputError
+from semiovs_jax import train
+from semiovs_jax.preemption import Preemption
+from tests.experiment import shrunk_demo
+from tests.ovs.tiny_clip import write_vocabulary
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Benchmark, weights and cached labels shared by the runs of this file."""
+    return tmp_path_factory.mktemp("experiment")
+
+
+def _state(workdir: Path, step: int):
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+
+
+def _assert_same_state(a: Path, b: Path, step: int) -> None:
+    jax.tree.map(np.testing.assert_array_equal, _state(a, step), _state(b, step))
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder: Path) -> Path:
+    workdir = folder / "whole"
+    train.train_and_evaluate(shrunk_demo(folder), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_a_person_looks_for(whole_run: Path, folder: Path):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"summary.txt", "metrics.jsonl", "tensorboard", "panels", "curves.png", "table.txt", "result.json"} <= names
+    result = json.loads((whole_run / "result.json").read_text())
+    assert result["last"]["step"] == 4
+    assert 0 <= result["last"]["miou"] <= result["best"]["miou"] <= 1
+    assert "single scale" in result["protocol"]
+    manifest = json.loads((folder / "labels" / "manifest.json").read_text())
+    assert manifest["finished"]
+    assert len(list((folder / "labels" / "labels").rglob("*.png"))) == 8
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    workdir = folder / "stopped"
+    ask = Preemption.reached
+
+    def terminated_at_step_3(self: Preemption, step: int) -> bool:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return ask(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "reached", terminated_at_step_3)
+        train.train_and_evaluate(shrunk_demo(folder), workdir)
+    assert not (workdir / "result.json").exists()
+    train.train_and_evaluate(shrunk_demo(folder), workdir)
+    _assert_same_state(whole_run, workdir, 4)
+    whole, stopped = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole_run, workdir)
+    )
+    losses = [[(r["step"], r["loss"]) for r in records if r["event"] == "train"] for records in (whole, stopped)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: Path):
+    before = json.loads((whole_run / "result.json").read_text())
+    train.train_and_evaluate(shrunk_demo(folder), whole_run)
+    after = json.loads((whole_run / "result.json").read_text())
+    assert after["best"] == before["best"]
+    assert after["last"] == before["last"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method.name": "supervised", "method.ood": "none"},
+        {"method.ood": "unlabeled"},
+        {"ovs.labels": "online", "model.dtype": "bfloat16", "model.remat": True},
+    ],
+    ids=["supervised", "ood-as-unlabeled", "online-bfloat16-remat"],
+)
+def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
+    changes = {"train.steps": 2, "train.panel_images": 0, **changes}
+    train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(record["loss"]) for record in lines if record["event"] == "train")
+    assert lines[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.root": "nowhere", "data.make": ""}, r"nowhere"),
+        ({"data.make": "coco"}, r"config\.data\.make='coco'"),
+        ({"model.random_init": False}, r"config\.model\.weights=''.*random_init=True"),
+        ({"model.backbone": "vgg"}, r"config\.model\.backbone.*vgg"),
+        ({"ovs.weights": "none.safetensors"}, r"none\.safetensors"),
+        ({"ovs.labels": "guessed"}, r"config\.ovs\.labels='guessed'"),
+        ({"batch_size": 3}, r"config\.batch_size=3 cannot be split over 8 devices"),
+        ({"method.name": "fixmatch"}, r"is no method"),
+        ({"train.steps": 0, "train.epochs": 0}, r"make no step"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_configs_are_refused_before_training(changes: dict, message: str, folder: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path / "run")
+
+
+def test_a_vocabulary_of_another_size_is_refused(folder: Path, tmp_path: Path):
+    vocabulary = write_vocabulary(tmp_path / "pets.json")
+    with pytest.raises(InputError, match=r"pets.*9"):
+        train.train_and_evaluate(shrunk_demo(folder, **{"ovs.vocabulary": vocabulary}), tmp_path / "run")
+
+
+def test_an_unwritable_workdir_is_refused(folder: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match=r"--workdir=.*file.*cannot be written"):
+        train.train_and_evaluate(shrunk_demo(folder), tmp_path / "file" / "run")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_refused(whole_run: Path, folder: Path):
+    with pytest.raises(InputError, match=str(whole_run)):
+        train.train_and_evaluate(shrunk_demo(folder, **{"model.backbone": "resnet50"}), whole_run)
