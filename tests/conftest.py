@@ -1,8 +1,18 @@
 """Every test runs on the CPU, on eight fake devices so that sharding is real."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from semiovs_jax.runtime import CPU_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8")
+
+# Most of the tests' time is compilation, and runs of one config compile the same programs. Workers and
+# subprocesses inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache

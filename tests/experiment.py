@@ -20,20 +20,20 @@ def shrunk_demo(folder: Path, **changes) -> ml_collections.ConfigDict:
         write_clip(folder / "clip.safetensors")
     config.update_from_flattened_dict(
         {
-            "batch_size": 8,
+            "batch_size": 2,
             "data.root": str(root),
             "data.ood_root": str(root / "ood" / "JPEGImages"),
             "data.crop_size": 33,
             "ovs.weights": str(folder / "clip.safetensors"),
             "ovs.image_size": 32,
             "ovs.labels_dir": str(folder / "labels"),
-            "ovs.batch_size": 8,
+            "ovs.batch_size": 4,
             "train.steps": 4,
             "train.log_every_steps": 1,
             "train.eval_every_steps": 2,
             "train.checkpoint_every_steps": 2,
             "train.panel_images": 1,
-            "eval.batch_size": 8,
+            "eval.batch_size": 2,
             "eval.max_shapes": 1,
             **changes,
         }
