@@ -13,8 +13,11 @@ from data_pipelines.errors import InputError
 from data_pipelines.outlines import TARGETS
 from semiovs_jax.convert.weights import read_safetensors
 from semiovs_jax.ovs import train
-from semiovs_jax.ovs.clip_weights import load_clip
+from semiovs_jax.ovs.clip_weights import load_clip, weights_path
+from semiovs_jax.ovs.dense_clip import build_dense_clip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
+
+SHIPPED = weights_path("shapes_clip")
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,25 @@ def test_nothing_is_written_for_unusable_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="voc21"):
         train.train_clip(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_shipped_weights_say_where_they_come_from() -> None:
+    assert SHIPPED.stat().st_size <= 2_000_000
+    _, metadata = read_safetensors(SHIPPED)
+    assert json.loads(metadata["experiment"]) == ovs_shapes.get_config().to_dict()
+    assert metadata["data_sha256"] == train.data_sha256(load_vocabulary("shapes"))
+    assert "semiovs_jax.ovs.train" in metadata["command"]
+
+
+def test_shipped_weights_label_unseen_scenes() -> None:
+    clip = load_clip("shapes_clip")
+    quality = train.label_quality(clip, load_vocabulary("shapes"), seed=5, count=60)
+    assert quality.mean_iou > 0.75  # 0.83 on the 200 scenes of the file's own metadata
+
+
+def test_shipped_weights_build_by_the_names_of_a_config() -> None:
+    config = {"weights": "shapes_clip", "vocabulary": "shapes", "image_size": 112}
+    model = build_dense_clip(config, 1 + len(TARGETS))
+    found = model.label(model.weights, jnp.zeros((1, 112, 112, 3)), canvas=(50, 40))
+    assert found.label.shape == (1, 50, 40)
+    assert np.all(np.isfinite(found.confidence))
