@@ -27,7 +27,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.data.scale_range = (0.5, 2.0)  # of the long side, before the crop
     config.data.max_bad_records = 0  # unreadable images that are skipped before a run gives up
     config.data.num_threads = 8
-    config.data.prefetch = 4  # batches built ahead
+    config.data.prefetch = 8  # batches built ahead
 
     config.model = ConfigDict()
     config.model.backbone = "resnet101"

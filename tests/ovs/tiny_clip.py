@@ -20,18 +20,18 @@ CONFIG = ClipConfig(
 CLASSES = {"background": ["sky", ["grass", "lawn"]], "cat": [["cat", "kitten"]], "dog": ["dog", "puppy"]}
 
 
-def towers(seed=0):
+def towers(seed=0, config=CONFIG):
     """Random parameters of both towers, nested."""
     rng = np.random.default_rng(seed)
     return {
         name: unflatten({path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in flat.items()})
-        for name, flat in parameter_shapes(CONFIG).items()
+        for name, flat in parameter_shapes(config).items()
     }
 
 
 def write_clip(path: Path, seed=0, config=CONFIG) -> str:
     """Writes the towers to `path` and returns it."""
-    parameters = towers(seed)
+    parameters = towers(seed, config)
     save_clip(path, config, parameters["visual"], parameters["text"], {"source": "a test"})
     return str(path)
 
