@@ -47,6 +47,8 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.ovs.weights = "weights/clip_vit_b16.safetensors"
     config.ovs.vocabulary = "voc21"  # semiovs_jax/ovs/vocabularies/<name>.json, or a path
     config.ovs.image_size = 512
+    config.ovs.normalization = ""  # "": the weights' own; "imagenet", "clip"
+    config.ovs.dtype = "float32"  # or "bfloat16"
     config.ovs.labels = "cached"  # "online": label the crop inside the train step
     config.ovs.labels_dir = "data/coco/ovs_voc21"
     config.ovs.batch_size = 8

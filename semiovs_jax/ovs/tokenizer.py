@@ -4,10 +4,10 @@ Every tokenizer frames a text with a start and an end id, pads with 0 and cuts o
 id stays. The end id is the largest of the vocabulary, so a text tower finds it by argmax.
 """
 
+import abc
 import functools
 import html
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import ftfy
 import numpy as np
@@ -15,26 +15,38 @@ import numpy as np
 from data_pipelines.errors import InputError
 
 
-class Tokenizer(Protocol):
-    """Texts to ids.
+class Tokenizer(abc.ABC):
+    """Turns texts into rows of ids for a text tower: start, the text's pieces, end, zeros.
 
     Attributes:
       vocab_size: number of ids, 0 included.
-      context_length: columns of every encoded row.
-      end_id: the id that closes a text.
+      start_id: the id that opens a text.
+      end_id: the id that closes it.
+      context_length: columns of every encoded row; longer texts are cut, keeping the end.
     """
 
     vocab_size: int
-    context_length: int
+    start_id: int
     end_id: int
+
+    def __init__(self, context_length: int):
+        self.context_length = context_length
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Ids of `texts`, int32 [len(texts), context_length]."""
-        ...
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start_id, *self._pieces(text)[: self.context_length - 2], self.end_id]
+            row[: len(ids)] = ids
+        return rows
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids each text needs uncut, start and end included."""
-        ...
+        return [len(self._pieces(text)) + 2 for text in texts]
+
+    @abc.abstractmethod
+    def _pieces(self, text: str) -> list[int]:
+        """Ids of a text without start and end, uncut."""
 
 
 def clean(text: str) -> str:
@@ -43,35 +55,15 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def _frame(pieces: Sequence[Sequence[int]], context_length: int, start_id: int, end_id: int) -> np.ndarray:
-    rows = np.zeros((len(pieces), context_length), np.int32)
-    for row, piece in zip(rows, pieces, strict=True):
-        ids = [start_id, *piece[: context_length - 2], end_id]
-        row[: len(ids)] = ids
-    return rows
-
-
-class ClipBpe:
+class ClipBpe(Tokenizer):
     """CLIP's byte pair encoding; ids equal those of open_clip and of OpenAI's release."""
 
     vocab_size = 49408
     start_id = 49406
     end_id = 49407
 
-    def __init__(self, context_length: int):
-        self.context_length = context_length
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids of `texts`, int32 [len(texts), context_length]."""
-        return _frame(self._pieces(texts), self.context_length, self.start_id, self.end_id)
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids each text needs uncut, start and end included."""
-        return [len(piece) + 2 for piece in self._pieces(texts)]
-
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        bpe = _bpe()
-        return [bpe.encode(clean(text)) for text in texts]
+    def _pieces(self, text: str) -> list[int]:
+        return _bpe().encode(clean(text))
 
 
 @functools.cache
@@ -86,7 +78,7 @@ def _bpe():  # type: ignore[no-untyped-def]  # the wheel has no type stubs and i
     return instant_clip_tokenizer.Tokenizer()
 
 
-class Bytes:
+class Bytes(Tokenizer):
     """One id per UTF-8 byte, for towers too small to carry a 49,408-row embedding.
 
     Ids: 0 padding, 1 + b for the byte b, 257 start, 258 end. A name of n ASCII characters takes n + 2 ids, so
@@ -97,19 +89,8 @@ class Bytes:
     start_id = 257
     end_id = 258
 
-    def __init__(self, context_length: int):
-        self.context_length = context_length
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids of `texts`, int32 [len(texts), context_length]."""
-        return _frame(self._pieces(texts), self.context_length, self.start_id, self.end_id)
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids each text needs uncut, start and end included."""
-        return [len(piece) + 2 for piece in self._pieces(texts)]
-
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[1 + byte for byte in clean(text).encode()] for text in texts]
+    def _pieces(self, text: str) -> list[int]:
+        return [1 + byte for byte in clean(text).encode()]
 
 
 _TOKENIZERS: dict[str, Callable[[int], Tokenizer]] = {"clip_bpe": ClipBpe, "bytes": Bytes}
