@@ -4,8 +4,8 @@
 
 The target domain (`JPEGImages`, `SegmentationClass`, `splits`) has background and eight shape classes. The
 out-of-distribution domain (`ood/JPEGImages`) draws the same classes in another style, mixed with distractor
-classes that are background for the target vocabulary, as COCO's elephants are for VOC. Outline alone tells
-the classes apart, at any rotation, so the few labeled images do not suffice.
+classes that are background for the target vocabulary, as COCO's elephants are for VOC. What makes a class is said
+in `drawing`; the few labeled images show too little of it.
 
 `ood/SegmentationClassFull` holds the labels of the out-of-distribution images over target and distractor
 classes. No method that trains on them may read it: it serves to measure pseudo-labels.

@@ -1,8 +1,17 @@
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from semiovs_jax.preemption import Preemption
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Python's own SIGINT handler, which a process that a shell put into the background lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
