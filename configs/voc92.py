@@ -7,10 +7,10 @@ files, made once with
     python -m semiovs_jax.convert resnet101.pth weights/resnet101.safetensors --kind=resnet
     python -m semiovs_jax.convert clip-vit-base-patch16/model.safetensors weights/clip_vit_b16.safetensors --kind=clip
 
-Hardware: the paper trains on one 24 GB GPU (batch 8 a stream); any number of TPU or GPU devices that divides 8.
+Hardware: any number of TPU or GPU devices that divides 8; the reference's config is for one GPU, 8 images a stream.
 Time: not measured on an accelerator yet.
-Published mIoU: 80.4 with SED labels (UniMatch alone 75.2), arXiv 2507.03302, table 1, ResNet-101, original protocol,
-last checkpoint of 80 epochs. This config labels with dense CLIP; its mIoU is not measured yet.
+Published mIoU: 80.4 with SED labels (UniMatch alone 75.2), arXiv 2507.03302. This config labels with dense CLIP; its
+mIoU is not measured yet.
 """
 
 import ml_collections
