@@ -16,6 +16,8 @@ JSON file says all of it, so that names and groups cannot disagree:
 
 Classes stand in label order. A dataset whose class 0 is "everything else" spells that out as the concepts of
 class 0. A concept is one name or a list of synonyms. `counts` is optional and guards a file against slips.
+
+A template set, a JSON list of prompts in a file of its own, can take the place of a vocabulary's templates.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from typing import Any, Protocol
 from data_pipelines.errors import InputError
 
 _FOLDER = Path(__file__).parent / "vocabularies"
+_TEMPLATES = Path(__file__).parent / "templates"
 _KEYS = {"name", "source", "templates", "counts", "classes"}
 
 
@@ -113,26 +116,20 @@ class Vocabulary:
             raise InputError("\n  ".join([f"{self.origin}: over-long prompts; shorten them:", *faults]))
 
 
-def load_vocabulary(name_or_path: str, num_classes: int | None = None) -> Vocabulary:
+def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templates: str = "") -> Vocabulary:
     """Reads and checks a vocabulary.
 
     Args:
-      name_or_path: name of a shipped vocabulary ("voc21", "context60", "shapes") or path of a JSON file.
+      name_or_path: name of a shipped vocabulary ("voc21", "context60", "coco_stuff171", "shapes") or path of a
+        JSON file.
       num_classes: number of classes the dataset has, or None to accept any.
+      templates: template set that replaces the file's own, as in `load_templates`; "" keeps them.
 
     Raises:
       InputError: the file is missing or malformed, a name is empty or stands twice, a class has no concept,
         or counts disagree. One error lists every fault.
     """
-    shipped = _FOLDER / f"{name_or_path}.json"
-    path = shipped if shipped.exists() else Path(name_or_path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.json")))
-        raise InputError(
-            f"vocabulary {name_or_path}: {error}. Name a JSON file, or one of those shipped: {known}"
-        ) from error
+    path, content = _read_json("vocabulary", name_or_path, _FOLDER)
     faults = _faults(content)
     if not faults and num_classes is not None and len(content["classes"]) != num_classes:
         faults = [f"{len(content['classes'])} classes, but the dataset has {num_classes}"]
@@ -148,9 +145,39 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None) -> Vocabu
         source=content["source"],
         classes=tuple(entry["name"] for entry in content["classes"]),
         concepts=concepts,
-        templates=tuple(content["templates"]),
+        templates=load_templates(templates) if templates else tuple(content["templates"]),
         origin=str(path),
     )
+
+
+def load_templates(name_or_path: str) -> tuple[str, ...]:
+    """Reads and checks a template set.
+
+    Args:
+      name_or_path: name of a shipped set or path of a JSON list of prompts, each with one `{}` for the name.
+        Shipped is "imagenet80", the 80 ImageNet prompts of OpenAI's CLIP in its order (openai/CLIP,
+        `notebooks/Prompt_Engineering_for_ImageNet.ipynb`), which are the input channels of SED's first layer.
+
+    Raises:
+      InputError: the file is missing or malformed, or a prompt stands twice or has not exactly one `{}`.
+    """
+    path, content = _read_json("template set", name_or_path, _TEMPLATES)
+    if faults := _template_faults(content):
+        raise InputError("\n  ".join([f"{path}: not a usable template set:", *faults]))
+    return tuple(content)
+
+
+def _read_json(kind: str, name_or_path: str, shipped: Path) -> tuple[Path, Any]:
+    path = shipped / f"{name_or_path}.json"
+    if not path.exists():
+        path = Path(name_or_path)
+    try:
+        return path, json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        known = ", ".join(sorted(file.stem for file in shipped.glob("*.json")))
+        raise InputError(
+            f"{kind} {name_or_path}: {error}. Name a JSON file, or one of those shipped: {known}"
+        ) from error
 
 
 def _synonyms(concept: str | list[str]) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax.ovs.tokenizer import make_tokenizer
-from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_vocabulary
+from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates, load_vocabulary
 from tests.golden import Golden, golden_path
+from tests.replays import sed_vocab
 
 GOOD = {
     "name": "pets",
@@ -102,7 +104,7 @@ def test_wrong_class_count(tmp_path):
 
 
 def test_missing_and_malformed_files(tmp_path):
-    with pytest.raises(InputError, match=r"vocabulary nowhere: .*shipped: context60"):
+    with pytest.raises(InputError, match=r"vocabulary nowhere: .*shipped: coco_stuff171, context60"):
         load_vocabulary("nowhere")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"bad\.json"):
@@ -110,6 +112,34 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(InputError, match="must be an object"):
         load_vocabulary(str(tmp_path / "list.json"))
+
+
+def test_a_template_set_replaces_the_templates(tmp_path):
+    own = load_vocabulary(write(tmp_path))
+    (tmp_path / "set.json").write_text('["the {}"]')
+    replaced = load_vocabulary(write(tmp_path), templates=str(tmp_path / "set.json"))
+    assert replaced.templates == ("the {}",)
+    assert replaced.concepts == own.concepts
+    assert replaced.sha256 != own.sha256
+    assert load_vocabulary(write(tmp_path), templates="imagenet80").templates == load_templates("imagenet80")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{}", '"templates" must be a non-empty list'),
+        ("[]", '"templates" must be a non-empty list'),
+        ('["a photo"]', 'template "a photo" must be a string with exactly one {}'),
+        ('["a {}", "a {}"]', 'template "a {}" stands 2 times'),
+        ("[", "Name a JSON file, or one of those shipped: imagenet80"),
+    ],
+)
+def test_faults_of_a_template_set_name_its_file(tmp_path, content, complaint):
+    (tmp_path / "set.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_templates(str(tmp_path / "set.json"))
+    assert str(tmp_path / "set.json") in str(caught.value)
+    assert complaint in str(caught.value)
 
 
 def test_over_long_prompts_name_the_class(tmp_path):
@@ -139,6 +169,42 @@ def test_voc21_is_the_vocabulary_of_the_paper():
     assert [", ".join(concept.synonyms) for concept in vocabulary.concepts] == golden.meta["names"]
     assert list(np.bincount(vocabulary.class_of_concept)) == golden.meta["voc_group_sizes"]
     assert list(vocabulary.classes[1:]) == golden.meta["voc_classes"]
+
+
+def test_context60_has_the_groups_of_the_reference():
+    golden = Golden(golden_path("sed_vocab"))
+    vocabulary = load_vocabulary("context60")
+    assert list(np.bincount(vocabulary.class_of_concept)) == golden.meta["pc60_group_sizes"]
+    assert all(len(concept.synonyms) == 1 for concept in vocabulary.concepts)
+
+
+def test_coco_stuff_is_the_vocabulary_that_voc21_stands_on():
+    vocabulary = load_vocabulary("coco_stuff171", num_classes=171)
+    vocabulary.check_prompts(make_tokenizer("clip_bpe", 77))
+    assert [concept.synonyms for concept in vocabulary.concepts] == [(name,) for name in vocabulary.classes]
+    assert vocabulary.class_of_concept == tuple(range(171))
+    background = Golden(golden_path("sed_vocab")).meta["names"][:151]
+    assert [name for name in vocabulary.classes if name in background] == background
+
+
+def test_imagenet80_is_the_template_set_of_the_paper():
+    assert list(load_templates("imagenet80")) == Golden(golden_path("sed_vocab")).meta["templates"]
+
+
+def test_every_prompt_of_the_paper_has_its_ids():
+    meta = Golden(golden_path("sed_vocab")).meta
+    vocabulary = load_vocabulary("voc21", templates="imagenet80")
+    tokenizer = make_tokenizer("clip_bpe", 77)
+    prompts = [[text for row in vocabulary.prompts(concept) for text in row] for concept in vocabulary.concepts]
+    assert sum(map(len, prompts)) == meta["n_prompts"]
+    ids = [tokenizer.encode(texts).astype("<i4") for texts in prompts]
+    assert [hashlib.sha256(rows.tobytes()).hexdigest() for rows in ids] == meta["per_class_sha256"]
+    assert hashlib.sha256(np.concatenate(ids).tobytes()).hexdigest() == meta["all_prompt_ids_sha256"]
+
+
+def test_the_replay_gives_the_goldens_ids():
+    golden = Golden(golden_path("sed_vocab"))
+    np.testing.assert_array_equal(sed_vocab.replay(golden, False)["token_ids"], golden["token_ids"])
 
 
 def test_prompt_ids_of_the_paper():
