@@ -23,7 +23,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+    {"gelu": exact_gelu, "quick_gelu": quick_gelu, "relu": jax.nn.relu}
 )
 
 
