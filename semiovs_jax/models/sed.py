@@ -13,6 +13,7 @@ What is computed differs from the published code in three ways that change nothi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -309,16 +310,16 @@ class _Alive(NamedTuple):
 
     Attributes:
       classes: int32 [N, T], the class of each place.
-      count: int32 [N], places in use.
+      used: int32 [N], how many are.
     """
 
     classes: jax.Array
-    count: jax.Array
+    used: jax.Array
 
     @property
     def mask(self) -> jax.Array:
-        """bool [N, T], whether a place is in use."""
-        return jnp.arange(self.classes.shape[1]) < self.count[:, None]
+        """Whether a place is in use, bool [N, T]."""
+        return jnp.arange(self.classes.shape[1]) < self.used[:, None]
 
 
 class SedAggregator(nnx.Module):
@@ -344,8 +345,7 @@ class SedAggregator(nnx.Module):
             for level, guidance in zip(config.level_widths, config.guidance_widths, strict=True)
         )
         self.correlation_guidance = nnx.List(
-            ConvTranspose2x2(before, after, dtype=dtype, rngs=rngs)
-            for before, after in zip(links[:-1], links[1:], strict=True)
+            ConvTranspose2x2(before, after, dtype=dtype, rngs=rngs) for before, after in itertools.pairwise(links)
         )
         self.decoders = nnx.List(
             SedDecoder(
@@ -399,7 +399,7 @@ class SedAggregator(nnx.Module):
             used: int | jax.Array = chunks
             if top_k:
                 planes, alive = _prune(planes, alive, top_k)
-                used = -(-jnp.max(alive.count) // size)
+                used = -(-jnp.max(alive.used) // size)
             planes = self._decode(stage, planes, level, alive.mask, size, used, pooling)
             found.append(planes.logits)
         if top_k:
@@ -474,11 +474,11 @@ def _pool(x: jax.Array, size: int) -> jax.Array:
     return x[:, :, : h * size, : w * size].reshape(n, t, h, size, w, size, c).mean((3, 5))
 
 
-def _unpool(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _unpool(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Planes [N, T, h, w, C] resized to `shape`, corners aligned."""
     if x.shape[2:4] == shape:
         return x
-    return resize_bilinear(_fold(x), shape, align_corners=True).reshape(*x.shape[:2], *shape, -1)
+    return resize_bilinear(_fold(x), (shape[0], shape[1]), align_corners=True).reshape(*x.shape[:2], *shape, -1)
 
 
 def _by_chunks(
