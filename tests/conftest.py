@@ -16,3 +16,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+
+# The user's cache of text embeddings is not touched.
+embeddings = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
+atexit.register(shutil.rmtree, embeddings, ignore_errors=True)
+os.environ["SEMIOVS_CACHE"] = embeddings

@@ -16,12 +16,14 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
+from semiovs_jax.convert.keys import flatten
+from semiovs_jax.convert.weights import tensors_sha256
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_text import ClipText
 from semiovs_jax.models.clip_vit import ClipVit
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
-from semiovs_jax.ovs.text import embed_vocabulary
+from semiovs_jax.ovs.text import cached_text_embeddings, embed_vocabulary
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
@@ -200,7 +202,7 @@ def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) 
 
 
 def _embed(clip: Clip, vocabulary: Vocabulary) -> np.ndarray:
-    """Unit text embeddings float32 [C, D] of the vocabulary's concepts."""
+    """Unit text embeddings float32 [C, D] of the vocabulary's concepts, from the cache where they are in it."""
     config = clip.config.text
     graph = nnx.graphdef(nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0))))
     tokenizer = make_tokenizer(config.tokenizer, config.context_length)
@@ -208,4 +210,10 @@ def _embed(clip: Clip, vocabulary: Vocabulary) -> np.ndarray:
     def encode(params: Any, ids: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(ids, end_id=tokenizer.end_id)
 
-    return embed_vocabulary(encode, clip.text, vocabulary, tokenizer)
+    key = {
+        "pooling": "mean over templates",
+        "vocabulary": vocabulary.sha256,
+        "weights": tensors_sha256(flatten(clip.text)),
+        "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
+    }
+    return cached_text_embeddings(key, lambda: embed_vocabulary(encode, clip.text, vocabulary, tokenizer))

@@ -1,13 +1,58 @@
 """Text embeddings of a vocabulary, the classifier weights of an open-vocabulary model."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
+from tqdm import tqdm
 
+from data_pipelines.errors import InputError
+from semiovs_jax.convert.weights import load_weights, save_weights
 from semiovs_jax.ovs.tokenizer import Tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
+
+_COLUMNS = 4  # batches are as wide as a multiple of this: few shapes to compile, little padding to compute
+_MANY_BATCHES = 8  # from here on a progress bar
+
+_log = logging.getLogger(__name__)
+
+
+def embed_prompts(
+    encode_text: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Embeds every concept of `vocabulary` in every template (SED, `sed_predictor.py`).
+
+    Each prompt's embedding is L2-normalized, then averaged over the concept's synonyms and renormalized.
+    Templates are never averaged. Equal prompts pass the tower once, in batches of few shapes.
+
+    Args:
+      encode_text: (params, int32 ids [batch_size, L]) -> [batch_size, D], where columns after a text's end
+        change nothing; compiled here, at full matmul precision.
+      params: parameters of the text tower.
+      vocabulary: classes, concepts and templates.
+      tokenizer: the tokenizer the tower was trained with.
+      batch_size: prompts per forward.
+
+    Returns:
+      float32 [C, P, D] for C concepts and P templates, in the orders of `vocabulary`, vectors of length 1.
+
+    Raises:
+      InputError: a prompt does not fit the tokenizer's context.
+    """
+    return _by_template(encode_text, params, vocabulary, tokenizer, batch_size).astype(np.float32)
 
 
 def embed_vocabulary(
@@ -18,52 +63,108 @@ def embed_vocabulary(
     *,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Embeds every concept of `vocabulary`.
+    """Embeds every concept of `vocabulary`: the mean of `embed_prompts` over the templates, renormalized.
 
-    Each prompt's embedding is L2-normalized, then averaged over the concept's synonyms and renormalized for
-    each template (SED), then averaged over the templates and renormalized (CLIP's zero-shot classifier).
-    Prompts pass the tower in batches of one shape, cut to the longest prompt: memory is bounded and the text
-    tower compiles once.
-
-    Args:
-      encode_text: (params, int32 ids [batch_size, L]) -> [batch_size, D]; compiled here.
-      params: parameters of the text tower.
-      vocabulary: classes, concepts and templates.
-      tokenizer: the tokenizer the tower was trained with.
-      batch_size: prompts per forward.
+    That is CLIP's zero-shot classifier. Arguments and errors are those of `embed_prompts`.
 
     Returns:
-      float32 [len(vocabulary.concepts), D], rows of length 1, in the order of `vocabulary.concepts`.
-
-    Raises:
-      InputError: a prompt does not fit the tokenizer's context.
+      float32 [C, D], rows of length 1, in the order of `vocabulary.concepts`.
     """
+    by_template = _by_template(encode_text, params, vocabulary, tokenizer, batch_size)
+    return _normalize(by_template.mean(axis=1)).astype(np.float32)
+
+
+def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Text embeddings from the user's cache, computed and put there where they are missing.
+
+    The cache is `text_embeddings/` below `$SEMIOVS_CACHE`, or else `$XDG_CACHE_HOME/semiovs_jax`, or else
+    `~/.cache/semiovs_jax`. A damaged entry or an unwritable folder is a logged warning, never a failure.
+
+    Args:
+      key: all that decides the embeddings: the kind of pooling over templates, `Vocabulary.sha256`, and the
+        digest and the architecture of the text tower.
+      compute: makes the embeddings.
+
+    Returns:
+      What `compute` returned, now or earlier.
+    """
+    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+    try:
+        path = _cache_folder() / "text_embeddings" / f"{digest}.safetensors"
+        if path.is_file():
+            arrays, metadata = load_weights(path)
+            if "embeddings" in arrays and metadata.items() >= key.items():
+                return arrays["embeddings"]
+            raise InputError(f"{path}: not the embeddings its name says")
+    except (InputError, OSError, RuntimeError) as error:
+        _log.warning("cached text embeddings cannot be used, they are computed again: %s", error)
+    embeddings = compute()
+    try:
+        _write(_cache_folder() / "text_embeddings" / f"{digest}.safetensors", embeddings, key)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        _log.warning("text embeddings cannot be cached: %s; set SEMIOVS_CACHE to a folder you may write to", error)
+    return embeddings
+
+
+def _cache_folder() -> Path:
+    """The user's cache; raises RuntimeError if the user has no home."""
+    if folder := os.environ.get("SEMIOVS_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "semiovs_jax"
+
+
+def _write(path: Path, embeddings: np.ndarray, key: Mapping[str, str]) -> None:
+    """Writes an entry whole or not at all, also where processes write the same one at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        unfinished = Path(scratch) / path.name
+        save_weights(unfinished, {"embeddings": embeddings}, key)
+        unfinished.replace(path)
+
+
+def _by_template(
+    encode_text: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
+    batch_size: int,
+) -> np.ndarray:
+    """`embed_prompts` in float64."""
     vocabulary.check_prompts(tokenizer)
     prompts = [text for c in vocabulary.concepts for per_template in vocabulary.prompts(c) for text in per_template]
-    ids = tokenizer.encode(prompts)
-    used = int(np.flatnonzero(ids.any(axis=0))[-1]) + 1
-    features = _normalize(_forward(encode_text, params, ids[:, :used], batch_size).astype(np.float64))
+    ids, place = np.unique(tokenizer.encode(prompts), axis=0, return_inverse=True)
+    features = _normalize(_forward(encode_text, params, ids, batch_size).astype(np.float64))[place.reshape(-1)]
     embeddings, start = [], 0
     for concept in vocabulary.concepts:
         stop = start + len(vocabulary.templates) * len(concept.synonyms)
-        by_template = features[start:stop].reshape(len(vocabulary.templates), len(concept.synonyms), -1)
-        embeddings.append(_normalize(_normalize(by_template.mean(axis=1)).mean(axis=0)))
+        by_synonym = features[start:stop].reshape(len(vocabulary.templates), len(concept.synonyms), -1)
+        embeddings.append(_normalize(by_synonym.mean(axis=1)))
         start = stop
-    return np.stack(embeddings).astype(np.float32)
+    return np.stack(embeddings)
 
 
 def _forward(
     encode_text: Callable[[Any, jax.Array], jax.Array], params: Any, ids: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Features [N, D] of ids [N, L], in batches of one shape (the last one repeats its first row)."""
+    """Features [N, D] of ids [N, L]: short texts first, each batch as wide as its longest text needs."""
     encode = jax.jit(encode_text)
+    lengths = ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
+    order = np.argsort(lengths, kind="stable")
     batch_size = min(batch_size, len(ids))
+    starts = range(0, len(ids), batch_size)
     features = []
-    for start in range(0, len(ids), batch_size):
-        batch = ids[start : start + batch_size]
-        padding = np.repeat(batch[:1], batch_size - len(batch), axis=0)
-        features.append(np.asarray(encode(params, np.concatenate([batch, padding])))[: len(batch)])
-    return np.concatenate(features)
+    # Full precision, because embeddings are cached for every device.
+    with (
+        jax.default_matmul_precision("highest"),
+        tqdm(total=len(ids), desc="text embeddings", unit="prompt", disable=len(starts) < _MANY_BATCHES) as progress,
+    ):
+        for start in starts:
+            rows = order[start : start + batch_size]
+            width = min(-(-lengths[rows[-1]] // _COLUMNS) * _COLUMNS, lengths.max())
+            batch = ids[np.resize(rows, batch_size), :width]  # the last batch repeats rows
+            features.append(np.asarray(encode(params, batch))[: len(rows)])
+            progress.update(len(rows))
+    return np.concatenate(features)[np.argsort(order)]
 
 
 def _normalize(x: np.ndarray) -> np.ndarray:
