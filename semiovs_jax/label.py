@@ -66,7 +66,7 @@ def label_images(
 ) -> LabelReport:
     """Labels every OOD image that has no label yet.
 
-    Images are decoded ahead in threads, resized to the model's square with PIL, labeled at their own size in
+    Images are decoded ahead in threads, prepared by the model, labeled at their own size in
     batches of `config.ovs.batch_size` (rounded up to this process's devices) on at most four compiled
     shapes, and written in threads. A process computes on its own devices of `mesh` alone, so that shares may
     differ in length.

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from data_pipelines.decode import decode_image, image_size
 from data_pipelines.pipeline import BadRecords
 from data_pipelines.sources import Record, UnreadableError
-from data_pipelines.transforms import resize_image
 from semiovs_jax.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.label_store import LabelStore
 from semiovs_jax.labelers import OVS
@@ -36,7 +35,7 @@ class Group(NamedTuple):
 
 class _Image(NamedTuple):
     id: str
-    square: np.ndarray  # uint8 [S, S, 3]
+    square: np.ndarray  # [S, S, 3], as the model prepares it
     size: Size
 
 
@@ -131,6 +130,11 @@ class Job:
         """Images in a batch: `batch_size`, rounded up to the devices."""
         return -(-self.batch_size // self.mesh.size) * self.mesh.size
 
+    @functools.cached_property
+    def _blank(self) -> np.ndarray:
+        """A prepared image without content: the shape and dtype of all of them."""
+        return self.ovs.prepare(np.zeros((8, 8, 3), np.uint8))
+
     def _label_function(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
         @functools.partial(jax.jit, static_argnames="canvas", out_shardings=batch_sharding(self.mesh))
         def label_planes(
@@ -159,13 +163,11 @@ class Job:
         image = self.bad.read(record, decode_image)
         if image is None:
             return None
-        side = self.ovs.image_size
-        return _Image(record.id, resize_image(image, (side, side)), image.shape[:2])
+        return _Image(record.id, self.ovs.prepare(image), image.shape[:2])
 
     def _batch(self, group: Group, decoded: _Decoded) -> tuple[Any, Any]:
-        """Squares uint8 [rows, S, S, 3] and sizes int32 [rows, 2] on the devices; empty rows are zeros."""
-        side = self.ovs.image_size
-        squares = np.zeros((self.rows, side, side, 3), np.uint8)
+        """Squares [rows, S, S, 3] and sizes int32 [rows, 2] on the devices; empty rows are zeros."""
+        squares = np.zeros((self.rows, *self._blank.shape), self._blank.dtype)
         sizes = np.full((self.rows, 2), group.canvas, np.int32)
         for row, image in enumerate(decoded):
             if image is not None:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class PseudoLabel(NamedTuple):
@@ -34,6 +35,17 @@ class OVS(Protocol):
     num_classes: int
     image_size: int
     fingerprint: str
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Makes a photograph the square that `label` reads, on the host.
+
+        Args:
+          image: uint8 [H, W, 3], RGB.
+
+        Returns:
+          uint8 or float32 [S, S, 3], RGB in 0..255, of one shape and dtype for every image.
+        """
+        ...
 
     def label(
         self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.layers import inside, resize_bilinear
 
@@ -25,6 +26,9 @@ class ColorOVS:
     image_size: int = 24
     num_classes: int = 21
     weights: Any = dataclasses.field(default_factory=lambda: {"gain": jnp.float32(1 / 32)})
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return resize_image(image, (self.image_size, self.image_size))
 
     def label(self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None):
         scores = jnp.concatenate([jnp.full_like(image[..., :1], 80.0), image], axis=-1) * weights["gain"]

@@ -79,6 +79,18 @@ def test_planes_are_the_models_at_the_images_own_size(images, undisturbed):
             assert np.abs(np.asarray(confidence, np.int32) - expected).max() <= 1
 
 
+def test_a_model_may_prepare_images_in_float(images, undisturbed, tmp_path):
+    class FloatOVS(ColorOVS):
+        def prepare(self, image):
+            return super().prepare(image).astype(np.float32)
+
+    label_images(label_config(images, tmp_path), FloatOVS(), make_mesh())
+    found, expected = contents(tmp_path), contents(undisturbed)
+    assert {name: found[name] for name in found if name.endswith(".png")} == {
+        name: expected[name] for name in expected if name.endswith(".png")
+    }
+
+
 def test_manifest_says_what_made_the_labels(images, undisturbed):
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert manifest["finished"] is True

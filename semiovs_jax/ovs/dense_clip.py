@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
+from data_pipelines.transforms import resize_image
 from semiovs_jax.convert.keys import flatten
 from semiovs_jax.convert.weights import tensors_sha256
 from semiovs_jax.labelers import PseudoLabel
@@ -102,6 +103,10 @@ class DenseClip:
     concepts_per_class: tuple[int, ...]
     normalization: str
     logit_scale: float
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image, uint8 [H, W, 3], to the square [S, S, 3] the tower sees, with PIL's bilinear filter."""
+        return resize_image(image, (self.image_size, self.image_size))
 
     def scores(self, weights: Any, image: jax.Array) -> jax.Array:
         """Class scores [N, h, w, K] at feature resolution, of `image` as in `label`."""
