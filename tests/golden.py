@@ -27,6 +27,10 @@ _INPUTS = {
     "transforms": r"^(img_|mask_)",
     "semiovs_unimatch_step": r"^(in/|probe$)",
     "clip_text": r"^$",
+    "clip_convnext": r"^image$",
+    "sed_decoder": r"^in_",
+    "sed_fast": r"^in_",
+    "sed_full": r"^image$",
     "maskclip_vit": r"^input_",
     "maskclip_labels": r"^(input$|text_)",
 }
@@ -37,6 +41,10 @@ _OPTIONAL = {
     "transforms": r"^(hsv|item/|gray_L)",
     "semiovs_unimatch_step": r"^(init/|lr0\.001|.*/margin$|.*head8$|(?!.*/f64/).*/(delta_norm|momentum_norm)$)",
     "clip_text": r"^block_",
+    "clip_convnext": r"^stem$",
+    "sed_decoder": r"^(corr|corr_embed|block_)|_aux\d$",
+    "sed_fast": r"^prune_full",
+    "sed_full": r"^(res\d|clip_input|image_resized|label_margin|agg)$",
     "maskclip_vit": r"(_probe|_stats|_global)$",
     "maskclip_labels": r"^(cityscapes|voc_renorm|voc_single)|probe",
 }
@@ -94,6 +102,12 @@ class Golden:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Formula-made weights under their published names, scaled as `meta` says."""
         return {name: self._tensor(name, shape) for name, shape in self.shapes.items()}
+
+    def stored(self, key: str, value: np.ndarray) -> np.ndarray:
+        """The part of `value` that the file holds under `key`: `meta` says which rows and columns."""
+        text = self.meta.get("arrays", {}).get(key, {}).get("slice", "")
+        bounds = (part.split(":") for part in text.strip("[]").split(",") if part.strip())
+        return value[tuple(slice(*(int(n) if n.strip() else None for n in part)) for part in bounds)]
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = formula_tensor(name, shape, self.meta["fill_seed"])

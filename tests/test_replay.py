@@ -1,5 +1,6 @@
-"""Whole goldens that need a process of their own: training iterations, and float64."""
+"""Goldens of whole models: SED by parts and from end to end; training iterations, in a process of their own."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,16 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden, assert_matches, golden_path
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["clip_convnext", "sed_decoder", "sed_fast", pytest.param("sed_full", marks=pytest.mark.slow)],
+)
+def test_sed_equals_the_reference(family: str):
+    golden = Golden(golden_path(f"{family}_base"))
+    outputs = importlib.import_module(f"tests.replays.{family}").replay(golden, double=False)
+    assert_matches(golden, outputs)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import Converted, Rule, convert
-from semiovs_jax.convert.transformer import attention, linear, norm
+from semiovs_jax.convert.keys import Converted, Rule, convert, target_shapes
+from semiovs_jax.convert.layers import attention, linear, norm
 from semiovs_jax.models.clip_vit import ClipVitConfig
 
 SEMIVL_RULES = [
@@ -100,17 +100,11 @@ def infer_config(
     Raises:
       InputError: Not a vision transformer, or the position table is not that of an image of this size.
     """
-    rules = _SCHEMES[scheme_of(source, name=name)]
-    found: dict[str, tuple[int, ...]] = {}
-    for key, value in unpacked(source).items():
-        for rule in rules:
-            if rule.target is not None and (match := re.fullmatch(rule.pattern, key)):
-                shape = value.shape[::-1] if rule.layout == "linear" else value.shape
-                found[match.expand(rule.target)] = shape
+    found = target_shapes(unpacked(source), _SCHEMES[scheme_of(source, name=name)])
     needed = ("patch_embed/kernel", "pos_embed", "projection/kernel", "layers/0/mlp/expand/kernel")
     if missing := [path for path in needed if path not in found]:
         raise InputError(f"{name}: the image tower lacks {', '.join(missing)}; fetch the whole file again")
-    width, _, patch, _ = found["patch_embed/kernel"]
+    patch, _, _, width = found["patch_embed/kernel"]
     num_patches = found["pos_embed"][0] - 1
     if image_size is None:
         image_size = (math.isqrt(num_patches) * patch,) * 2

@@ -4,7 +4,6 @@ A state dict may be that of a whole model: the tower is found by its token embed
 before it (SED's is `sem_seg_head.predictor.clip_model.`), and the rest is dropped by name.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.clip import unpacked
-from semiovs_jax.convert.keys import Converted, Rule, convert
-from semiovs_jax.convert.transformer import attention, linear, norm
+from semiovs_jax.convert.keys import Converted, Rule, convert, target_shapes
+from semiovs_jax.convert.layers import attention, linear, norm
 from semiovs_jax.models.clip_text import ClipTextConfig
 
 OPENAI_RULES = [
@@ -89,11 +88,7 @@ def infer_text_config(
       InputError: There is no text tower in `source`.
     """
     prefix, rules = _scheme(source, name)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, value in _split(source, prefix)[0].items():
-        for rule in rules:
-            if rule.target is not None and (match := re.fullmatch(rule.pattern, key)):
-                shapes[match.expand(rule.target)] = value.shape[::-1] if rule.layout == "linear" else value.shape
+    shapes = target_shapes(_split(source, prefix)[0], rules)
     layers = {int(path.split("/")[1]) for path in shapes if path.startswith("layers/")}
     missing = [path for path in ("pos_embed", "projection/kernel") if path not in shapes]
     if missing or not layers:

@@ -131,6 +131,24 @@ def find_rule(key: str, rules: Sequence[Rule]) -> tuple[Rule, str | None] | None
     return None
 
 
+def target_shapes(source: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
+    """Shapes by "/" path that `source` gives, whatever it lacks or has beside them: what a model is inferred from.
+
+    Args:
+      source: Anything with a `shape` by published name.
+      rules: As in `convert`. Tensors whose rank does not suit their rule's layout are left out.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, value in source.items():
+        rule, path = find_rule(key, rules) or (None, None)
+        if rule is None or path is None:
+            continue
+        axes = _AXES.get(rule.layout, range(len(value.shape)))
+        if len(axes) == len(value.shape):
+            shapes[path] = tuple(value.shape[axis] for axis in axes)
+    return shapes
+
+
 def _widened(array: np.ndarray) -> np.ndarray:
     narrow = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
     return array.astype(np.float32) if narrow else array

@@ -1,4 +1,4 @@
-"""Rules for the parts that both CLIP towers have, under any of the published prefixes."""
+"""Rules for the layers that several models have, under any of the published prefixes."""
 
 from semiovs_jax.convert.keys import Rule
 
@@ -13,6 +13,25 @@ def linear(source: str, target: str) -> list[Rule]:
     return [
         Rule(rf"{source}\.weight", f"{target}/kernel", "linear"),
         Rule(rf"{source}\.bias", f"{target}/bias"),
+    ]
+
+
+def conv(source: str, target: str) -> list[Rule]:
+    """Convolution with bias."""
+    return [
+        Rule(rf"{source}\.weight", f"{target}/kernel", "conv"),
+        Rule(rf"{source}\.bias", f"{target}/bias"),
+    ]
+
+
+def convnext_block(source: str, target: str) -> list[Rule]:
+    """ConvNeXt's block, by the names of its authors or of timm."""
+    return [
+        *conv(rf"{source}\.(?:conv_dw|dwconv)", f"{target}/depthwise"),
+        *norm(rf"{source}\.norm", f"{target}/norm"),
+        *linear(rf"{source}\.(?:mlp\.fc1|pwconv1)", f"{target}/expand"),
+        *linear(rf"{source}\.(?:mlp\.fc2|pwconv2)", f"{target}/contract"),
+        Rule(rf"{source}\.gamma", f"{target}/gamma"),
     ]
 
 

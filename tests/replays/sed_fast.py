@@ -1,0 +1,37 @@
+"""Replays sed_fast_*: probabilities of the aggregator with classes pruned, at every top-k the file has."""
+
+import re
+
+import jax
+import numpy as np
+
+from tests.golden import Golden
+from tests.replays.sed_decoder import build, features_of, forward
+
+
+def _less_spatial(name: str, value: np.ndarray) -> np.ndarray:
+    """The weights of the `prune_*` outputs: classes differ more than pixels do."""
+    if re.search(r"(decoder\d\.up|decoder_corr_guidance_projection\.\d\.0)\.weight$", name):
+        return np.broadcast_to(value[:, :, :1, :1], value.shape)
+    if value.ndim == 4 and value.shape[-1] in (3, 7, 9):
+        center = value.shape[-1] // 2
+        damped = value * np.float32(0.05)
+        damped[:, :, center, center] = value[:, :, center, center]
+        return damped
+    return value
+
+
+def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+    state_dict, num_heads = golden.state_dict(), golden.meta["config"]["nheads"]
+    features = features_of(golden, double)
+    outputs = {}
+    for prefix in ("", "prune_"):
+        if prefix:
+            state_dict = {name: _less_spatial(name, value) for name, value in state_dict.items()}
+        graph, params = build(state_dict, num_heads, double)
+        for key in golden.keys:
+            if match := re.fullmatch(rf"{prefix}fast(\d+)", key):
+                outputs[key] = jax.nn.sigmoid(forward(graph, params, features, top_k=int(match[1])).mask)
+        if f"{prefix}full_logits" in golden:
+            outputs[f"{prefix}full_logits"] = forward(graph, params, features).mask
+    return {key: golden.stored(key, np.asarray(value)) for key, value in outputs.items()}
