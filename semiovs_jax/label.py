@@ -20,6 +20,7 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import BadRecords
 from data_pipelines.sources import Record, open_stream
+from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job
 from semiovs_jax.label_store import LabelStore
@@ -66,10 +67,10 @@ def label_images(
 ) -> LabelReport:
     """Labels every OOD image that has no label yet.
 
-    Images are decoded ahead in threads, prepared by the model, labeled at their own size in
-    batches of `config.ovs.batch_size` (rounded up to this process's devices) on at most four compiled
-    shapes, and written in threads. A process computes on its own devices of `mesh` alone, so that shares may
-    differ in length.
+    Images are decoded ahead and prepared by the model in threads, labeled at their own size in batches of
+    `config.ovs.batch_size` (rounded up to this process's devices) on at most four compiled shapes, and written
+    in threads. A process computes on its own devices of `mesh` alone, so that shares may differ in length. The
+    one that completes the set writes manifest and contact sheet.
 
     Args:
       config: the whole config; its `data` and `ovs` sections are read.
@@ -111,7 +112,9 @@ def label_images(
     unreadable = tuple(id_ for id_ in records if not store.is_labeled(id_)) if finished else ()
     if finished and (index == 0 or not together):
         earlier = store.histogram(id_ for id_ in records if id_ not in labeled and store.is_labeled(id_))
-        store.finish(list(records), info.classes, histogram + earlier)
+        last_run = {"labeled": len(labeled), "seconds": round(seconds, 1)}
+        store.finish(list(records), info.classes, histogram + earlier, last_run)
+        write_contact_sheet(store.folder, open_stream(config.data, "ood", config.ovs.labels_dir), info)
     if together:
         multihost_utils.sync_global_devices("the manifest is finished")
     return LabelReport(len(records), len(labeled), finished, unreadable, len(labeled) / seconds)
@@ -125,7 +128,7 @@ def _records(config: Any) -> dict[str, Record]:
 
 def _store(config: Any, ovs: OVS) -> LabelStore:
     info = load_dataset(config.data.dataset)
-    vocabulary = load_vocabulary(config.ovs.vocabulary)
+    vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", ""))
     weights = weights_path(config.ovs.weights)
     identity = {
         "fingerprint": ovs.fingerprint,

@@ -1,7 +1,6 @@
 """An OVS without weights to speak of, for the tests of everything around one."""
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -78,20 +77,20 @@ def write_images(root: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Labels slowly, to be killed meanwhile: python -m tests.fake_ovs OOD_ROOT LABELS_DIR."""
+    """Labels slowly, to be killed meanwhile: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT."""
     from semiovs_jax.label import label_images
-    from semiovs_jax.label_store import LabelStore
     from semiovs_jax.sharding import make_mesh
 
-    write = LabelStore.write
+    replace = Path.replace
 
-    def slow_write(*args: Any) -> None:
-        time.sleep(0.1)
-        write(*args)
+    def slow_replace(*args: Any) -> Path:
+        time.sleep(0.05)  # with files half done on disk
+        return replace(*args)
 
-    LabelStore.write = slow_write
-    label_images(label_config(Path(sys.argv[1]), Path(sys.argv[2])), ColorOVS(), make_mesh())
-    os._exit(3)
+    Path.replace = slow_replace
+    root, folder, index, count = sys.argv[1:]
+    config = label_config(Path(root), Path(folder))
+    label_images(config, ColorOVS(), make_mesh(), process_index=int(index), process_count=int(count))
 
 
 if __name__ == "__main__":

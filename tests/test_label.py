@@ -38,7 +38,11 @@ def undisturbed(images, tmp_path_factory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but for the manifest's account of the last run, which is a matter of time."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    manifest = json.loads(found["manifest.json"])
+    manifest.pop("last_run", None)
+    return found | {"manifest.json": json.dumps(manifest).encode()}
 
 
 def test_every_image_has_its_planes(images, undisturbed):
@@ -101,23 +105,31 @@ def test_manifest_says_what_made_the_labels(images, undisturbed):
     pixels = sum(np.prod(Image.open(path).size) for path in images.rglob("*.*"))
     assert sum(manifest["pixels"].values()) == pixels
     assert manifest["pixels"]["aeroplane"] > 0
+    assert manifest["versions"]["jax"] == jax.__version__
+    assert {"numpy", "pillow"} <= manifest["versions"].keys()
+    assert manifest["last_run"]["labeled"] == COUNT
+    assert manifest["last_run"]["seconds"] > 0
     assert not list(undisturbed.rglob("*.part"))
 
 
 def test_finished_labels_are_recognized_and_kept(images, undisturbed):
     before = contents(undisturbed)
-    times = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")}
+    kept = [*undisturbed.rglob("*.png"), undisturbed / "manifest.json"]
+    times = {path: path.stat().st_mtime_ns for path in kept}
     config = label_config(images, undisturbed)
     assert labels_complete(config, ColorOVS())
     assert label_images(config, ColorOVS(), make_mesh()).labeled == 0
     assert contents(undisturbed) == before
-    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")} == times
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+
+
+def start_process(images: Path, folder: Path, index: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.fake_ovs", str(images), str(folder), str(index), str(count)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
 def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fake_ovs", str(images), str(tmp_path)], stderr=subprocess.DEVNULL
-    )
+    process = start_process(images, tmp_path, 0, 1)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.rglob("labels/**/*.png"))) < 5 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -131,6 +143,44 @@ def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_
     assert report.labeled == COUNT - len(done)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert contents(tmp_path) == contents(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
+    count, images, folder = 200, tmp_path / "ood", tmp_path / "labels"
+    write_images(images, count)
+    rng = np.random.default_rng(3)
+    processes = [start_process(images, folder, index, 2) for index in range(2)]
+
+    def labels() -> list[Path]:
+        return list((folder / "labels").rglob("*.png"))
+
+    kills_with_parts = 0
+    try:
+        for _ in range(5):
+            enough = len(labels()) + int(rng.integers(10, 25))
+            while len(labels()) < enough:
+                assert all(process.poll() in (None, 0) for process in processes)
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.1))
+            running = [index for index, process in enumerate(processes) if process.poll() is None]
+            victim = int(rng.choice(running))
+            processes[victim].kill()
+            assert processes[victim].wait() == -signal.SIGKILL
+            kills_with_parts += any(f".{processes[victim].pid}.part" in path.name for path in folder.rglob("*.part"))
+            assert len(labels()) < count
+            processes[victim] = start_process(images, folder, victim, 2)
+        assert [process.wait() for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert kills_with_parts > 0  # files were half done
+
+    found = contents(folder)
+    assert len(labels()) == count
+    assert not [name for name in found if name.endswith(".part")]
+    label_images(label_config(images, tmp_path / "alone"), ColorOVS(), make_mesh())
+    assert found == contents(tmp_path / "alone")
 
 
 def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path):
