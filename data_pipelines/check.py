@@ -13,7 +13,7 @@ from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_label, ensure_complete, image_size
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import size_fault
-from data_pipelines.sources import FolderSource, Record, UnreadableError, first_few, open_stream
+from data_pipelines.sources import Record, Source, UnreadableError, first_few, open_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def check_workdir(path: str | Path) -> Path:
     return folder
 
 
-def _inspect(source: FolderSource, info: DatasetInfo, run: Callable[..., Any]) -> _Faults:
+def _inspect(source: Source, info: DatasetInfo, run: Callable[..., Any]) -> _Faults:
     found = _Faults(len(source), [], [])
 
     def inspect(index: int) -> None:
@@ -138,7 +138,7 @@ def _judge(faults: Mapping[str, _Faults], allowed: int) -> tuple[str, ...]:
     return tuple(skipped)
 
 
-def _overlaps(sources: Mapping[str, FolderSource]) -> list[str]:
+def _overlaps(sources: Mapping[str, Source]) -> list[str]:
     validation = set(sources["val"].ids())
     warnings = []
     for stream in ("labeled", "unlabeled"):
@@ -150,7 +150,7 @@ def _overlaps(sources: Mapping[str, FolderSource]) -> list[str]:
     return warnings
 
 
-def _unpublished_counts(sources: Mapping[str, FolderSource], info: DatasetInfo) -> list[str]:
+def _unpublished_counts(sources: Mapping[str, Source], info: DatasetInfo) -> list[str]:
     found = {"val": set(sources["val"].ids())}
     if "unlabeled" in sources:
         found["train"] = {*sources["labeled"].ids(), *sources["unlabeled"].ids()}

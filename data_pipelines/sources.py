@@ -1,4 +1,4 @@
-"""Where records come from: split lists over a VOC-layout tree, or every image below a folder.
+"""Where records come from: split lists over a VOC-layout tree, every image below a folder, or shards.
 
 A source is a sized, indexable collection of `Record`s. A record names its files and opens them only when
 asked, so a source of a million images costs a list of names.
@@ -6,6 +6,7 @@ asked, so a source of a million images costs a list of names.
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -85,6 +86,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def ids(self) -> list[str]:
+        """The ids of all records, in order."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
@@ -107,11 +112,9 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         id_ = record_id(self.images[index])
-        label = confidence = None
+        label, confidence = cached_planes(self.cache, id_)
         if self.labels is not None:
             label = File(self.root / self.labels[index])
-        elif self.cache is not None:
-            label, confidence = (File(cached_path(self.cache, kind, id_)) for kind in ("labels", "confidence"))
         return Record(id_, File(self.root / self.images[index]), label, confidence)
 
     def ids(self) -> list[str]:
@@ -135,6 +138,10 @@ class ConcatenatedSource:
             index -= len(source)
         raise IndexError(index)
 
+    def ids(self) -> list[str]:
+        """The ids of all records, in order."""
+        return [id_ for source in self.sources for id_ in source.ids()]
+
 
 def record_id(image: str) -> str:
     """The id of an image: its relative path without the suffix."""
@@ -146,8 +153,18 @@ def cached_path(cache: Path, kind: str, id_: str) -> Path:
     return cache / kind / f"{id_}.png"
 
 
-def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> FolderSource:
+def cached_planes(cache: Path | None, id_: str) -> tuple[File | None, File | None]:
+    """Cached label and confidence of the image `id_`; None without a cache."""
+    if cache is None:
+        return None, None
+    return File(cached_path(cache, "labels", id_)), File(cached_path(cache, "confidence", id_))
+
+
+def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
     """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
+
+    "ood" reads image files below `ood_root`, those of the list `ood_split` if one is given; or, where `ood_root` is a
+    dataset prepared by TensorFlow Datasets (see `shards`), its split `ood_split`.
 
     Args:
         data_config: The `data` section of the config.
@@ -160,6 +177,10 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
     if stream == "ood":
         root = _existing_folder(data_config.ood_root, "config.data.ood_root")
         cache = Path(ood_labels_dir) if ood_labels_dir else None
+        if prepared := _prepared_dataset(root):
+            from data_pipelines.shards import open_shards  # importing it takes a while
+
+            return open_shards(prepared, data_config.ood_split, cache)
         if not data_config.ood_split:
             return FolderSource(root, _images_below(root), cache=cache)
         images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
@@ -180,6 +201,16 @@ def _existing_folder(value: str, field: str) -> Path:
             f"{field}={value}: no such folder; create it, or set {field} to the folder that holds the images"
         )
     return root
+
+
+def _prepared_dataset(root: Path) -> Path | None:
+    """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
+    if (root / "dataset_info.json").is_file():
+        return root
+    versions = [
+        path.parent for path in root.glob("*/dataset_info.json") if re.fullmatch(r"\d+(\.\d+)*", path.parent.name)
+    ]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
 def _read_split(

@@ -10,7 +10,7 @@ import html
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, Source, cached_path, open_stream
+from data_pipelines.sources import Record, cached_path, open_stream
 from semiovs_jax.label_store import write_whole
 
 FILE_NAME = "contact_sheet.html"
@@ -65,12 +65,12 @@ figcaption { margin-bottom: .5rem; overflow-wrap: anywhere; }
 """
 
 
-def write_contact_sheet(labels_dir: Path, source: Source, dataset: DatasetInfo, *, images: int = 24) -> Path:
+def write_contact_sheet(labels_dir: Path, records: Iterable[Record], dataset: DatasetInfo, *, images: int = 24) -> Path:
     """Writes `labels_dir`/contact_sheet.html; the same labels give the same bytes.
 
     Args:
       labels_dir: folder of cached labels with its manifest.
-      source: the OOD images, joined to these labels (`open_stream(data, "ood", labels_dir)`).
+      records: the OOD images, joined to these labels (`open_stream(data, "ood", labels_dir)`).
       dataset: class names and palette.
       images: how many of the labeled images to show.
 
@@ -83,7 +83,6 @@ def write_contact_sheet(labels_dir: Path, source: Source, dataset: DatasetInfo, 
     if images < 1:
         raise InputError(f"--images={images}: show at least 1")
     manifest = _read_manifest(labels_dir)
-    records = (source[i] for i in range(len(source)))
     labeled = [record for record in records if cached_path(labels_dir, "labels", record.id).exists()]
     sample = np.linspace(0, max(0, len(labeled) - 1), min(images, len(labeled))).round().astype(int)
     page = _page(manifest, [_figure(labeled[i], dataset) for i in sample], dataset)
@@ -149,7 +148,7 @@ def _histogram(pixels: Mapping[str, int], dataset: DatasetInfo) -> str:
 
 def _figure(record: Record, dataset: DatasetInfo) -> str:
     if record.label is None or record.confidence is None:
-        raise InputError(f"{record.id}: the source is not joined to labels")
+        raise InputError(f"{record.id}: the record is not joined to labels")
     image, label = decode_image(record.image), decode_label(record.label, dataset)
     height, width = label.shape
     scale = min(1.0, _LONGEST / max(height, width))
@@ -209,7 +208,8 @@ def main(flags: Any) -> None:
     config = flags.config
     source = open_stream(config.data, "ood", config.ovs.labels_dir)
     dataset = load_dataset(config.data.dataset)
-    path = write_contact_sheet(Path(config.ovs.labels_dir), source, dataset, images=flags.images)
+    records = (source[i] for i in range(len(source)))
+    path = write_contact_sheet(Path(config.ovs.labels_dir), records, dataset, images=flags.images)
     logging.getLogger(__name__).info("wrote %s", path)
 
 

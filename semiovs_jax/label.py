@@ -114,16 +114,24 @@ def label_images(
         earlier = store.histogram(id_ for id_ in records if id_ not in labeled and store.is_labeled(id_))
         last_run = {"labeled": len(labeled), "seconds": round(seconds, 1)}
         store.finish(list(records), info.classes, histogram + earlier, last_run)
-        write_contact_sheet(store.folder, open_stream(config.data, "ood", config.ovs.labels_dir), info)
+        write_contact_sheet(store.folder, records.values(), info)
     if together:
         multihost_utils.sync_global_devices("the manifest is finished")
     return LabelReport(len(records), len(labeled), finished, unreadable, len(labeled) / seconds)
 
 
 def _records(config: Any) -> dict[str, Record]:
-    """The OOD images by id, in the order of the set."""
-    source = open_stream(config.data, "ood")
-    return {record.id: record for record in (source[i] for i in range(len(source)))}
+    """The OOD images by id, joined to their cached labels, in the order of the set."""
+    source = open_stream(config.data, "ood", config.ovs.labels_dir)
+    records: dict[str, Record] = {}
+    for record in (source[i] for i in range(len(source))):
+        first = records.setdefault(record.id, record)
+        if first.image != record.image:
+            raise InputError(
+                f"config.data.ood_root={config.data.ood_root}: {first.image.name} and {record.image.name} have the "
+                f"same id {record.id}: their labels would overwrite each other; give each image an id of its own"
+            )
+    return records
 
 
 def _store(config: Any, ovs: OVS) -> LabelStore:

@@ -79,7 +79,8 @@ def labels(tmp_path) -> Path:
 def write(folder: Path, **options) -> Page:
     config = label_config(folder / "ood", folder / "labels")
     source = open_stream(config.data, "ood", config.ovs.labels_dir)
-    path = write_contact_sheet(folder / "labels", source, load_dataset("voc21"), **options)
+    records = [source[i] for i in range(len(source))]
+    path = write_contact_sheet(folder / "labels", records, load_dataset("voc21"), **options)
     assert path == folder / "labels" / "contact_sheet.html"
     return Page(path.read_text(encoding="utf-8"))
 
