@@ -1,20 +1,24 @@
 """A whole CLIP in one file: both towers' weights, and all that has to be known to run them."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from data_pipelines.errors import InputError
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
-from semiovs_jax.convert.keys import Rule, convert, flatten, unflatten
-from semiovs_jax.convert.weights import load_weights, save_weights
+from semiovs_jax.convert.keys import flatten
+from semiovs_jax.convert.weights import tensors_sha256
+from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
+from semiovs_jax.ovs.model_files import PartShapes, load_parts, part_shapes, save_parts
+from semiovs_jax.ovs.model_files import weights_path as weights_path
 
 KIND = "clip"
 
@@ -25,7 +29,10 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
 
-_SHIPPED = Path(__file__).parent / "weights"
+VisualConfig = ClipVitConfig | ClipConvNextConfig
+
+# By the value of "tower" in the JSON of an image tower; that of a ViT has no such key.
+_ARCHITECTURES: dict[str, type[VisualConfig]] = {"vit": ClipVitConfig, "convnext": ClipConvNextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +44,45 @@ class ClipConfig:
       text: architecture of the text tower, its tokenizer among it.
       normalization: a key of `NORMALIZATIONS`, the statistics of the images it was trained on.
       logit_scale: factor of the cosine before the softmax.
+
+    Raises:
+      InputError: the towers do not embed into one space.
     """
 
-    visual: ClipVitConfig
+    visual: VisualConfig
     text: ClipTextConfig
     normalization: str = "clip"
     logit_scale: float = 100.0
 
+    def __post_init__(self) -> None:
+        check_embed_dims(self.visual, self.text)
+
     def to_json(self) -> str:
         """One line that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
+        content = dataclasses.asdict(self)
+        if isinstance(self.visual, ClipConvNextConfig):
+            content["visual"]["tower"] = "convnext"
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> "ClipConfig":
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError, TypeError: `text` is no JSON, or holds other fields.
+          KeyError, ValueError, TypeError: `text` is no JSON, or holds other fields.
         """
         content = json.loads(text)
-        return cls(
-            **{
-                **content,
-                "visual": ClipVitConfig(**content["visual"]),
-                "text": ClipTextConfig(**content["text"]),
-            }
+        visual = dict(content["visual"])
+        architecture = _ARCHITECTURES[visual.pop("tower", "vit")]
+        return cls(**{**content, "visual": architecture(**visual), "text": ClipTextConfig(**content["text"])})
+
+
+def check_embed_dims(visual: VisualConfig, text: ClipTextConfig) -> None:
+    """Raises InputError if the towers do not embed into one space."""
+    if visual.embed_dim != text.embed_dim:
+        raise InputError(
+            f"embed_dim is {visual.embed_dim} in the image tower and {text.embed_dim} in the text tower; "
+            "take both towers from one model"
         )
 
 
@@ -71,7 +92,7 @@ class Clip:
 
     Attributes:
       config: its architecture and settings.
-      visual: pure dict of the parameters of `ClipVit(config.visual)`.
+      visual: pure dict of the parameters of `visual_tower(config.visual)`.
       text: pure dict of the parameters of `ClipText(config.text)`.
       sha256: digest of the file's tensors.
     """
@@ -81,14 +102,27 @@ class Clip:
     text: dict[Any, Any]
     sha256: str
 
+    @functools.cached_property
+    def text_sha256(self) -> str:
+        """Digest of the text tower's tensors."""
+        return tensors_sha256(flatten(self.text))
 
-def parameter_shapes(config: ClipConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+
+def visual_tower(config: VisualConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> ClipVit | ClipConvNext:
+    """The image tower of this architecture; `dtype` and `rngs` as in its class."""
+    if isinstance(config, ClipConvNextConfig):
+        return ClipConvNext(config, dtype=dtype, rngs=rngs)
+    return ClipVit(config, dtype=dtype, rngs=rngs)
+
+
+def parameter_shapes(config: ClipConfig) -> PartShapes:
     """Shapes of the parameters by tower, "visual" or "text", and "/" path; nothing is computed."""
-    towers = {
-        "visual": nnx.eval_shape(lambda: ClipVit(config.visual, rngs=nnx.Rngs(0))),
-        "text": nnx.eval_shape(lambda: ClipText(config.text, rngs=nnx.Rngs(0))),
-    }
-    return {name: flatten(nnx.to_pure_dict(nnx.state(tower, nnx.Param))) for name, tower in towers.items()}
+    return part_shapes(
+        {
+            "visual": lambda: visual_tower(config.visual, rngs=nnx.Rngs(0)),
+            "text": lambda: ClipText(config.text, rngs=nnx.Rngs(0)),
+        }
+    )
 
 
 def save_clip(
@@ -107,15 +141,7 @@ def save_clip(
       text: parameters of the text tower, nested or by "/" path.
       provenance: where the weights come from, added to the metadata.
     """
-    tensors = {f"visual/{k}": v for k, v in flatten(visual).items()}
-    tensors |= {f"text/{k}": v for k, v in flatten(text).items()}
-    save_weights(path, tensors, {**provenance, "kind": KIND, "config": config.to_json()})
-
-
-def weights_path(name_or_path: str) -> Path:
-    """The file of shipped weights ("shapes_clip"), or the path itself."""
-    shipped = _SHIPPED / f"{name_or_path}.safetensors"
-    return shipped if shipped.is_file() else Path(name_or_path)
+    save_parts(path, KIND, config.to_json(), {"visual": visual, "text": text}, provenance)
 
 
 def load_clip(name_or_path: str) -> Clip:
@@ -128,21 +154,5 @@ def load_clip(name_or_path: str) -> Clip:
       InputError: the file is missing, damaged or of another kind, or its tensors are not those of the
         architecture its metadata gives.
     """
-    path = weights_path(name_or_path)
-    tensors, metadata = load_weights(path)
-    if metadata.get("kind") != KIND:
-        raise InputError(
-            f"{path}: holds weights of kind {metadata.get('kind')!r}, not of a CLIP; make them with "
-            f"`python -m semiovs_jax.convert SOURCE OUT --kind={KIND}`"
-        )
-    try:
-        config = ClipConfig.from_json(metadata["config"])
-        shapes = parameter_shapes(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: its metadata gives no CLIP architecture this version knows ({error}); convert the weights again"
-        ) from error
-    target = {f"{tower}/{k}": shape for tower, flat in shapes.items() for k, shape in flat.items()}
-    values = convert(tensors, [Rule(r"(.*)", r"\1")], target, name=str(path)).values
-    towers = unflatten(values)
-    return Clip(config, towers["visual"], towers["text"], metadata["sha256"])
+    config, towers, sha256 = load_parts(name_or_path, KIND, ClipConfig.from_json, parameter_shapes)
+    return Clip(config, towers["visual"], towers["text"], sha256)

@@ -17,11 +17,9 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from data_pipelines.transforms import resize_image
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import tensors_sha256
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_text import ClipText
-from semiovs_jax.models.clip_vit import ClipVit
+from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
 from semiovs_jax.ovs.text import cached_text_embeddings, embed_vocabulary
@@ -150,17 +148,18 @@ def make_dense_clip(
       dtype: of the image tower's computation, "float32" or "bfloat16".
 
     Raises:
-      InputError: unknown normalization or dtype, an image smaller than a patch, or a prompt the text tower
-        cannot read.
+      InputError: an image tower that is no ViT, unknown normalization or dtype, an image smaller than a patch,
+        or a prompt the text tower cannot read.
     """
     normalization = normalization or clip.config.normalization
     for key, value, known in (("normalization", normalization, NORMALIZATIONS), ("dtype", dtype, _DTYPES)):
         if value not in known:
             raise InputError(f"config.ovs.{key} is {value!r}; choose one of {', '.join(sorted(known))}")
-    if image_size < clip.config.visual.patch_size:
-        raise InputError(
-            f"config.ovs.image_size is {image_size}, less than a patch of {clip.config.visual.patch_size} pixels"
-        )
+    vision = clip.config.visual
+    if not isinstance(vision, ClipVitConfig):
+        raise InputError("config.ovs.weights is a CLIP with a ConvNeXt; dense CLIP reads one with a ViT")
+    if image_size < vision.patch_size:
+        raise InputError(f"config.ovs.image_size is {image_size}, less than a patch of {vision.patch_size} pixels")
     words = vocabulary.split_synonyms()
     settings = {
         "model": "dense_clip",
@@ -171,7 +170,7 @@ def make_dense_clip(
         "normalization": normalization,
         "dtype": dtype,
     }
-    tower = nnx.eval_shape(lambda: ClipVit(clip.config.visual, dtype=_DTYPES[dtype], rngs=nnx.Rngs(0)))
+    tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=_DTYPES[dtype], rngs=nnx.Rngs(0)))
     return DenseClip(
         weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(_embed(clip, words))},
         num_classes=len(words.classes),
@@ -218,7 +217,7 @@ def _embed(clip: Clip, vocabulary: Vocabulary) -> np.ndarray:
     key = {
         "pooling": "mean over templates",
         "vocabulary": vocabulary.sha256,
-        "weights": tensors_sha256(flatten(clip.text)),
+        "weights": clip.text_sha256,
         "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
     }
     return cached_text_embeddings(key, lambda: embed_vocabulary(encode, clip.text, vocabulary, tokenizer))

@@ -190,11 +190,13 @@ def make_train_step(
       clip: the architecture.
       prompts: int32 [C, P, L] of `prompt_table`.
     """
+    vision = clip.visual
+    assert isinstance(vision, ClipVitConfig)
     rngs = nnx.Rngs(config.seed)
-    towers = {"visual": ClipVit(clip.visual, rngs=rngs), "text": ClipText(clip.text, rngs=rngs)}
+    towers = {"visual": ClipVit(vision, rngs=rngs), "text": ClipText(clip.text, rngs=rngs)}
     graphs = {name: nnx.graphdef(tower) for name, tower in towers.items()}
     params = {name: nnx.to_pure_dict(nnx.state(tower, nnx.Param)) for name, tower in towers.items()}
-    params["visual"]["pos_embed"] = sine_positions(clip.visual)
+    params["visual"]["pos_embed"] = sine_positions(vision)
     optimizer = make_optimizer(config.train)
     end_id = make_tokenizer("bytes", clip.text.context_length).end_id
     batch_size = config.train.batch_size
@@ -234,7 +236,9 @@ def label_quality(clip: Clip, vocabulary: Vocabulary, *, seed: int, count: int) 
       seed: seed of a benchmark.
       count: number of images; the training never draws from their stream.
     """
-    size = clip.config.visual.image_size[0]
+    vision = clip.config.visual
+    assert isinstance(vision, ClipVitConfig)
+    size = vision.image_size[0]
     model = make_dense_clip(clip, vocabulary, image_size=size)
     side = OOD_DOMAIN.sides[1]
     num_classes = len(vocabulary.classes)
