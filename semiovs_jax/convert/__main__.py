@@ -19,6 +19,7 @@ from semiovs_jax.convert.weights import file_sha256, save_weights
 KINDS = {
     "clip": ("semiovs_jax.convert.clip_model", "convert_clip"),
     "resnet": ("semiovs_jax.convert.deeplab", "convert_resnet"),
+    "sed": ("semiovs_jax.convert.sed", "convert_sed"),
 }
 
 

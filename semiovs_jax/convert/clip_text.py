@@ -15,7 +15,7 @@ from semiovs_jax.convert.keys import Converted, Rule, convert, target_shapes
 from semiovs_jax.convert.layers import attention, linear, norm
 from semiovs_jax.models.clip_text import ClipTextConfig
 
-OPENAI_RULES = [
+OPENAI_TOWER_RULES = [
     Rule(r"token_embedding\.weight", "token_embed/embedding"),
     Rule(r"positional_embedding", "pos_embed"),
     *norm(r"transformer\.resblocks\.(\d+)\.ln_1", r"layers/\1/norm1"),
@@ -25,6 +25,10 @@ OPENAI_RULES = [
     *linear(r"transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"layers/\1/mlp/contract"),
     *norm(r"ln_final", "final_norm"),
     Rule(r"text_projection", "projection/kernel"),
+]
+
+OPENAI_RULES = [
+    *OPENAI_TOWER_RULES,
     Rule(r"visual\..*", None),
     Rule(r"logit_scale|attn_mask|input_resolution|context_length|vocab_size", None),
 ]
@@ -49,8 +53,12 @@ _SCHEMES = {
 }
 
 
-def _scheme(source: Mapping[str, Any], name: str) -> tuple[str, list[Rule]]:
-    """Prefix of the tower's names and the rules for what follows it."""
+def find_scheme(source: Mapping[str, Any], name: str) -> tuple[str, list[Rule]]:
+    """Prefix of the tower's names and the rules for what follows it.
+
+    Raises:
+      InputError: `source` has no text tower, or several.
+    """
     for mark, rules in reversed(_SCHEMES.items()):
         found = [key for key in source if key == mark or key.endswith("." + mark)]
         if len(found) == 1:
@@ -87,7 +95,7 @@ def infer_text_config(
     Raises:
       InputError: There is no text tower in `source`.
     """
-    prefix, rules = _scheme(source, name)
+    prefix, rules = find_scheme(source, name)
     shapes = target_shapes(_split(source, prefix)[0], rules)
     layers = {int(path.split("/")[1]) for path in shapes if path.startswith("layers/")}
     missing = [path for path in ("pos_embed", "projection/kernel") if path not in shapes]
@@ -118,7 +126,7 @@ def convert_text(source: Mapping[str, np.ndarray], target: Mapping[str, Any], *,
       WeightMismatchError: As `keys.convert`.
       InputError: There is no text tower in `source`.
     """
-    prefix, rules = _scheme(source, name)
+    prefix, rules = find_scheme(source, name)
     inside, others = _split(source, prefix)
     converted = convert(inside, rules, target, name=name)
     dropped = tuple(prefix + key for key in converted.dropped)

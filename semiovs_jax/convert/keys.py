@@ -8,7 +8,7 @@ reported together.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -129,6 +129,18 @@ def find_rule(key: str, rules: Sequence[Rule]) -> tuple[Rule, str | None] | None
         if match := re.fullmatch(rule.pattern, key):
             return rule, None if rule.target is None else match.expand(rule.target)
     return None
+
+
+def below(rules: Iterable[Rule], prefix: str, target: str) -> list[Rule]:
+    """`rules` for source names behind `prefix` and for paths below `target`."""
+    return [
+        replace(
+            rule,
+            pattern=f"{re.escape(prefix)}(?:{rule.pattern})",
+            target=None if rule.target is None else f"{target}/{rule.target}",
+        )
+        for rule in rules
+    ]
 
 
 def target_shapes(source: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:

@@ -1,14 +1,23 @@
-"""SED's published models: the names of its state dict to ours."""
+"""SED's published models: the names of their state dict to ours.
+
+`sed_model_base.pth` and `sed_model_large.pth` hold open_clip's ConvNeXt CLIP below
+`sem_seg_head.predictor.clip_model.` and the aggregator below `sem_seg_head.predictor.transformer.`.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import Converted, Rule, convert, target_shapes
+from semiovs_jax.convert.clip import unpacked
+from semiovs_jax.convert.clip_model import convnext_clip_rules, infer_convnext_clip
+from semiovs_jax.convert.keys import Converted, Rule, below, convert, target_shapes
 from semiovs_jax.convert.layers import conv, convnext_block, linear, norm
 from semiovs_jax.models.sed import SedConfig
+from semiovs_jax.ovs.model_files import flatten_parts
+from semiovs_jax.ovs.sed_weights import SedWeightsConfig, parameter_shapes
 
 _NUM_DECODERS = 3
 
@@ -44,6 +53,13 @@ AGGREGATOR_RULES = [
     *(rule for i in range(_NUM_DECODERS) for rule in _decoder(f"decoder{i + 1}", f"decoders/{i}")),
     *conv(r"head(\d)", r"heads/\1"),
     *conv(r"head", f"heads/{_NUM_DECODERS}"),
+]
+
+# What training may leave beside the three parts: the loss, the images' statistics, embedded vocabularies.
+_BESIDE_RULES = [
+    Rule(r"(?:.*\.)?criterion\..*", None),
+    Rule(r"(?:clip_)?pixel_(?:mean|std)", None),
+    Rule(r"sem_seg_head\.predictor\.text_features(?:_test)?", None),
 ]
 
 _MARK = "decoder_corr_guidance_projection.0.0.weight"
@@ -107,3 +123,33 @@ def convert_aggregator(
     prefix, inside = _inside(source, name)
     values = convert(inside, AGGREGATOR_RULES, target, name=name).values
     return Converted(values, tuple(key for key in source if not key.startswith(prefix)))
+
+
+def convert_sed(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """Renames a whole SED: the converter of `--kind=sed`.
+
+    Args:
+      source: State dict of `sed_model_base.pth` or `sed_model_large.pth`, or of a model trained by SED's code with
+        the same settings: four heads of class attention, images of 768 pixels.
+      name: The file it comes from, for error messages.
+
+    Returns:
+      Values below `visual/`, `text/` and `aggregator/`, the dropped names, and the configuration as metadata.
+
+    Raises:
+      InputError: Another network, parts that do not fit each other, or a tensor too many, too few or of a wrong
+        shape.
+    """
+    visual, text = infer_convnext_clip(source, name)
+    aggregator = infer_sed_config(source, name=name)
+    try:
+        config = SedWeightsConfig(visual, text, aggregator)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    rules = [
+        *convnext_clip_rules(source, name),
+        *below(AGGREGATOR_RULES, _inside(source, name)[0], "aggregator"),
+        *_BESIDE_RULES,
+    ]
+    converted = convert(unpacked(source), rules, flatten_parts(parameter_shapes(config)), name=name)
+    return replace(converted, metadata={"config": config.to_json()})
