@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import Rule, WeightMismatchError, convert, flatten, unflatten
+from semiovs_jax.convert.keys import (
+    Rule,
+    WeightMismatchError,
+    below,
+    convert,
+    find_rule,
+    flatten,
+    target_shapes,
+    unflatten,
+)
 
 RULES = (
     Rule(r"block\.(\d+)\.conv\.weight", r"block/\1/conv/kernel", "conv"),
@@ -110,3 +119,21 @@ def test_unflatten_inverts_flatten(tree):
     flat = flatten(tree)
     assert unflatten(flat) == tree
     assert flatten(unflatten(flat)) == flat
+
+
+def test_shapes_of_what_the_rules_name_and_can_lay_out():
+    source = {"conv.weight": np.zeros((5, 2, 3, 4)), "conv.bias": np.zeros(5), "fc.weight": np.zeros(3)}
+    source["other"] = np.zeros(1)
+    rules = [
+        Rule(r"(\w+)\.bias", r"\1/bias"),
+        Rule(r"conv\.weight", "conv/kernel", "conv"),
+        Rule(r"fc\.weight", "fc/kernel", "linear"),
+    ]
+    assert target_shapes(source, rules) == {"conv/kernel": (3, 4, 2, 5), "conv/bias": (5,)}
+
+
+def test_rules_below_a_prefix():
+    rules = below([Rule(r"a|b", "x"), Rule(r"c", None)], "net.", "part")
+    assert find_rule("net.b", rules) == (rules[0], "part/x")
+    assert find_rule("net.c", rules) == (rules[1], None)
+    assert find_rule("b", rules) is find_rule("netxb", rules) is None
