@@ -42,7 +42,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
         _, height, width, _ = x.shape
         padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        return sum(
+        result = sum(
             (
                 padded[:, row : row + height, column : column + width] * kernel[row, column]
                 for row in range(size)
@@ -50,6 +50,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             ),
             start=jnp.zeros_like(x),
         )
+        # Fused with what follows, the sum would be computed once for every reader.
+        return jax.lax.optimization_barrier(result)
 
     return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
 
