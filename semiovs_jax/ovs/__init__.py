@@ -6,10 +6,14 @@ from typing import Any
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import OVS
 from semiovs_jax.ovs.dense_clip import build_dense_clip
+from semiovs_jax.ovs.sed import build_sed
 
 __all__ = ["MODELS", "build_ovs"]
 
-MODELS: dict[str, Callable[[Mapping[str, Any], int], OVS]] = {"dense_clip": build_dense_clip}
+MODELS: dict[str, Callable[[Mapping[str, Any], int], OVS]] = {
+    "dense_clip": build_dense_clip,
+    "sed": build_sed,
+}
 
 
 def build_ovs(config: Mapping[str, Any], num_classes: int) -> OVS:

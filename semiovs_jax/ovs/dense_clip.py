@@ -26,7 +26,7 @@ from semiovs_jax.ovs.text import cached_text_embeddings, embed_vocabulary
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
-_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
 
 
 def normalize(image: jax.Array, normalization: str) -> jax.Array:
@@ -152,7 +152,7 @@ def make_dense_clip(
         or a prompt the text tower cannot read.
     """
     normalization = normalization or clip.config.normalization
-    for key, value, known in (("normalization", normalization, NORMALIZATIONS), ("dtype", dtype, _DTYPES)):
+    for key, value, known in (("normalization", normalization, NORMALIZATIONS), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise InputError(f"config.ovs.{key} is {value!r}; choose one of {', '.join(sorted(known))}")
     vision = clip.config.visual
@@ -170,7 +170,7 @@ def make_dense_clip(
         "normalization": normalization,
         "dtype": dtype,
     }
-    tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=_DTYPES[dtype], rngs=nnx.Rngs(0)))
+    tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
     return DenseClip(
         weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(_embed(clip, words))},
         num_classes=len(words.classes),
@@ -187,15 +187,15 @@ def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) 
     """Builds dense CLIP from `config.ovs`.
 
     Args:
-      config: `weights`, `vocabulary` and `image_size`; optionally `normalization` and `dtype`, as in
-        `make_dense_clip`.
+      config: `weights`, `vocabulary` and `image_size`; optionally `templates` (of `load_vocabulary`), `normalization`
+        and `dtype`, as in `make_dense_clip`.
       num_classes: classes of the dataset; None accepts any.
 
     Raises:
       InputError: weights or vocabulary are missing or unusable, or the vocabulary has other than
         `num_classes` classes.
     """
-    vocabulary = load_vocabulary(config["vocabulary"], num_classes)
+    vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
     return make_dense_clip(
         load_clip(config["weights"]),
         vocabulary,
