@@ -41,13 +41,17 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.method.ood = "ovs"  # "none", "unlabeled" (OOD images join the unlabeled stream), "ovs"
     config.method.ood_weight = 1.0  # lambda
     config.method.confidence_threshold = 0.95
+    config.method.ovs_threshold = 0.0  # OOD pixels that the OVS labels with less confidence are left out
 
     config.ovs = ConfigDict()
-    config.ovs.name = "dense_clip"
-    config.ovs.weights = "weights/clip_vit_b16.safetensors"
+    config.ovs.name = "sed"  # or "dense_clip", which is light
+    config.ovs.weights = "weights/sed_large.safetensors"  # python -m semiovs_jax.convert sed_model_large.pth ...
     config.ovs.vocabulary = "voc21"  # semiovs_jax/ovs/vocabularies/<name>.json, or a path
-    config.ovs.image_size = 512
+    config.ovs.templates = "imagenet80"  # semiovs_jax/ovs/templates/<name>.json, or a path; "": the vocabulary's own
+    config.ovs.image_size = 768
     config.ovs.normalization = ""  # "": the weights' own; "imagenet", "clip"
+    config.ovs.class_chunk = 19  # concepts that SED computes at a time; 0: all, faster where memory allows
+    config.ovs.top_k = 0  # > 0: SED's fast path, which keeps the concepts that are among the best k of some pixel
     config.ovs.dtype = "float32"  # or "bfloat16"
     config.ovs.labels = "cached"  # "online": label the crop inside the train step
     config.ovs.labels_dir = "data/coco/ovs_voc21"

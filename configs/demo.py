@@ -32,7 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.weights = ""
     config.model.random_init = True
 
+    config.ovs.name = "dense_clip"
     config.ovs.weights = "shapes_clip"  # shipped: semiovs_jax/ovs/weights
+    config.ovs.templates = ""
     config.ovs.vocabulary = "shapes"
     config.ovs.image_size = 112
     config.ovs.labels_dir = "data/shapes/ovs_shapes"

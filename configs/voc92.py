@@ -5,12 +5,11 @@
 Needs: data/pascal (VOC 2012 with SegmentationClassAug and the published splits), data/coco/train2017, and two weight
 files, made once with
     python -m semiovs_jax.convert resnet101.pth weights/resnet101.safetensors --kind=resnet
-    python -m semiovs_jax.convert clip-vit-base-patch16/model.safetensors weights/clip_vit_b16.safetensors --kind=clip
+    python -m semiovs_jax.convert sed_model_large.pth weights/sed_large.safetensors --kind=sed
 
 Hardware: any number of TPU or GPU devices that divides 8; the reference's config is for one GPU, 8 images a stream.
 Time: not measured on an accelerator yet.
-Published mIoU: 80.4 with SED labels (UniMatch alone 75.2), arXiv 2507.03302. This config labels with dense CLIP; its
-mIoU is not measured yet.
+Published mIoU: 80.4 (UniMatch alone 75.2), arXiv 2507.03302; with this code it is not measured yet.
 """
 
 import ml_collections

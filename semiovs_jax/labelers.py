@@ -76,15 +76,19 @@ def from_logits(logits: jax.Array, valid: jax.Array) -> PseudoLabel:
     return PseudoLabel(label, jnp.max(probabilities, axis=-1), valid)
 
 
-def trusted(label: jax.Array, valid: jax.Array, ignore_index: int) -> PseudoLabel:
+def trusted(
+    label: jax.Array, confidence: jax.Array, valid: jax.Array, *, ignore_index: int, threshold: float = 0.0
+) -> PseudoLabel:
     """OVS labels as the paper uses them: confidence 1 everywhere, the ignore index invalid.
 
     Args:
       label: integer [N, H, W], class indices or `ignore_index`.
+      confidence: float [N, H, W], the OVS's own, in 0..1.
       valid: bool [N, H, W].
       ignore_index: the label that marks pixels to leave out.
+      threshold: pixels of less confidence get confidence 0 instead: valid, but behind every gate.
     """
     label = label.astype(jnp.int32)
     known = label != ignore_index
     label = jnp.where(known, label, 0)
-    return PseudoLabel(label, jnp.ones(label.shape, jnp.float32), valid & known)
+    return PseudoLabel(label, (confidence >= threshold).astype(jnp.float32), valid & known)

@@ -38,19 +38,21 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method: its terms and the confidence threshold of their gates.
+    """A method: its terms and the confidence thresholds of their gates.
 
     The total loss is the weighted mean of the supervised loss, of weight 1, and of the terms.
 
     Attributes:
       name: the method's name.
       terms: the table; empty for supervised-only training.
-      confidence_threshold: pixels labeled with less confidence contribute no loss.
+      confidence_threshold: pixels labeled with less confidence contribute no loss. OVS labels have confidence 1.
+      ovs_threshold: pixels that the OVS labeled with less confidence than this have confidence 0; 0 trusts all.
     """
 
     name: str
     terms: tuple[Term, ...]
     confidence_threshold: float
+    ovs_threshold: float = 0.0
 
     @property
     def total_weight(self) -> float:
@@ -80,12 +82,14 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
 
     Args:
       config: `config.method` with keys name ("supervised" or "unimatch"), ood ("none", "unlabeled" or "ovs"),
-        ood_weight (lambda of the paper) and confidence_threshold. With ood "unlabeled" the OOD images join
-        the unlabeled stream and the table is plain UniMatch's.
+        ood_weight (lambda of the paper), confidence_threshold and ovs_threshold. With ood "unlabeled" the OOD
+        images join the unlabeled stream and the table is plain UniMatch's.
 
     Raises:
-      InputError: for a name, or a combination of names, that is no method.
+      InputError: for a name, or a combination of names, that is no method, or a threshold that is no probability.
     """
+    if not 0 <= config.ovs_threshold <= 1:
+        raise InputError(f"config.method.ovs_threshold={config.ovs_threshold}: set it between 0 (off, the paper) and 1")
     match config.name, config.ood:
         case "supervised", "none":
             terms: tuple[Term, ...] = ()
@@ -99,4 +103,4 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
                 f"config.method: name={name!r} with ood={ood!r} is no method; choose name 'supervised' with ood "
                 "'none', or name 'unimatch' with ood 'none', 'unlabeled' or 'ovs'"
             )
-    return Method(config.name, terms, config.confidence_threshold)
+    return Method(config.name, terms, config.confidence_threshold, config.ovs_threshold)

@@ -145,7 +145,7 @@ def make_views(
         label=label,
         s1=strong(strong1_key),
         s2=strong(strong2_key),
-        ovs=_ovs_label(batch["ood"], ignore_index, ovs, ovs_weights) if "ood" in method.streams else None,
+        ovs=_ovs_label(batch["ood"], method, ignore_index, ovs, ovs_weights) if "ood" in method.streams else None,
         box1=augment.cutmix_boxes(box1_key, count, size),
         box2=augment.cutmix_boxes(box2_key, count, size),
         keep=tuple(
@@ -155,13 +155,17 @@ def make_views(
     )
 
 
-def _ovs_label(stream: Mapping[str, jax.Array], ignore_index: int, ovs: OVS | None, weights: Any) -> PseudoLabel:
+def _ovs_label(
+    stream: Mapping[str, jax.Array], method: Method, ignore_index: int, ovs: OVS | None, weights: Any
+) -> PseudoLabel:
     if ovs is None:
-        return labelers.trusted(stream["label"], stream["valid"], ignore_index)
-    image = augment.as_float(stream["image"])
-    _, height, width, _ = image.shape
-    found = ovs.label(weights, image, canvas=(height, width))
-    return labelers.trusted(found.label, stream["valid"] & found.valid, ignore_index)
+        found = PseudoLabel(stream["label"], augment.as_float(stream["confidence"]) / 255, stream["valid"])
+    else:
+        image = augment.as_float(stream["image"])
+        _, height, width, _ = image.shape
+        found = ovs.label(weights, image, canvas=(height, width))
+        found = found._replace(valid=found.valid & stream["valid"])
+    return labelers.trusted(*found, ignore_index=ignore_index, threshold=method.ovs_threshold)
 
 
 def predict(

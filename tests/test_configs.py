@@ -45,7 +45,7 @@ def test_its_run_can_be_built(path: Path):
     recipe = make_recipe(config, student, steps=10)
     assert set(batch_structs(config, recipe.method)) == set(recipe.method.streams)
     dataset = load_dataset(config.data.dataset)
-    assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes).classes
+    assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes, templates=config.ovs.templates).classes
 
 
 def test_every_key_of_the_common_config_is_read():

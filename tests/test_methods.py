@@ -5,8 +5,9 @@ from data_pipelines.errors import InputError
 from semiovs_jax.methods import make_method
 
 
-def _method(name: str, ood: str, weight: float = 1.0):
-    return make_method(ConfigDict({"name": name, "ood": ood, "ood_weight": weight, "confidence_threshold": 0.95}))
+def _method(name: str, ood: str, weight: float = 1.0, ovs_threshold: float = 0.0):
+    config = {"name": name, "ood": ood, "ood_weight": weight, "confidence_threshold": 0.95}
+    return make_method(ConfigDict(config | {"ovs_threshold": ovs_threshold}))
 
 
 def test_supervised_has_no_terms():
@@ -40,3 +41,9 @@ def test_ood_as_unlabeled_changes_no_term():
 def test_unknown_combinations_are_refused_with_the_choices(name: str, ood: str):
     with pytest.raises(InputError, match=r"is no method; choose name 'supervised'"):
         _method(name, ood)
+
+
+def test_an_ovs_threshold_that_is_no_probability_is_refused():
+    assert _method("unimatch", "ovs", ovs_threshold=0.5).ovs_threshold == 0.5
+    with pytest.raises(InputError, match=r"config\.method\.ovs_threshold=1\.5"):
+        _method("unimatch", "ovs", ovs_threshold=1.5)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -31,14 +32,17 @@ def _batch(method: methods.Method) -> dict[str, dict[str, np.ndarray]]:
             arrays["label"] = label
         return arrays
 
-    return {name: stream(name in ("labeled", "ood")) for name in method.streams}
+    def ovs_labeled() -> dict[str, np.ndarray]:
+        return stream(True) | {"confidence": rng.integers(0, 256, (BATCH, SIZE, SIZE), dtype=np.uint8)}
+
+    return {name: ovs_labeled() if name == "ood" else stream(name == "labeled") for name in method.streams}
 
 
 def _setup(
     name: str = "unimatch", ood: str = "ovs", threshold: float = 0.3, dtype: str = "float32", ovs=None
 ) -> tuple[train_step.Recipe, TrainState]:
-    config = ConfigDict({"name": name, "ood": ood, "ood_weight": 1.0, "confidence_threshold": threshold})
-    method = methods.make_method(config)
+    config = {"name": name, "ood": ood, "ood_weight": 1.0, "confidence_threshold": threshold, "ovs_threshold": 0.0}
+    method = methods.make_method(ConfigDict(config))
     model = models.build_student({"backbone": "resnet_tiny", "dtype": dtype, "remat": False}, CLASSES, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     optimizer = optim.make_optimizer(OPTIM, total_steps=10)
@@ -119,7 +123,7 @@ class _ConstantOVS:
 def test_online_labels_come_from_the_ovs_with_confidence_one():
     recipe, _ = _setup(ovs=_ConstantOVS())
     batch = _batch(recipe.method)
-    del batch["ood"]["label"]
+    del batch["ood"]["label"], batch["ood"]["confidence"]
     views = recipe.views(jnp.zeros((), jnp.int32), batch, _ConstantOVS.weights)
     assert views.ovs is not None
     np.testing.assert_array_equal(views.ovs.label, 2)
@@ -127,6 +131,23 @@ def test_online_labels_come_from_the_ovs_with_confidence_one():
     expected = batch["ood"]["valid"].copy()
     expected[:, 0] = False
     np.testing.assert_array_equal(views.ovs.valid, expected)
+
+
+def test_the_ovs_threshold_gates_cached_and_online_labels():
+    recipe, _ = _setup()
+    batch = _batch(recipe.method)
+    batch["ood"]["confidence"][:] = 255
+    batch["ood"]["confidence"][:, :, :4] = 100
+    cached = recipe._replace(method=dataclasses.replace(recipe.method, ovs_threshold=0.5))
+    views = cached.views(jnp.zeros((), jnp.int32), batch, None)
+    assert views.ovs is not None
+    np.testing.assert_array_equal(views.ovs.confidence, batch["ood"]["confidence"] == 255)
+    online = cached._replace(ovs=_ConstantOVS())
+    for threshold, confidence in ((0.5, 1.0), (0.51, 0.0)):  # the model's confidence is 0.5
+        strict = online._replace(method=dataclasses.replace(recipe.method, ovs_threshold=threshold))
+        found = strict.views(jnp.zeros((), jnp.int32), batch, _ConstantOVS.weights).ovs
+        assert found is not None
+        np.testing.assert_array_equal(found.confidence, confidence)
 
 
 def test_views_depend_on_seed_and_step_alone():

@@ -26,7 +26,7 @@ from data_pipelines.datasets import voc_palette
 from semiovs_jax.convert.keys import flatten
 from semiovs_jax.convert.weights import save_weights
 from semiovs_jax.models import Functional, build_student
-from tests.ovs import tiny_clip
+from tests.ovs import tiny_sed
 
 ROOT = Path(__file__).parents[1]
 SIZE = (500, 375)  # width, height
@@ -77,16 +77,20 @@ def _write_data(folder: Path) -> None:
 
 
 def _write_weights(folder: Path) -> None:
-    """A random backbone in the format of `semiovs_jax.convert`, and a tiny CLIP that reads bytes."""
+    """A random backbone in the format of `semiovs_jax.convert`, and a tiny SED that reads bytes."""
     config = voc92.get_config()
     student = build_student(config.model, 21, rngs=nnx.Rngs(0))
     _, params, batch_stats = Functional.create(student)
     values = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     backbone = {path: value for path, value in values.items() if path.startswith("backbone/")}
     save_weights(folder / "resnet101.safetensors", backbone, {"kind": "resnet", "source": "random"})
-    text = dataclasses.replace(tiny_clip.CONFIG.text, context_length=120)
-    clip = dataclasses.replace(tiny_clip.CONFIG, text=text)
-    tiny_clip.write_clip(folder / "clip.safetensors", config=clip)
+    sed = dataclasses.replace(
+        tiny_sed.CONFIG,
+        text=dataclasses.replace(tiny_sed.CONFIG.text, context_length=120),
+        aggregator=dataclasses.replace(tiny_sed.CONFIG.aggregator, num_templates=80),
+        short_side=48,
+    )
+    tiny_sed.write_sed(folder / "sed.safetensors", config=sed)
 
 
 def _command(folder: Path, workdir: Path) -> list[str]:
@@ -96,7 +100,7 @@ def _command(folder: Path, workdir: Path) -> list[str]:
         "data.root": folder / "pascal",
         "data.ood_root": folder / "coco" / "train2017",
         "model.weights": folder / "resnet101.safetensors",
-        "ovs.weights": folder / "clip.safetensors",
+        "ovs.weights": folder / "sed.safetensors",
         "ovs.image_size": 64,
         "ovs.labels_dir": folder / "labels",
         "train.steps": 4,

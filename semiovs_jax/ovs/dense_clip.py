@@ -18,12 +18,10 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from data_pipelines.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
-from semiovs_jax.models.clip_text import ClipText
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
-from semiovs_jax.ovs.text import cached_text_embeddings, embed_vocabulary
-from semiovs_jax.ovs.tokenizer import make_tokenizer
+from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
@@ -170,9 +168,10 @@ def make_dense_clip(
         "normalization": normalization,
         "dtype": dtype,
     }
+    text = embed_text(clip.config.text, clip.text, clip.text_sha256, words, per_template=False)
     tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
     return DenseClip(
-        weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(_embed(clip, words))},
+        weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(text)},
         num_classes=len(words.classes),
         image_size=image_size,
         fingerprint=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
@@ -203,21 +202,3 @@ def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) 
         normalization=config.get("normalization", ""),
         dtype=config.get("dtype", "float32"),
     )
-
-
-def _embed(clip: Clip, vocabulary: Vocabulary) -> np.ndarray:
-    """Unit text embeddings float32 [C, D] of the vocabulary's concepts, from the cache where they are in it."""
-    config = clip.config.text
-    graph = nnx.graphdef(nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0))))
-    tokenizer = make_tokenizer(config.tokenizer, config.context_length)
-
-    def encode(params: Any, ids: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(ids, end_id=tokenizer.end_id)
-
-    key = {
-        "pooling": "mean over templates",
-        "vocabulary": vocabulary.sha256,
-        "weights": clip.text_sha256,
-        "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
-    }
-    return cached_text_embeddings(key, lambda: embed_vocabulary(encode, clip.text, vocabulary, tokenizer))

@@ -20,14 +20,12 @@ from data_pipelines.errors import InputError
 from data_pipelines.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_convnext import ClipConvNext
-from semiovs_jax.models.clip_text import ClipText
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.models.sed import SedAggregator
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS
 from semiovs_jax.ovs.dense_clip import DTYPES, normalize
 from semiovs_jax.ovs.sed_weights import SedWeights, load_sed
-from semiovs_jax.ovs.text import cached_text_embeddings, embed_prompts
-from semiovs_jax.ovs.tokenizer import make_tokenizer
+from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 _STRIDE = 32  # of the image tower's last level
@@ -207,7 +205,8 @@ def make_sed(
         "visual": nnx.eval_shape(lambda: ClipConvNext(config.visual, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
         "aggregator": nnx.eval_shape(lambda: SedAggregator(config.aggregator, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
     }
-    weights = {"visual": sed.visual, "aggregator": sed.aggregator, "text": _embed(sed, vocabulary)}
+    text = embed_text(config.text, sed.text, sed.text_sha256, vocabulary, per_template=True)
+    weights = {"visual": sed.visual, "aggregator": sed.aggregator, "text": text}
     return Sed(
         weights=jax.tree.map(jnp.asarray, weights),
         num_classes=len(vocabulary.classes),
@@ -237,24 +236,6 @@ def build_sed(config: Mapping[str, Any], num_classes: int | None = None) -> Sed:
     vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
     settings = ("image_size", "normalization", "dtype", "class_chunk", "top_k")
     return make_sed(load_sed(config["weights"]), vocabulary, **{key: config[key] for key in settings if key in config})
-
-
-def _embed(sed: SedWeights, vocabulary: Vocabulary) -> np.ndarray:
-    """Unit text embeddings float32 [T, P, D] of the concepts, from the cache where they are in it."""
-    config = sed.config.text
-    graph = nnx.graphdef(nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0))))
-    tokenizer = make_tokenizer(config.tokenizer, config.context_length)
-
-    def encode(params: Any, ids: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(ids, end_id=tokenizer.end_id)
-
-    key = {
-        "pooling": "per template",
-        "vocabulary": vocabulary.sha256,
-        "weights": sed.text_sha256,
-        "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
-    }
-    return cached_text_embeddings(key, lambda: embed_prompts(encode, sed.text, vocabulary, tokenizer))
 
 
 def _interpolate(x: np.ndarray, length: int, axis: int) -> np.ndarray:

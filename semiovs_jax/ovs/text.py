@@ -1,5 +1,6 @@
 """Text embeddings of a vocabulary, the classifier weights of an open-vocabulary model."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -11,12 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.weights import load_weights, save_weights
-from semiovs_jax.ovs.tokenizer import Tokenizer
+from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
+from semiovs_jax.ovs.tokenizer import Tokenizer, make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
 
 _COLUMNS = 4  # batches are as wide as a multiple of this: few shapes to compile, little padding to compute
@@ -72,6 +75,40 @@ def embed_vocabulary(
     """
     by_template = _by_template(encode_text, params, vocabulary, tokenizer, batch_size)
     return _normalize(by_template.mean(axis=1)).astype(np.float32)
+
+
+def embed_text(
+    config: ClipTextConfig, params: Any, params_sha256: str, vocabulary: Vocabulary, *, per_template: bool
+) -> np.ndarray:
+    """Embeds every concept with a CLIP text tower, or finds the embeddings in the cache.
+
+    Args:
+      config: architecture of the tower, its tokenizer among it.
+      params: pure dict of the parameters of `ClipText(config)`.
+      params_sha256: digest of their tensors.
+      vocabulary: classes, concepts and templates.
+      per_template: whether templates stay apart (`embed_prompts`) or are averaged (`embed_vocabulary`).
+
+    Returns:
+      float32 [C, P, D] per template, else [C, D].
+
+    Raises:
+      InputError: a prompt does not fit the tower's context.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0))))
+    tokenizer = make_tokenizer(config.tokenizer, config.context_length)
+
+    def encode(params: Any, ids: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(ids, end_id=tokenizer.end_id)
+
+    key = {
+        "pooling": "per template" if per_template else "mean over templates",
+        "vocabulary": vocabulary.sha256,
+        "weights": params_sha256,
+        "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
+    }
+    embed = embed_prompts if per_template else embed_vocabulary
+    return cached_text_embeddings(key, lambda: embed(encode, params, vocabulary, tokenizer))
 
 
 def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:

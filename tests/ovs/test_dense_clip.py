@@ -160,7 +160,7 @@ def test_normalization_is_that_of_the_weights_unless_the_config_says_otherwise(c
     ("change", "num_classes", "message"),
     [
         ({}, 21, "3 classes, but the dataset has 21"),
-        ({"name": "sed"}, 3, r"config\.ovs\.name is 'sed'"),
+        ({"name": "lseg"}, 3, r"config\.ovs\.name is 'lseg'"),
         ({"normalization": "voc"}, 3, r"config\.ovs\.normalization is 'voc'"),
         ({"dtype": "int8"}, 3, r"config\.ovs\.dtype is 'int8'"),
         ({"image_size": 7}, 3, r"config\.ovs\.image_size is 7"),

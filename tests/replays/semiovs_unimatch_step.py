@@ -101,6 +101,7 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
 
     streams = {"unlabeled": "u", "mix": "mix", "ood": "ood"}
     label = jnp.asarray(stored("mask_x"), jnp.int32)
+    ood = jnp.asarray(stored("mask_u_ood"))
     valid = {name: jnp.asarray(stored(f"ignore_{short}") != ignore_index) for name, short in streams.items()}
     return train_step.Views(
         weak={"labeled": image("img_x")} | {name: image(f"img_{s}_w") for name, s in streams.items()},
@@ -108,7 +109,7 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
         s2={name: image(f"img_{s}_s2") for name, s in streams.items()},
         valid=valid | {"labeled": jnp.ones(label.shape, bool)},
         label=label,
-        ovs=trusted(jnp.asarray(stored("mask_u_ood")), valid["ood"], ignore_index),
+        ovs=trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index),
         box1=jnp.asarray(stored("cutmix_box1"), bool),
         box2=jnp.asarray(stored("cutmix_box2"), bool),
         keep=(keep("keep_c1"), keep("keep_c4")),
