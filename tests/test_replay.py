@@ -22,6 +22,13 @@ def test_sed_equals_the_reference(family: str):
     assert_matches(golden, outputs)
 
 
+@pytest.mark.parametrize("family", ["sed_decoder", "sed_fast"])
+def test_sed_in_chunks_of_classes_equals_the_reference(family: str):
+    golden = Golden(golden_path(f"{family}_base"))
+    outputs = importlib.import_module(f"tests.replays.{family}").replay(golden, double=False, class_chunk=3)
+    assert_matches(golden, outputs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True], ids=["f32", "f64"])
 def test_training_iterations_equal_the_reference(double: bool, tmp_path: Path):

@@ -427,7 +427,7 @@ class SedAggregator(nnx.Module):
         chunks: int | jax.Array,
         pooling: int,
     ) -> _Planes:
-        """Runs one decoder on the first `chunks` chunks of `size` places; the others become zeros."""
+        """Runs one decoder on the first `chunks` chunks of `size` places; what the others hold means nothing."""
         decoder, link = self.decoders[stage], self.correlation_guidance[stage]
         last = stage == len(self.decoders) - 1
         guidance = jax.nn.relu(self.image_guidance[stage](level))
@@ -438,7 +438,7 @@ class SedAggregator(nnx.Module):
             features = self._per_class(decoder.block, features)
             return features, decoder.attention.summarize(_pool(features, pooling), alive)
 
-        mixed, sums = _by_chunks(mix, (planes.features, alive), size, chunks)
+        mixed, sums = _by_chunks(mix, (planes.features, alive), size, chunks, into=planes.features)
 
         def refine(chunk: tuple[jax.Array, jax.Array]) -> tuple[_Planes, tuple[()]]:
             features, correlation = chunk
@@ -482,7 +482,7 @@ def _unpool(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _by_chunks(
-    function: Callable[[Any], tuple[Any, Any]], inputs: Any, size: int, chunks: int | jax.Array
+    function: Callable[[Any], tuple[Any, Any]], inputs: Any, size: int, chunks: int | jax.Array, into: Any = None
 ) -> tuple[Any, Any]:
     """Calls `function` on `size` places at a time.
 
@@ -491,9 +491,10 @@ def _by_chunks(
       inputs: arrays [N, T, ...], T a multiple of `size`.
       size: places of a call.
       chunks: how many calls; if traced, not differentiable in reverse.
+      into: arrays [N, T, ...] that the outputs overwrite; zeros if None.
 
     Returns:
-      The outputs of all places [N, T, ...], zero where there was no call, and the sums added up.
+      The outputs of all places [N, T, ...] (those of `into` where there was no call), and the sums added up.
     """
     total = jax.tree.leaves(inputs)[0].shape[1]
     if size == total:
@@ -503,7 +504,8 @@ def _by_chunks(
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1), inputs)
 
     outputs, sums = jax.eval_shape(function, chunk(0))
-    outputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], total, *x.shape[2:]), x.dtype), outputs)
+    if into is None:
+        into = jax.tree.map(lambda x: jnp.zeros((x.shape[0], total, *x.shape[2:]), x.dtype), outputs)
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
 
     def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -511,7 +513,7 @@ def _by_chunks(
         put = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, i * size, axis=1)  # noqa: E731
         return jax.tree.map(put, carry[0], new), jax.tree.map(jnp.add, carry[1], parts)
 
-    return jax.lax.fori_loop(0, chunks, body, (outputs, sums))
+    return jax.lax.fori_loop(0, chunks, body, (into, sums))
 
 
 def _prune(planes: _Planes, alive: _Alive, top_k: int) -> tuple[_Planes, _Alive]:

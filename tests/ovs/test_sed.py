@@ -12,6 +12,7 @@ from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.sed import label_probabilities, make_sed
 from semiovs_jax.ovs.sed_weights import load_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary
+from semiovs_jax.sharding import make_mesh, replicated, shard_batch
 from tests.ovs import tiny_sed
 
 VOCABULARY = Vocabulary(
@@ -76,6 +77,18 @@ def test_paths_that_must_agree_do(weights):
     np.testing.assert_allclose(chunked, expected, atol=1e-5)
     half = _probabilities(make_sed(weights, VOCABULARY, dtype="bfloat16"), image)
     assert np.abs(half - expected).mean() < 0.02
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 1, "class_chunk": 2}], ids=["exact", "fast"])
+def test_labels_do_not_depend_on_the_number_of_devices(weights, settings):
+    sed = make_sed(weights, VOCABULARY, **settings)
+    label = jax.jit(lambda w, image: sed.label(w, image, canvas=(20, 20)))
+    images = np.asarray(_images(count=8))
+    mesh = make_mesh(jax.devices()[:8])
+    alone = label(sed.weights, images)
+    sharded = label(jax.device_put(sed.weights, replicated(mesh)), shard_batch(images, mesh))
+    np.testing.assert_array_equal(sharded.label, alone.label)
+    np.testing.assert_allclose(sharded.confidence, alone.confidence, atol=2e-5)
 
 
 def test_pruned_concepts_have_probability_zero(weights):

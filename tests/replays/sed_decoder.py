@@ -41,7 +41,7 @@ def forward(
     return jax.jit(lambda params, features: nnx.merge(graph, params)(*features, **settings))(params, features)
 
 
-def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+def replay(golden: Golden, double: bool, class_chunk: int = 0) -> dict[str, np.ndarray]:
     graph, params = build(golden.state_dict(), golden.meta["config"]["nheads"], double)
     dense, text, levels = features_of(golden, double)
     correlation = correlate(dense, text)
@@ -52,7 +52,7 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
         "corr_embed": embedded.reshape(*correlation.shape[:4], -1).transpose(0, 4, 1, 2, 3),
     }
     for pooling in sorted({match[1] for key in golden.keys if (match := re.match(r"pool(\d)\1_", key))}):
-        found = forward(graph, params, (dense, text, levels), pooling=int(pooling))
+        found = forward(graph, params, (dense, text, levels), pooling=int(pooling), class_chunk=class_chunk)
         auxiliary = {f"aux{i}": logits for i, logits in enumerate(found.auxiliary)}
         for key, logits in {"logits": found.mask, **auxiliary}.items():
             outputs[f"pool{pooling}{pooling}_{key}"] = logits

@@ -21,7 +21,7 @@ def _less_spatial(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
+def replay(golden: Golden, double: bool, class_chunk: int = 0) -> dict[str, np.ndarray]:
     state_dict, num_heads = golden.state_dict(), golden.meta["config"]["nheads"]
     features = features_of(golden, double)
     outputs = {}
@@ -31,7 +31,8 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
         graph, params = build(state_dict, num_heads, double)
         for key in golden.keys:
             if match := re.fullmatch(rf"{prefix}fast(\d+)", key):
-                outputs[key] = jax.nn.sigmoid(forward(graph, params, features, top_k=int(match[1])).mask)
+                logits = forward(graph, params, features, top_k=int(match[1]), class_chunk=class_chunk).mask
+                outputs[key] = jax.nn.sigmoid(logits)
         if f"{prefix}full_logits" in golden:
-            outputs[f"{prefix}full_logits"] = forward(graph, params, features).mask
+            outputs[f"{prefix}full_logits"] = forward(graph, params, features, class_chunk=class_chunk).mask
     return {key: golden.stored(key, np.asarray(value)) for key, value in outputs.items()}
