@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from configs import ovs_shapes
-from data_pipelines.drawing import IGNORE_INDEX, SCENE_CLASSES
+from data_pipelines.drawing import IGNORE_INDEX
 from data_pipelines.errors import InputError
 from data_pipelines.outlines import TARGETS
 from semiovs_jax.convert.weights import read_safetensors
-from semiovs_jax.ovs import train
+from semiovs_jax.ovs import train_dense_clip as train
 from semiovs_jax.ovs.clip_weights import load_clip, weights_path
-from semiovs_jax.ovs.dense_clip import build_dense_clip
+from semiovs_jax.ovs.dense_clip import build_dense_clip, make_dense_clip
+from semiovs_jax.ovs.label_quality import label_quality
+from semiovs_jax.ovs.scenes import MAX_SIDE, Scenes, concept_of_scene_class, data_sha256, draw_scenes, held_out_scenes
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 
 SHIPPED = weights_path("shapes_clip")
@@ -50,18 +52,18 @@ def test_step_learns_and_depends_on_the_step(tiny: ml_collections.ConfigDict) ->
     vocabulary = load_vocabulary(config.vocabulary)
     clip = train.clip_config(config.model)
     size = config.model.image_size
-    scenes = train.draw_scenes(
-        0, config.data.images, size, size // config.train.label_stride, train.concept_of_scene_class(vocabulary)
+    scenes = draw_scenes(
+        0, config.data.images, size, size // config.train.label_stride, concept_of_scene_class(vocabulary)
     )
-    scenes = train.Scenes(jnp.asarray(scenes.image), jnp.asarray(scenes.label))
+    scenes = Scenes(jnp.asarray(scenes.image), jnp.asarray(scenes.label))
     start, step = train.make_train_step(config, clip, train.prompt_table(vocabulary, clip.text.context_length))
     _, at_0 = step(start, scenes)
     _, at_1 = step(start._replace(step=start.step + 1), scenes)
-    assert float(at_0) != float(at_1)
+    assert float(at_0["loss"]) != float(at_1["loss"])
     state, losses = start, []
     for _ in range(config.train.steps):
-        state, loss = step(state, scenes)
-        losses.append(float(loss))
+        state, metrics = step(state, scenes)
+        losses.append(float(metrics["loss"]))
     assert int(state.step) == config.train.steps
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, state.params)
@@ -69,23 +71,6 @@ def test_step_learns_and_depends_on_the_step(tiny: ml_collections.ConfigDict) ->
     # The value path reads no query, key of the last block.
     last = config.model.visual.num_layers - 1
     assert all(f"['visual']['layers'][{last}]['attention']" in path for path in still)
-
-
-def test_scenes_carry_concepts() -> None:
-    vocabulary = load_vocabulary("shapes", 1 + len(TARGETS))
-    concepts = train.concept_of_scene_class(vocabulary)
-    assert sorted(concepts) == list(range(len(vocabulary.concepts)))
-    for scene_class, concept in enumerate(concepts):
-        assert vocabulary.concepts[concept].class_index == (scene_class if scene_class <= len(TARGETS) else 0)
-    scenes = train.draw_scenes(0, 3, 32, 16, concepts)
-    assert scenes.image.shape == (3, 32, 32, 3)
-    assert scenes.label.shape == (3, 16, 16)
-    assert set(np.unique(scenes.label)) <= {*range(len(SCENE_CLASSES)), IGNORE_INDEX}
-
-
-def test_other_words_are_refused() -> None:
-    with pytest.raises(InputError, match="the first synonyms of its concepts must be background, circle"):
-        train.concept_of_scene_class(load_vocabulary("voc21"))
 
 
 def test_prompt_table_holds_every_wording() -> None:
@@ -120,13 +105,13 @@ def test_shipped_weights_say_where_they_come_from() -> None:
     assert SHIPPED.stat().st_size <= 2_000_000
     _, metadata = read_safetensors(SHIPPED)
     assert json.loads(metadata["experiment"]) == ovs_shapes.get_config().to_dict()
-    assert metadata["data_sha256"] == train.data_sha256(load_vocabulary("shapes"))
+    assert metadata["data_sha256"] == data_sha256(load_vocabulary("shapes"))
     assert "semiovs_jax.ovs.train" in metadata["command"]
 
 
 def test_shipped_weights_label_unseen_scenes() -> None:
-    clip = load_clip("shapes_clip")
-    quality = train.label_quality(clip, load_vocabulary("shapes"), seed=5, count=60)
+    model = make_dense_clip(load_clip("shapes_clip"), load_vocabulary("shapes"), image_size=112)
+    quality = label_quality(model, held_out_scenes(5, 60), (MAX_SIDE, MAX_SIDE), IGNORE_INDEX)
     assert quality.mean_iou > 0.75  # 0.83 on the 200 scenes of the file's own metadata
 
 

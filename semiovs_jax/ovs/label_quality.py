@@ -1,0 +1,40 @@
+"""How good the labels of an open-vocabulary model are."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from semiovs_jax.labelers import OVS
+from semiovs_jax.metrics import Scores, confusion_matrix, scores
+
+
+def label_quality(
+    model: OVS, samples: Iterable[tuple[np.ndarray, np.ndarray]], canvas: tuple[int, int], ignore_index: int
+) -> Scores:
+    """Scores the labels a model gives to labeled images, at full resolution.
+
+    Args:
+      model: the model with its vocabulary.
+      samples: images uint8 [H, W, 3] and their labels uint8 [H, W], class indices or `ignore_index`.
+      canvas: (height, width) that no image exceeds.
+      ignore_index: the label of pixels that do not count.
+    """
+
+    @jax.jit
+    def count_pixels(weights: Any, image: jax.Array, label: jax.Array, valid: jax.Array, size: jax.Array) -> jax.Array:
+        found = model.label(weights, image, canvas=canvas, size=size)
+        return confusion_matrix(label, found.label, valid & found.valid, model.num_classes)
+
+    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    for image, label in tqdm(samples, desc="label held-out images", unit="image"):
+        height, width = label.shape
+        padded = np.full(canvas, ignore_index, np.int32)
+        padded[:height, :width] = label
+        square = model.prepare(image).astype(np.float32)
+        valid = padded != ignore_index
+        size = np.array([[height, width]], np.int32)
+        confusion += np.asarray(count_pixels(model.weights, square[None], padded[None], valid[None], size))
+    return scores(confusion)

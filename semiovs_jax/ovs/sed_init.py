@@ -1,0 +1,90 @@
+"""The SED a training starts from: another SED, a CLIP with a ConvNeXt, or random weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from data_pipelines.errors import InputError
+from semiovs_jax.convert.weights import load_weights
+from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
+from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
+from semiovs_jax.models.sed import SedAggregator, SedConfig
+from semiovs_jax.ovs import clip_weights, sed_weights
+from semiovs_jax.ovs.model_files import weights_path
+from semiovs_jax.ovs.sed_weights import SedWeights, SedWeightsConfig
+from semiovs_jax.ovs.tokenizer import make_tokenizer
+
+
+def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWeights:
+    """A SED before training; what no file gives is drawn from `config.seed`.
+
+    Args:
+      config: `init`, the path of a file of kind "sed" or "clip", or "" for random weights, and `model`:
+        image_size, short_side, aggregator (not read where `init` is a SED), and for random weights visual, text,
+        layer_scale, embed_dim and normalization.
+      num_templates: prompt templates of the vocabulary.
+
+    Raises:
+      InputError: `init` is missing or of another kind, its CLIP has no ConvNeXt, its SED reads another number of
+        templates, or image_size is no multiple of 32.
+    """
+    model = config.model
+    if model.image_size % 32:
+        raise InputError(f"config.model.image_size is {model.image_size}; SED needs a multiple of 32")
+    if config.init and _kind(config.init) == sed_weights.KIND:
+        return _from_sed(config, num_templates)
+    rngs = nnx.Rngs(config.seed)
+    if config.init:
+        clip = clip_weights.load_clip(config.init)
+        visual_config, text_config, normalization = clip.config.visual, clip.config.text, clip.config.normalization
+        if not isinstance(visual_config, ClipConvNextConfig):
+            raise InputError(f"config.init={config.init}: holds a CLIP with a ViT; SED needs one with a ConvNeXt")
+        visual, text = clip.visual, clip.text
+    else:
+        visual_config = ClipConvNextConfig(embed_dim=model.embed_dim, **model.visual)
+        vocab_size = make_tokenizer("bytes", model.text.context_length).vocab_size
+        text_config = ClipTextConfig(
+            vocab_size=vocab_size, embed_dim=model.embed_dim, tokenizer="bytes", activation="gelu", **model.text
+        )
+        normalization = model.normalization
+        visual = _parameters(ClipConvNext(visual_config, layer_scale=model.layer_scale, rngs=rngs))
+        text = _parameters(ClipText(text_config, rngs=rngs))
+    aggregator_config = SedConfig(
+        num_templates=num_templates, level_widths=visual_config.widths[-2::-1], **model.aggregator
+    )
+    architecture = SedWeightsConfig(
+        visual_config,
+        text_config,
+        aggregator_config,
+        image_size=model.image_size,
+        short_side=model.short_side,
+        normalization=normalization,
+    )
+    aggregator = _parameters(SedAggregator(aggregator_config, rngs=rngs))
+    return SedWeights(architecture, visual, text, aggregator, sha256="")
+
+
+def _from_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWeights:
+    sed = sed_weights.load_sed(config.init)
+    expected = sed.config.aggregator.num_templates
+    if expected != num_templates:
+        raise InputError(
+            f"config.init={config.init}: was trained with {expected} prompt templates, the vocabulary has "
+            f"{num_templates}; set config.templates to the set it was trained with"
+        )
+    architecture = dataclasses.replace(
+        sed.config, image_size=config.model.image_size, short_side=config.model.short_side
+    )
+    return dataclasses.replace(sed, config=architecture)
+
+
+def _kind(name_or_path: str) -> str:
+    return load_weights(weights_path(name_or_path))[1].get("kind", "")
+
+
+def _parameters(module: nnx.Module) -> dict[Any, Any]:
+    # On the host: no weak types, which would make the second step compile again.
+    return jax.device_get(nnx.to_pure_dict(nnx.state(module, nnx.Param)))

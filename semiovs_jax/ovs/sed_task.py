@@ -1,0 +1,110 @@
+"""What a SED is trained on and measured with: drawn scenes, or a dataset's files."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+
+from data_pipelines.datasets import load_dataset
+from data_pipelines.drawing import IGNORE_INDEX
+from data_pipelines.errors import InputError
+from data_pipelines.pipeline import make_train_iterator, validation_records
+from semiovs_jax.metrics import Scores
+from semiovs_jax.ovs.label_quality import label_quality
+from semiovs_jax.ovs.scenes import (
+    MAX_SIDE,
+    concept_of_scene_class,
+    data_sha256,
+    draw_scenes,
+    held_out_scenes,
+    scene_batches,
+)
+from semiovs_jax.ovs.sed import make_sed
+from semiovs_jax.ovs.sed_weights import SedWeights
+from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_vocabulary
+
+
+class Task(NamedTuple):
+    """What a SED is trained on.
+
+    Attributes:
+      vocabulary: its classes are what training labels count.
+      ignore_index: the training label that is left out.
+      batches: yields {"labeled": {"image", "label", "valid", ...}}, this process's rows.
+    """
+
+    vocabulary: Vocabulary
+    ignore_index: int
+    batches: grain.DatasetIterator
+
+
+def one_class_per_concept(vocabulary: Vocabulary) -> Vocabulary:
+    """The same words with every concept a class of its own, named by its first synonym."""
+    concepts = tuple(Concept(index, concept.synonyms) for index, concept in enumerate(vocabulary.concepts))
+    return dataclasses.replace(vocabulary, classes=tuple(c.synonyms[0] for c in concepts), concepts=concepts)
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """Opens what `config.data` names: drawn scenes, labeled by concept, or the labeled split of a dataset.
+
+    Raises:
+      InputError: `config.data.source` is neither, the vocabulary does not fit, or a file is missing or malformed.
+    """
+    data, seed = config.data, config.seed
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if data.source == "scenes":
+        vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
+        concepts, side = concept_of_scene_class(vocabulary), config.model.image_size
+        scenes = draw_scenes(seed, data.images, side, side // config.train.label_stride, concepts)
+        batches = scene_batches(scenes, config.train.batch_size, seed, **processes)
+        return Task(one_class_per_concept(vocabulary), IGNORE_INDEX, batches)
+    if data.source != "files":
+        raise InputError(f"config.data.source={data.source!r}: choose 'scenes' or 'files'")
+    if data.crop_size != config.model.image_size:
+        raise InputError(
+            f"config.data.crop_size={data.crop_size} is not config.model.image_size={config.model.image_size}; "
+            "set both to the side of the square that the image tower sees"
+        )
+    dataset = load_dataset(data.dataset)
+    vocabulary = load_vocabulary(config.vocabulary, dataset.num_classes, templates=config.templates)
+    files = make_train_iterator(data, batch_size=config.train.batch_size, seed=seed, streams=("labeled",), **processes)
+    return Task(vocabulary, dataset.ignore_index, files.iterator)
+
+
+def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tuple[Scores | None, tuple[str, ...]]:
+    """Scores the labels of the `config.data.held_out` first held-out images, and names their classes.
+
+    They are scenes of a stream that training never draws from, or the validation split; None if there are none.
+    """
+    data = config.data
+    vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
+    if not data.held_out:
+        return None, vocabulary.classes
+    samples: Iterator[tuple[np.ndarray, np.ndarray]]
+    if data.source == "scenes":
+        samples = held_out_scenes(config.seed, data.held_out)
+        canvas, ignore_index = (MAX_SIDE, MAX_SIDE), IGNORE_INDEX
+    else:
+        records = validation_records(data)
+        sizes = records.sizes()[: data.held_out]
+        canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        ignore_index = load_dataset(data.dataset).ignore_index
+        samples = ((record["image"], record["label"]) for record in itertools.islice(records, data.held_out))
+    return label_quality(make_sed(sed, vocabulary), samples, canvas, ignore_index), vocabulary.classes
+
+
+def data_facts(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What the training saw, for the metadata of the weights."""
+    vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
+    if config.data.source == "scenes":
+        return {
+            "source": "trained by semiovs_jax.ovs.train on drawn scenes of the out-of-distribution domain",
+            "data_sha256": data_sha256(vocabulary),
+        }
+    source = f"trained by semiovs_jax.ovs.train on {config.data.dataset}, {config.data.labeled_split}"
+    return {"source": source, "vocabulary_sha256": vocabulary.sha256}

@@ -1,0 +1,136 @@
+"""What trainings of open-vocabulary models share: the state, the loop, and what they say when they are done."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from tqdm import tqdm
+
+from semiovs_jax.checkpoint import Checkpointer, describe_run
+from semiovs_jax.metrics import Scores
+from semiovs_jax.preemption import Preemption
+
+
+class TrainState(NamedTuple):
+    """The one pytree of a run.
+
+    Attributes:
+      step: int32 [], updates done.
+      params: trained parameters by part ("visual", "text", ...), pure dicts.
+      opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, params: dict[str, Any], optimizer: optax.GradientTransformation) -> "TrainState":
+        """State before the first update."""
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def run_steps(
+    step: Step,
+    state: TrainState,
+    batches: Iterator[Any],
+    config: ml_collections.ConfigDict,
+    after_step: Callable[[int, TrainState], bool] = lambda number, state: True,
+) -> TrainState:
+    """Steps from `state.step` to `config.train.steps`, under a progress bar with the latest metrics.
+
+    Args:
+      step: (state, batch) -> (state, metrics); the first metric is shown as the loss.
+      state: where to start.
+      batches: one per step.
+      config: `train.steps` and `train.log_every_steps`, the only steps after which the host waits.
+      after_step: called with the number of updates done and the state; False ends the loop.
+
+    Returns:
+      The state after the last step.
+    """
+    steps, first = config.train.steps, int(state.step)
+    with tqdm(total=steps, initial=first, desc="train", unit="step", smoothing=0.05) as progress:
+        for number in range(first + 1, steps + 1):
+            state, metrics = step(state, next(batches))
+            if number % config.train.log_every_steps == 0 or number == steps:
+                progress.set_postfix({name: f"{float(value):.4f}" for name, value in metrics.items()})
+            progress.update()
+            if not after_step(number, state):
+                break
+    return state
+
+
+def run_restorable(
+    step: Step,
+    state: TrainState,
+    batches: grain.DatasetIterator,
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+) -> TrainState:
+    """`run_steps` that goes on where a checkpoint in `workdir` ends.
+
+    The state after a step is a function of config, data and step alone, however often the run was stopped.
+
+    Args:
+      step: as in `run_steps`.
+      state: before the first update; its shardings are kept.
+      batches: their position is part of the checkpoint.
+      config: as in `run_steps`, and `train.checkpoint_every_steps`.
+      workdir: holds `checkpoints/`.
+
+    Returns:
+      The state after the last step, or after an earlier one if the machine is taken away.
+    """
+    every, last = config.train.checkpoint_every_steps, config.train.steps
+    meta = describe_run(config, {"kind": config.kind})
+    with Checkpointer(workdir) as checkpointer, Preemption() as preemption:
+        restored = checkpointer.restore(state, batches)
+
+        def after_step(number: int, state: TrainState) -> bool:
+            leaving = preemption.reached(number)
+            if number % every == 0 or number == last or leaving:
+                checkpointer.save(number, state, batches, meta)
+            return not leaving
+
+        state = run_steps(step, state if restored is None else restored.state, batches, config, after_step)
+        checkpointer.wait()
+    return state
+
+
+def report_quality(quality: Scores, classes: Sequence[str], count: int) -> None:
+    """Prints mIoU and IoU of the labels of `count` held-out images."""
+    print(f"labels of {count} held-out images: mIoU {quality.mean_iou:.3f}")
+    for name, iou in zip(classes, quality.iou, strict=True):
+        print(f"  {name:<12}{iou:.3f}")
+
+
+def provenance(
+    config: ml_collections.ConfigDict, quality: Scores | None, classes: Sequence[str], data: dict[str, str]
+) -> dict[str, str]:
+    """Metadata of trained weights: how to make them again, from what, and what their labels are worth.
+
+    Args:
+      config: the whole config.
+      quality: of the labels of held-out images, if there are any.
+      classes: their names.
+      data: what the training saw, and its own "command" if it has one.
+    """
+    made = {
+        "command": "python -m semiovs_jax.ovs.train --config=CONFIG --workdir=WORKDIR, where CONFIG gives `experiment`",
+        "experiment": json.dumps(config.to_dict(), sort_keys=True),
+        **data,
+    }
+    if quality is None:
+        return made
+    iou = {name: round(float(value), 4) for name, value in zip(classes, quality.iou, strict=True)}
+    return made | {"held_out_miou": f"{quality.mean_iou:.4f}", "held_out_iou": json.dumps(iou)}
