@@ -253,8 +253,7 @@ class SedDecoder(nnx.Module):
         self.norm1, self.norm2 = (
             nnx.GroupNorm(
                 out_channels,
-                num_groups=None,
-                group_size=min(_CHANNELS_PER_GROUP, out_channels),
+                num_groups=max(1, out_channels // _CHANNELS_PER_GROUP),
                 epsilon=1e-5,
                 use_fast_variance=False,
                 dtype=dtype,

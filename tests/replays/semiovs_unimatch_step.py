@@ -44,7 +44,15 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     views = [_views(golden, index, ignore_index, dtype) for index in meta["iters_index"]]
     probe = jnp.asarray(golden["probe"].transpose(0, 2, 3, 1), dtype)
     table = methods.make_method(
-        ConfigDict({"name": "unimatch", "ood": "ovs", "ood_weight": config["lambda"], "confidence_threshold": 0.0})
+        ConfigDict(
+            {
+                "name": "unimatch",
+                "ood": "ovs",
+                "ood_weight": config["lambda"],
+                "confidence_threshold": 0.0,
+                "ovs_threshold": 0.0,
+            }
+        )
     )
 
     def optimizer_config(learning_rate: Any) -> SimpleNamespace:

@@ -32,7 +32,8 @@ def scores(dataset, seed):
 
 
 def summary(restored_step=None, ood="ovs", bytes_per_device=3 * 2**29):
-    config = ConfigDict({"name": "unimatch", "ood": ood, "ood_weight": 1.0, "confidence_threshold": 0.95})
+    config = ConfigDict({"name": "unimatch", "ood": ood, "ood_weight": 1.0})
+    config.update(confidence_threshold=0.95, ovs_threshold=0.0)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     records = {"labeled": 92, "unlabeled": 10490, "ood": 118287, "validation": 1449}
     return Summary(
