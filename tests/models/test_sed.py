@@ -6,17 +6,11 @@ from flax import nnx
 
 from semiovs_jax.benchmarks.sed import flops, random_sed
 from semiovs_jax.models.convnext import depthwise_conv
-from semiovs_jax.models.sed import ConvTranspose2x2, CornerConv, SedAggregator, SedConfig, correlate, unit
+from semiovs_jax.models.sed import SedAggregator, correlate, unit
+from semiovs_jax.models.sed_decoder import ConvTranspose2x2, CornerConv
+from tests.ovs import tiny_sed
 
-CONFIG = SedConfig(
-    num_templates=3,
-    width=32,
-    decoder_widths=(16, 16, 8),
-    level_widths=(6, 5, 4),
-    guidance_widths=(8, 4, 3),
-    num_heads=2,
-    kernel_sizes=(3, 3, 3),
-)
+CONFIG = tiny_sed.CONFIG.aggregator
 CLASSES = 7
 
 
