@@ -41,7 +41,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.method.ood = "ovs"  # "none", "unlabeled" (OOD images join the unlabeled stream), "ovs"
     config.method.ood_weight = 1.0  # lambda
     config.method.confidence_threshold = 0.95
-    config.method.ovs_threshold = 0.0  # OOD pixels that the OVS labels with less confidence are left out
+    config.method.ovs_threshold = 0.0  # OOD pixels that the OVS labels with less confidence cause no loss
 
     config.ovs = ConfigDict()
     config.ovs.name = "sed"  # or "dense_clip", which is light

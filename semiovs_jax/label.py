@@ -26,7 +26,7 @@ from semiovs_jax.label_job import BadImages, Job
 from semiovs_jax.label_store import LabelStore
 from semiovs_jax.labelers import OVS
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.clip_weights import weights_path
+from semiovs_jax.ovs.model_files import weights_path
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.sharding import make_mesh
 

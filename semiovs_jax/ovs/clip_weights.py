@@ -1,7 +1,6 @@
 """A whole CLIP in one file: both towers' weights, and all that has to be known to run them."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,10 @@ from jax.typing import DTypeLike
 
 from data_pipelines.errors import InputError
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import tensors_sha256
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
 from semiovs_jax.ovs.model_files import PartShapes, load_parts, part_shapes, save_parts
-from semiovs_jax.ovs.model_files import weights_path as weights_path
 
 KIND = "clip"
 
@@ -101,11 +97,6 @@ class Clip:
     visual: dict[Any, Any]
     text: dict[Any, Any]
     sha256: str
-
-    @functools.cached_property
-    def text_sha256(self) -> str:
-        """Digest of the text tower's tensors."""
-        return tensors_sha256(flatten(self.text))
 
 
 def visual_tower(config: VisualConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> ClipVit | ClipConvNext:

@@ -21,7 +21,7 @@ from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
-from semiovs_jax.ovs.text import embed_text
+from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
@@ -168,7 +168,7 @@ def make_dense_clip(
         "normalization": normalization,
         "dtype": dtype,
     }
-    text = embed_text(clip.config.text, clip.text, clip.text_sha256, words, per_template=False)
+    text = mean_over_templates(embed_text(clip.config.text, clip.text, words))
     tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
     return DenseClip(
         weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(text)},

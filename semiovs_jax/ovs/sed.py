@@ -205,7 +205,7 @@ def make_sed(
         "visual": nnx.eval_shape(lambda: ClipConvNext(config.visual, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
         "aggregator": nnx.eval_shape(lambda: SedAggregator(config.aggregator, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
     }
-    text = embed_text(config.text, sed.text, sed.text_sha256, vocabulary, per_template=True)
+    text = embed_text(config.text, sed.text, vocabulary)
     weights = {"visual": sed.visual, "aggregator": sed.aggregator, "text": text}
     return Sed(
         weights=jax.tree.map(jnp.asarray, weights),

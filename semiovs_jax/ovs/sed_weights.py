@@ -1,7 +1,6 @@
 """A whole SED in one file: both of CLIP's towers, the aggregator, and all that has to be known to run them."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import tensors_sha256
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.sed import SedAggregator, SedConfig
@@ -87,11 +84,6 @@ class SedWeights:
     text: dict[Any, Any]
     aggregator: dict[Any, Any]
     sha256: str
-
-    @functools.cached_property
-    def text_sha256(self) -> str:
-        """Digest of the text tower's tensors."""
-        return tensors_sha256(flatten(self.text))
 
 
 def parameter_shapes(config: SedWeightsConfig) -> PartShapes:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.weights import load_weights, save_weights
+from semiovs_jax.convert.keys import flatten
+from semiovs_jax.convert.weights import load_weights, save_weights, tensors_sha256
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.ovs.tokenizer import Tokenizer, make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
@@ -55,42 +56,34 @@ def embed_prompts(
     Raises:
       InputError: a prompt does not fit the tokenizer's context.
     """
-    return _by_template(encode_text, params, vocabulary, tokenizer, batch_size).astype(np.float32)
+    vocabulary.check_prompts(tokenizer)
+    prompts = [text for c in vocabulary.concepts for per_template in vocabulary.prompts(c) for text in per_template]
+    ids, place = np.unique(tokenizer.encode(prompts), axis=0, return_inverse=True)
+    features = _normalize(_forward(encode_text, params, ids, batch_size).astype(np.float64))[place.reshape(-1)]
+    embeddings, start = [], 0
+    for concept in vocabulary.concepts:
+        stop = start + len(vocabulary.templates) * len(concept.synonyms)
+        by_synonym = features[start:stop].reshape(len(vocabulary.templates), len(concept.synonyms), -1)
+        embeddings.append(_normalize(by_synonym.mean(axis=1)))
+        start = stop
+    return np.stack(embeddings).astype(np.float32)
 
 
-def embed_vocabulary(
-    encode_text: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int = 128,
-) -> np.ndarray:
-    """Embeds every concept of `vocabulary`: the mean of `embed_prompts` over the templates, renormalized.
-
-    That is CLIP's zero-shot classifier. Arguments and errors are those of `embed_prompts`.
-
-    Returns:
-      float32 [C, D], rows of length 1, in the order of `vocabulary.concepts`.
-    """
-    by_template = _by_template(encode_text, params, vocabulary, tokenizer, batch_size)
-    return _normalize(by_template.mean(axis=1)).astype(np.float32)
+def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
+    """CLIP's zero-shot classifier: unit embeddings [C, P, D] of concepts in templates to one each, float32 [C, D]."""
+    return _normalize(embeddings.astype(np.float64).mean(axis=1)).astype(np.float32)
 
 
-def embed_text(
-    config: ClipTextConfig, params: Any, params_sha256: str, vocabulary: Vocabulary, *, per_template: bool
-) -> np.ndarray:
-    """Embeds every concept with a CLIP text tower, or finds the embeddings in the cache.
+def embed_text(config: ClipTextConfig, params: Any, vocabulary: Vocabulary) -> np.ndarray:
+    """`embed_prompts` with a CLIP text tower and its tokenizer, or what the cache holds of it.
 
     Args:
       config: architecture of the tower, its tokenizer among it.
       params: pure dict of the parameters of `ClipText(config)`.
-      params_sha256: digest of their tensors.
       vocabulary: classes, concepts and templates.
-      per_template: whether templates stay apart (`embed_prompts`) or are averaged (`embed_vocabulary`).
 
     Returns:
-      float32 [C, P, D] per template, else [C, D].
+      float32 [C, P, D], as `embed_prompts`.
 
     Raises:
       InputError: a prompt does not fit the tower's context.
@@ -102,13 +95,11 @@ def embed_text(
         return nnx.merge(graph, params)(ids, end_id=tokenizer.end_id)
 
     key = {
-        "pooling": "per template" if per_template else "mean over templates",
         "vocabulary": vocabulary.sha256,
-        "weights": params_sha256,
+        "weights": tensors_sha256(flatten(params)),
         "architecture": json.dumps(dataclasses.asdict(config), sort_keys=True),
     }
-    embed = embed_prompts if per_template else embed_vocabulary
-    return cached_text_embeddings(key, lambda: embed(encode, params, vocabulary, tokenizer))
+    return cached_text_embeddings(key, lambda: embed_prompts(encode, params, vocabulary, tokenizer))
 
 
 def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -118,8 +109,8 @@ def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndar
     `~/.cache/semiovs_jax`. A damaged entry or an unwritable folder is a logged warning, never a failure.
 
     Args:
-      key: all that decides the embeddings: the kind of pooling over templates, `Vocabulary.sha256`, and the
-        digest and the architecture of the text tower.
+      key: all that decides the embeddings: `Vocabulary.sha256`, and the digest and the architecture of the text
+        tower.
       compute: makes the embeddings.
 
     Returns:
@@ -157,27 +148,6 @@ def _write(path: Path, embeddings: np.ndarray, key: Mapping[str, str]) -> None:
         unfinished = Path(scratch) / path.name
         save_weights(unfinished, {"embeddings": embeddings}, key)
         unfinished.replace(path)
-
-
-def _by_template(
-    encode_text: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer,
-    batch_size: int,
-) -> np.ndarray:
-    """`embed_prompts` in float64."""
-    vocabulary.check_prompts(tokenizer)
-    prompts = [text for c in vocabulary.concepts for per_template in vocabulary.prompts(c) for text in per_template]
-    ids, place = np.unique(tokenizer.encode(prompts), axis=0, return_inverse=True)
-    features = _normalize(_forward(encode_text, params, ids, batch_size).astype(np.float64))[place.reshape(-1)]
-    embeddings, start = [], 0
-    for concept in vocabulary.concepts:
-        stop = start + len(vocabulary.templates) * len(concept.synonyms)
-        by_synonym = features[start:stop].reshape(len(vocabulary.templates), len(concept.synonyms), -1)
-        embeddings.append(_normalize(by_synonym.mean(axis=1)))
-        start = stop
-    return np.stack(embeddings)
 
 
 def _forward(

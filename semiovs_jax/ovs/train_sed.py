@@ -28,7 +28,7 @@ from semiovs_jax.ovs.sed_optim import make_optimizer, rate_multipliers
 from semiovs_jax.ovs.sed_task import Task, data_facts, held_out_quality, make_task
 from semiovs_jax.ovs.sed_text import embed_by_template, encode_prompts
 from semiovs_jax.ovs.sed_weights import SedWeights, save_sed
-from semiovs_jax.ovs.text import embed_prompts
+from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.training import Step, TrainState, provenance, report_quality, run_restorable
 from semiovs_jax.sharding import make_mesh, replicated, shard_batch
@@ -72,7 +72,7 @@ def make_train_step(
     trained = rate_multipliers(config.optim)
     frozen = {part: getattr(sed, part) for part in modules if part not in trained}
     if "text" in frozen:
-        frozen["text"] = embed_prompts(encode_text, sed.text, vocabulary, tokenizer)
+        frozen["text"] = embed_text(sed.config.text, sed.text, vocabulary)
     frozen = jax.device_put(frozen, replicated(mesh))
     optimizer = make_optimizer(config.optim, train.steps)
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
-from semiovs_jax.ovs.text import cached_text_embeddings, embed_prompts, embed_vocabulary
+from semiovs_jax.ovs.text import cached_text_embeddings, embed_prompts, embed_text, mean_over_templates
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 
@@ -52,8 +52,8 @@ def unit(x):
 def test_each_concept_is_the_mean_over_templates_of_means_over_synonyms(vocabulary, tower):
     encode, params = tower
     tokenizer = make_tokenizer(CONFIG.tokenizer, CONFIG.context_length)
-    embeddings = embed_vocabulary(encode, params, vocabulary, tokenizer, batch_size=4)
     apart = embed_prompts(encode, params, vocabulary, tokenizer, batch_size=4)
+    embeddings = mean_over_templates(apart)
     assert embeddings.shape == (3, 8)
     assert apart.shape == (3, 3, 8)
     assert embeddings.dtype == apart.dtype == np.float32
@@ -76,8 +76,8 @@ def test_batch_size_changes_nothing_and_compiles_few_narrow_shapes(vocabulary, t
         return encode(params, ids)
 
     tokenizer = make_tokenizer(CONFIG.tokenizer, CONFIG.context_length)
-    expected = embed_vocabulary(encode, params, vocabulary, tokenizer)
-    found = embed_vocabulary(counted, params, vocabulary, tokenizer, batch_size=batch_size)
+    expected = embed_prompts(encode, params, vocabulary, tokenizer)
+    found = embed_prompts(counted, params, vocabulary, tokenizer, batch_size=batch_size)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     longest = len("a drawing of a kitten") + 2
     assert {rows for rows, _ in traces} == {min(batch_size, 12)}
@@ -109,7 +109,7 @@ def test_the_cache_computes_once_for_each_key(tmp_path, monkeypatch):
         computed.append(np.full((2, 3), len(computed), np.float32))
         return computed[-1]
 
-    key = {"pooling": "mean", "vocabulary": "a", "weights": "b", "architecture": "c"}
+    key = {"vocabulary": "a", "weights": "b", "architecture": "c"}
     for _ in range(2):
         found = cached_text_embeddings(key, compute)
         assert found.dtype == np.float32
@@ -117,8 +117,21 @@ def test_the_cache_computes_once_for_each_key(tmp_path, monkeypatch):
     assert len(computed) == 1
     for name in key:
         cached_text_embeddings(key | {name: "other"}, compute)
-    assert len(computed) == 5
-    assert len(list((tmp_path / "text_embeddings").iterdir())) == 5
+    assert len(computed) == 4
+    assert len(list((tmp_path / "text_embeddings").iterdir())) == 4
+
+
+def test_the_cache_knows_vocabularies_and_towers_apart(vocabulary, tower, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMIOVS_CACHE", str(tmp_path))
+    encode, params = tower
+    others = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    words = dataclasses.replace(vocabulary, templates=("one {}",))
+    tokenizer = make_tokenizer(CONFIG.tokenizer, CONFIG.context_length)
+    for _ in range(2):
+        for weights, chosen in ((params, vocabulary), (others, vocabulary), (params, words)):
+            expected = embed_prompts(encode, weights, chosen, tokenizer)
+            np.testing.assert_allclose(embed_text(CONFIG, weights, chosen), expected, atol=1e-6)
+    assert len(list((tmp_path / "text_embeddings").iterdir())) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "swapped", "folder"])
@@ -165,15 +178,15 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch, varia
 
 def test_over_long_prompts_are_refused(vocabulary, tower):
     with pytest.raises(InputError, match="over-long prompts"):
-        embed_vocabulary(*tower, vocabulary, make_tokenizer("bytes", 10))
+        embed_prompts(*tower, vocabulary, make_tokenizer("bytes", 10))
 
 
 def test_rows_do_not_depend_on_the_precision_flag(vocabulary, tower):
     encode, params = tower
     tokenizer = make_tokenizer(CONFIG.tokenizer, CONFIG.context_length)
-    single = embed_vocabulary(encode, params, vocabulary, tokenizer)
+    single = embed_prompts(encode, params, vocabulary, tokenizer)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-        wide = embed_vocabulary(encode, double, vocabulary, tokenizer)
+        wide = embed_prompts(encode, double, vocabulary, tokenizer)
     assert wide.dtype == np.float32
     np.testing.assert_allclose(wide, single, atol=1e-6)
