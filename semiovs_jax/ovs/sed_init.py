@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
+from semiovs_jax.convert.keys import flatten, unflatten
 from semiovs_jax.convert.weights import load_weights
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
@@ -51,6 +53,7 @@ def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWei
         )
         normalization = model.normalization
         visual = _parameters(ClipConvNext(visual_config, layer_scale=model.layer_scale, rngs=rngs))
+        visual = _scaled_to_width(visual, np.random.default_rng(config.seed))
         text = _parameters(ClipText(text_config, rngs=rngs))
     aggregator_config = SedConfig(
         num_templates=num_templates, level_widths=visual_config.widths[-2::-1], **model.aggregator
@@ -88,3 +91,16 @@ def _kind(name_or_path: str) -> str:
 def _parameters(module: nnx.Module) -> dict[Any, Any]:
     # On the host: no weak types, which would make the second step compile again.
     return jax.device_get(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def _scaled_to_width(visual: dict[Any, Any], rng: np.random.Generator) -> dict[Any, Any]:
+    """Draws the blocks' matrices anew with variance 1 / inputs.
+
+    ConvNeXt's own 0.02 suits hundreds of channels; branches of a few tens would say nothing for hundreds of steps.
+    """
+    flat = flatten(visual)
+    for path in sorted(flat):
+        if path.endswith(("expand/kernel", "contract/kernel")):
+            shape = flat[path].shape
+            flat[path] = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(flat[path].dtype)
+    return unflatten(flat)

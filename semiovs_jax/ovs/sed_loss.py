@@ -85,21 +85,22 @@ def sed_losses(
     return {name: loss(found) for name, found in heads.items()}
 
 
-def contrastive_loss(
-    dense: jax.Array, text: jax.Array, label: jax.Array, class_of_concept: Sequence[int], ignore_index: int
-) -> jax.Array:
+def contrastive_loss(dense: jax.Array, text: jax.Array, label: jax.Array, class_of_concept: Sequence[int]) -> jax.Array:
     """Cross-entropy over classes of the image tower's own embeddings, before any aggregation.
 
-    Not in the reference: it gives a tower that starts from random weights the words' meaning sooner.
+    Not in the reference: it gives a tower that starts from random weights the words' meaning sooner. Every class
+    in the batch counts alike, however few its pixels: else the ground would drown the objects.
 
     Args:
       dense: float [N, h, w, D], embeddings of pixels.
       text: float [T, P, D], unit embeddings; their mean over templates counts.
-      label: int [N, H, W], class indices or `ignore_index`.
+      label: int [N, H, W], class indices; other values are left out.
       class_of_concept: the class of each concept, ascending.
-      ignore_index: the label of pixels that are left out.
     """
     cosine = jnp.einsum("nhwd,td->nthw", unit(dense), unit(text.mean(1)))
     planes = jnp.moveaxis(best_concept(cosine, class_of_concept), 1, -1)
     logits = _CONTRASTIVE_SCALE * resize_bilinear(planes, (label.shape[1], label.shape[2]), align_corners=False)
-    return masked_mean(cross_entropy(logits, label), label != ignore_index)
+    is_class = label[..., None] == jnp.arange(logits.shape[-1])
+    pixels = is_class.sum((0, 1, 2))
+    total = jnp.where(is_class, cross_entropy(logits, label)[..., None], 0).sum((0, 1, 2))
+    return jnp.sum(total / jnp.maximum(pixels, 1)) / jnp.maximum(jnp.count_nonzero(pixels), 1)

@@ -101,9 +101,7 @@ def make_train_step(
         )
         total = sum(losses.values(), start=jnp.zeros(()))
         if train.contrastive_weight:
-            losses["contrastive"] = contrastive_loss(
-                features.dense, text, label, vocabulary.class_of_concept, task.ignore_index
-            )
+            losses["contrastive"] = contrastive_loss(features.dense, text, label, vocabulary.class_of_concept)
             total += train.contrastive_weight * losses["contrastive"]
         return total, {"loss": total} | losses
 

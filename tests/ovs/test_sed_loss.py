@@ -85,11 +85,17 @@ def test_contrastive_loss_knows_the_right_words():
     text = unit(jax.random.normal(jax.random.key(0), (3, 2, 16)))
     label = np.array([[[0, 1], [2, IGNORE]]])
     right = unit(text.mean(1))[np.where(label == IGNORE, 0, label)]
-    good, bad = (
-        float(contrastive_loss(7.0 * dense, text, label, (0, 1, 2), IGNORE)) for dense in (right, jnp.flip(right, 1))
-    )
+    good, bad = (float(contrastive_loss(7.0 * dense, text, label, (0, 1, 2))) for dense in (right, jnp.flip(right, 1)))
     cosine = np.einsum("nhwd,td->nhwt", right, unit(text.mean(1)))
     log_softmax = jax.nn.log_softmax(20 * cosine)
     expected = -np.mean([log_softmax[0, y, x, label[0, y, x]] for y, x in ((0, 0), (0, 1), (1, 0))])
     np.testing.assert_allclose(good, expected, rtol=1e-5)
     assert good < bad
+
+
+def test_every_class_counts_alike_in_the_contrastive_loss():
+    text = unit(jax.random.normal(jax.random.key(0), (3, 1, 8)))
+    dense = jax.random.normal(jax.random.key(1), (1, 1, 4, 8))
+    label = np.array([[[0, 0, 0, 2]]])
+    apart = [float(contrastive_loss(dense, text, np.where(label == k, label, IGNORE), (0, 1, 2))) for k in (0, 2)]
+    np.testing.assert_allclose(contrastive_loss(dense, text, label, (0, 1, 2)), np.mean(apart), rtol=1e-6)
