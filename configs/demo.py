@@ -2,7 +2,7 @@
 
     python -m semiovs_jax.main --config=configs/demo.py --workdir=runs/demo
 
-Needs nothing: the benchmark "shapes" is written to data/shapes, the tiny CLIP that labels its OOD images ships with
+Needs nothing: the benchmark "shapes" is written to data/shapes, the tiny SED that labels its OOD images ships with
 the package, and the student starts from random weights.
 
 Hardware: two CPU cores. Time: 3 minutes, compilation and labeling included.
@@ -32,12 +32,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.weights = ""
     config.model.random_init = True
 
-    config.ovs.name = "dense_clip"
-    config.ovs.weights = "shapes_clip"  # shipped: semiovs_jax/ovs/weights
+    config.ovs.weights = "shapes_sed"  # shipped: semiovs_jax/ovs/weights
     config.ovs.templates = ""
     config.ovs.vocabulary = "shapes"
-    config.ovs.image_size = 112
-    config.ovs.labels_dir = "data/shapes/ovs_shapes"
+    config.ovs.image_size = 256
+    config.ovs.class_chunk = 0
+    config.ovs.labels_dir = "data/shapes/ovs_sed"
     config.ovs.batch_size = 16
 
     config.optim.learning_rate = 2e-2

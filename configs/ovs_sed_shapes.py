@@ -1,15 +1,13 @@
-"""A tiny SED for the embedded benchmark's out-of-distribution images.
+"""The tiny SED by which the demo labels the embedded benchmark's out-of-distribution images.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_sed_shapes.py --workdir=runs/ovs_sed_shapes
-
-To label with it: --config.ovs.name=sed --config.ovs.weights=runs/ovs_sed_shapes/shapes_sed.safetensors
---config.ovs.image_size=160
+    cp runs/ovs_sed_shapes/shapes_sed.safetensors semiovs_jax/ovs/weights/
 
 It sees drawn scenes of the out-of-distribution domain only, none that a benchmark holds, and starts from random
 weights, where published SEDs start from a CLIP: hence the contrastive loss, and gradients through the guides.
 
-Hardware: two CPU cores. Time: 25 minutes beside other work. mIoU of its labels on held-out images: 0.694, less than the
-tiny CLIP's 0.830, so that the demo keeps to dense CLIP.
+Hardware: two CPU cores. Time: 26 minutes beside other work. mIoU of its labels on held-out images: 0.884, in the file's
+metadata and printed at the end.
 """
 
 import ml_collections
@@ -29,11 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "scenes"
-    config.data.images = 3000  # drawn once, then mirrored at random at every use
+    config.data.images = 4000  # drawn once, then mirrored at random at every use
     config.data.held_out = 200  # images that measure the labels
 
     config.model = ConfigDict()
-    config.model.image_size = 160
+    config.model.image_size = 256
     config.model.short_side = 0  # straight to the square
     config.model.normalization = "imagenet"
     config.model.dtype = "float32"
@@ -55,16 +53,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.visual_multiplier = 1.0
     config.optim.text_multiplier = 1.0
-    config.optim.warmup_steps = 50
+    config.optim.warmup_steps = 100
     config.optim.weight_decay = 0.02
     config.optim.clip_norm = 1.0
 
     config.train = ConfigDict()
-    config.train.batch_size = 24
-    config.train.aggregator_stride = 4  # every fourth image passes the aggregator, all the contrastive loss
-    config.train.steps = 1400
-    config.train.label_stride = 2  # labels are compared at this fraction of the image's resolution
-    config.train.pooling = 1  # side of the pooling before the class attention: 2 would leave little of 5 x 5
+    config.train.batch_size = 12
+    config.train.aggregator_stride = 6  # every sixth image passes the aggregator, all the contrastive loss
+    config.train.steps = 2600
+    config.train.label_stride = 4  # labels are compared at this fraction of the image's resolution
+    config.train.pooling = 1  # side of the pooling before the class attention: 2 would leave little of 8 x 8
     config.train.detach_guides = False
     config.train.ignore_as_negative = False
     config.train.contrastive_weight = 1.0

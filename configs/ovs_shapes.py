@@ -1,4 +1,4 @@
-"""The tiny CLIP by which dense CLIP labels the embedded benchmark's out-of-distribution images.
+"""A tiny CLIP by which dense CLIP labels the embedded benchmark's out-of-distribution images.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_shapes.py --workdir=runs/ovs_shapes
     cp runs/ovs_shapes/shapes_clip.safetensors semiovs_jax/ovs/weights/

@@ -2,8 +2,8 @@
 
 Trains each row of the table below with several seeds on "shapes", prints mean and standard deviation of the last and
 the best mIoU, and exits with status 1 unless SemiOVS beats every row without OVS labels by more than both standard
-deviations. The row with a threshold on OVS confidence is there to compare. Killed and started again, it goes on with
-the run that was cut off.
+deviations. The rows with a threshold on OVS confidence, and with labels of dense CLIP instead of SED, are there to
+compare. Killed and started again, it goes on with the run that was cut off.
 """
 
 import json
@@ -29,6 +29,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "UniMatch": {"method.ood": "none"},
     "UniMatch, OOD as unlabeled": {"method.ood": "unlabeled"},
     f"SemiOVS, OVS confidence >= {THRESHOLD}": {"method.ood": "ovs", "method.ovs_threshold": THRESHOLD},
+    "SemiOVS, dense CLIP labels": {
+        "method.ood": "ovs",
+        "ovs.name": "dense_clip",
+        "ovs.weights": "shapes_clip",
+        "ovs.image_size": 112,
+        "ovs.labels_dir": "data/shapes/ovs_dense_clip",
+    },
     OURS: {"method.ood": "ovs"},
 }
 
