@@ -85,7 +85,9 @@ class BatchNorm(nnx.Module):
 
     def _accumulate(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         old = running[...]
-        running[...] = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
+        new = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
+        # An assignment to running[...] asks the tracer for its sharding, which costs a search through all of the trace.
+        running.set_value(new)
 
 
 class ConvNorm(nnx.Module):
