@@ -50,11 +50,21 @@ _OPTIONAL = {
 }
 
 
+# Goldens that hold published text embeddings, which the repository must not.
+_NOT_SHIPPED = {"maskclip_labels"}
+
+
 def golden_path(name: str) -> Path:
-    """Where the golden `name` lies; skips the calling test if it is a file that must not be shipped."""
+    """Where the golden `name` lies; skips the calling test if it must not be shipped, and is not beside the project.
+
+    Raises:
+      FileNotFoundError: any other golden is missing.
+    """
     for folder in (_HERE, _SHARED):
         if (path := folder / f"{name}.npz").exists():
             return path
+    if name not in _NOT_SHIPPED:
+        raise FileNotFoundError(f"golden {_HERE / name}.npz is missing; restore it from the repository")
     pytest.skip(f"golden {name}.npz holds published text embeddings and is not shipped with the repository")
 
 

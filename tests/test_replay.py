@@ -40,6 +40,14 @@ def test_training_iterations_equal_the_reference(double: bool, tmp_path: Path):
     assert_matches(Golden(path), np.load(out), double)
 
 
+def test_only_what_must_not_be_shipped_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("tests.golden._SHARED", tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="not shipped"):
+        golden_path("maskclip_labels")
+    with pytest.raises(FileNotFoundError, match="sed_ful_base"):
+        golden_path("sed_ful_base")
+
+
 def test_an_unknown_golden_is_refused(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.replay", str(tmp_path / "sed_v2.npz"), str(tmp_path / "out.npz")],
