@@ -37,11 +37,19 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass to save memory
 
     config.method = ConfigDict()
-    config.method.name = "unimatch"  # or "supervised"
+    config.method.name = "unimatch"  # "supervised", "unimatch", "prevmatch", "semivl"
     config.method.ood = "ovs"  # "none", "unlabeled" (OOD images join the unlabeled stream), "ovs"
     config.method.ood_weight = 1.0  # lambda
     config.method.confidence_threshold = 0.95
     config.method.ovs_threshold = 0.0  # OOD pixels that the OVS labels with less confidence cause no loss
+    config.method.bank = ConfigDict()  # PrevMatch's snapshots of the student
+    config.method.bank.capacity = 8
+    config.method.bank.draws = 3  # snapshots that label a batch together at most
+    config.method.bank.confidence_threshold = 0.9
+    config.method.bank.gate = "pixelwise"  # "pixelavg": weigh images by their mean confidence (Cityscapes)
+    config.method.dense_clip = ConfigDict()  # SemiVL's labels of a frozen CLIP
+    config.method.dense_clip.weight = 0.1  # at the start; falls to 0 at the end
+    config.method.dense_clip.confidence_threshold = 0.9
 
     config.ovs = ConfigDict()
     config.ovs.name = "sed"  # or "dense_clip", which is light
@@ -57,10 +65,20 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.ovs.labels_dir = "data/coco/ovs_voc21"
     config.ovs.batch_size = 8
 
+    config.clip = ConfigDict()  # SemiVL's frozen CLIP: labels crops, and embeds the names of the student's classes
+    config.clip.weights = "weights/clip_vit_b16.safetensors"  # python -m semiovs_jax.convert ViT-B-16.pt ...
+    config.clip.vocabulary = "voc21_semivl"  # words of the labels, as ovs.vocabulary
+    config.clip.class_prompt = "a photo of a {}"  # for the dataset's class names
+    config.clip.normalization = "imagenet"  # of the crops that it labels, as ovs.normalization
+    config.clip.layers = "maskclip"  # exact GELU, epsilon 1e-6; "": as CLIP was trained
+    config.clip.dtype = "float32"
+
     config.optim = ConfigDict()
-    config.optim.learning_rate = 1e-3  # of the backbone
-    config.optim.head_multiplier = 10.0  # the rest's learning rate over the backbone's
-    config.optim.momentum = 0.9
+    config.optim.name = "sgd"  # or "adamw"
+    config.optim.learning_rate = 1e-3
+    config.optim.backbone_multiplier = 1.0  # the backbone's rate over the learning rate
+    config.optim.head_multiplier = 10.0  # the rest's
+    config.optim.momentum = 0.9  # of sgd
     config.optim.weight_decay = 1e-4
     config.optim.power = 0.9  # of the polynomial decay
 
@@ -68,8 +86,8 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.train.epochs = 80  # over the unlabeled stream
     config.train.steps = 0  # > 0: this many steps instead
     config.train.log_every_steps = 50
-    config.train.eval_every_steps = 1311  # one epoch of 10,490 unlabeled images
-    config.train.checkpoint_every_steps = 1311
+    config.train.eval_every_steps = 0  # 0: every epoch
+    config.train.checkpoint_every_steps = 0  # 0: every epoch
     config.train.panel_images = 4  # images in a panel, written at each evaluation; 0: none
 
     config.eval = ConfigDict()

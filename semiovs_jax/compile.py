@@ -10,6 +10,7 @@ other reasons because the step does not fit into a device.
 
 import collections
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -26,13 +27,11 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax import hlo
 from semiovs_jax.methods import make_method
 from semiovs_jax.models import Functional
-from semiovs_jax.ovs import build_ovs
-from semiovs_jax.recipe import batch_structs, make_recipe, make_student, needs_ovs
+from semiovs_jax.recipe import batch_structs, build_frozen_labelers, make_recipe, make_student
 from semiovs_jax.runtime import run_command
 from semiovs_jax.sharding import batch_sharding, make_mesh, replicated
 from semiovs_jax.train_state import TrainState, count_parameters
@@ -58,13 +57,13 @@ class Inputs(NamedTuple):
       recipe: the step's static side.
       state: TrainState of structs.
       batch: streams of structs, as `data_pipelines.pipeline` makes them.
-      ovs_weights: structs, None with cached labels.
+      frozen_weights: of the models that label inside the step, structs by labeler.
     """
 
     recipe: Recipe
     state: TrainState
     batch: dict[str, dict[str, jax.ShapeDtypeStruct]]
-    ovs_weights: Any
+    frozen_weights: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _cpu_devices(count: int) -> list[jax.Device]:
 def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> Inputs:
     """The train step of a config on a mesh, without making a weight or opening an image.
 
-    Only a config with online OVS labels reads the OVS's weights, whose shapes are not in the config.
+    Only a config with models that label inside the step reads their weights, whose shapes are not in the config.
 
     Raises:
       InputError: a config value that is none, or a batch that the devices do not divide.
@@ -164,17 +163,17 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> Inputs:
     student = nnx.eval_shape(lambda: make_student(config))
     _, params, batch_stats = Functional.create(student)
     method = make_method(config.method)
-    online = needs_ovs(config, method, "online")
-    ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes) if online else None
+    frozen = build_frozen_labelers(config, method)
     # The run's length is a constant of the program; its value changes nothing that is reported.
-    recipe = make_recipe(config, student, config.train.steps or 1, ovs)
+    recipe = make_recipe(config, student, config.train.steps or 1, 1, frozen)
     everywhere = replicated(mesh)
-    state = jax.eval_shape(lambda: TrainState.create(params, batch_stats, recipe.optimizer))
+    create = functools.partial(TrainState.create, optimizer=recipe.optimizer, bank_capacity=method.bank_capacity)
+    state = jax.eval_shape(create, params, batch_stats)
     return Inputs(
         recipe,
         _structs(state, everywhere),
         _structs(batch_structs(config, method), batch_sharding(mesh)),
-        _structs(ovs.weights, everywhere) if ovs else None,
+        {labeler: _structs(model.weights, everywhere) for labeler, model in frozen.items()},
     )
 
 
@@ -269,7 +268,7 @@ def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
     _logger.info("compiling for %d x %s, minutes for a large model", mesh.size, mesh.devices.flat[0].device_kind)
     return compile_step(
         make_train_step(inputs.recipe, mesh),
-        (inputs.state, inputs.batch, inputs.ovs_weights),
+        (inputs.state, inputs.batch, inputs.frozen_weights),
         mesh,
         parameters=count_parameters(inputs.state.params),
     )

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from semiovs_jax import augment
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.methods import CUTMIX_PARTNER
 from semiovs_jax.sharding import replicated
 from semiovs_jax.train_state import TrainState
-from semiovs_jax.train_step import Recipe, total_loss
+from semiovs_jax.train_step import Outcome, Recipe, total_loss
 
 _TITLES = {"unlabeled": "unlabeled", "ood": "OOD"}
-_LABELERS = {"unlabeled": "student", "ood": "ovs"}
+_LABELERS = {"student": "student", "bank": "snapshots", "ovs": "ovs", "dense_clip": "dense CLIP"}
 
 
 def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainState, Any, Any], dict[str, jax.Array]]:
-    """The function (state, batch, ovs_weights) -> columns by title, for `reporting.Report.panel`.
+    """The function (state, batch, frozen_weights) -> columns by title, for `reporting.Report.panel`.
 
     Columns hold the first `images` rows of the batch, on every device: normalized float images, and label planes in
     which pixels that are not learned from have the ignore index.
@@ -28,35 +27,33 @@ def make_inspection(recipe: Recipe, mesh: Mesh, images: int) -> Callable[[TrainS
     titles: list[str] = []  # jit sorts the keys of dictionaries; columns have an order
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def columns(state: TrainState, batch: Any, ovs_weights: Any) -> list[jax.Array]:
-        views = recipe.views(state.step, batch, ovs_weights)
-        _, outcome = total_loss(
-            state.params, state.batch_stats, views, recipe.student, recipe.method, recipe.ignore_index
-        )
+    def columns(state: TrainState, batch: Any, frozen_weights: Any) -> list[jax.Array]:
+        views = recipe.views(state.step, batch, frozen_weights, state.bank)
+        _, outcome = total_loss(state.params, state.batch_stats, views, recipe.weights(state), recipe)
         found = {
             "labeled": views.weak["labeled"],
             "ground truth": views.label,
             "prediction": jnp.argmax(outcome.predictions.labeled, -1),
         }
         for stream in recipe.method.predicted_streams:
-            title, labeler = _TITLES[stream], _LABELERS[stream]
+            title = _TITLES[stream]
+            found[f"{title}, weak"] = views.weak[stream]
+            for labeler in dict.fromkeys(term.labeler for term in recipe.method.terms if term.stream == stream):
+                found[f"{title}, label by {_LABELERS[labeler]}"] = _gated(outcome, labeler, stream, recipe)
             mixed = augment.paste(views.s1[stream], views.s1[CUTMIX_PARTNER[stream]], views.box1)
-            found |= {
-                f"{title}, weak": views.weak[stream],
-                f"{title}, label by {labeler}": _gated(outcome.labels[labeler, stream], recipe),
-                f"{title}, strong + CutMix": mixed,
-                f"{title}, prediction": jnp.argmax(outcome.predictions.s1[stream], -1),
-            }
+            found[f"{title}, strong + CutMix"] = mixed
+            found[f"{title}, prediction"] = jnp.argmax(outcome.predictions.s1[stream], -1)
         titles[:] = found
         return [column[:images] for column in found.values()]
 
-    def inspect(state: TrainState, batch: Any, ovs_weights: Any) -> dict[str, jax.Array]:
-        values = columns(state, batch, ovs_weights)
+    def inspect(state: TrainState, batch: Any, frozen_weights: Any) -> dict[str, jax.Array]:
+        values = columns(state, batch, frozen_weights)
         return dict(zip(titles, values, strict=True))
 
     return inspect
 
 
-def _gated(label: PseudoLabel, recipe: Recipe) -> jax.Array:
-    learned = label.valid & (label.confidence >= recipe.method.confidence_threshold)
+def _gated(outcome: Outcome, labeler: str, stream: str, recipe: Recipe) -> jax.Array:
+    label = outcome.labels[labeler, stream]
+    learned = label.valid & (label.confidence >= recipe.method.threshold_of(labeler, stream))
     return jnp.where(learned, label.label, recipe.ignore_index)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 GateMode = Literal["pixelwise", "pixelratio", "pixelavg"]
+Pixels = Literal["valid", "all"]
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -49,6 +50,7 @@ def gated_mean(
     threshold: float | jax.Array,
     mode: GateMode = "pixelwise",
     *,
+    mean_over: Pixels = "valid",
     as_published: bool = False,
 ) -> jax.Array:
     """Mean loss of pseudo-labeled pixels, gated by the labels' confidence.
@@ -65,6 +67,7 @@ def gated_mean(
       valid: bool [N, H, W], False on padding and ignore.
       threshold: least confidence that counts.
       mode: one of the above.
+      mean_over: "all" counts invalid pixels in the denominator, too (SemiVL's `mean_all`).
       as_published: reproduce two slips of the reference in the image-wise modes: loss on invalid pixels counts too,
         and pixelavg multiplies each image's weight with the loss of the whole batch.
 
@@ -74,7 +77,7 @@ def gated_mean(
     Raises:
       ValueError: if `mode` is none of the above.
     """
-    total = _count(valid, loss.dtype)
+    total = _count(valid, loss.dtype) if mean_over == "valid" else loss.size
     if mode == "pixelwise":
         return jnp.where(valid & (confidence >= threshold), loss, 0).sum() / total
     if mode == "pixelratio":

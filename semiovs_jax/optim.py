@@ -1,42 +1,71 @@
-"""The reference's optimizer: SGD with momentum, a smaller rate for the backbone, decay on every parameter."""
+"""The reference's optimizers: one rate a group of parameters, the same decay of all of them, some frozen."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import optax
 
+from data_pipelines.errors import InputError
 from semiovs_jax import schedules
 
-
-def learning_rate_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """The backbone's learning rate by update (`config.optim.learning_rate`, `.power`)."""
-    return schedules.poly_learning_rate(config.learning_rate, total_steps, config.power)
+FROZEN = "frozen"
 
 
-def make_optimizer(config: ml_collections.ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """SGD as `semiovs/semiovs_unimatch.py` sets it up.
+def learning_rate_schedules(config: ml_collections.ConfigDict, total_steps: int) -> dict[str, optax.Schedule]:
+    """Learning rate by update of each group that is trained.
 
     Args:
-      config: `config.optim` with keys learning_rate (of the backbone), head_multiplier (the rest's rate over the
-        backbone's), momentum, weight_decay (on batch normalization and biases too) and power.
+      config: `config.optim` with keys learning_rate, backbone_multiplier, head_multiplier (the groups' rates over
+        it) and power (of the polynomial decay).
       total_steps: length of the decay, in updates.
     """
-    backbone = learning_rate_schedule(config, total_steps)
-    groups = {
-        "backbone": optax.scale_by_learning_rate(backbone),
-        "head": optax.scale_by_learning_rate(lambda step: config.head_multiplier * backbone(step)),
-    }
+    multipliers = {"backbone": config.backbone_multiplier, "head": config.head_multiplier}
+
+    def schedule(multiplier: float) -> optax.Schedule:
+        base = schedules.poly_learning_rate(config.learning_rate, total_steps, config.power)
+        return lambda step: multiplier * base(step)
+
+    return {group: schedule(multiplier) for group, multiplier in multipliers.items()}
+
+
+def _sgd(config: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(decay=config.momentum),
-        optax.partition(groups, _parameter_groups),
+        optax.scale_by_learning_rate(rate),
     )
 
 
-def _parameter_groups(params: dict[str, Any]) -> dict[str, Any]:
-    """Group name of every leaf: "backbone" below that key, "head" elsewhere."""
-    return {
-        name: jax.tree.map(lambda _, n=name: "backbone" if n == "backbone" else "head", subtree)
-        for name, subtree in params.items()
-    }
+def _adamw(config: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
+
+
+_OPTIMIZERS: Mapping[str, Callable[[ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+}
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, total_steps: int, parameter_groups: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """The optimizer that `config.optim` describes; frozen parameters have no state and do not move.
+
+    "sgd" is that of `semiovs/semiovs_unimatch.py`: momentum, decay added to the gradient. "adamw" is that of
+    `semiovs_semivl/semivl.py`: decay apart from the gradient, at the group's rate.
+
+    Args:
+      config: name ("sgd" or "adamw"), momentum (of "sgd"), weight_decay (of every trained parameter, normalization
+        and biases too), and the keys of `learning_rate_schedules`.
+      total_steps: length of the decay, in updates.
+      parameter_groups: from the parameters to the group of each: "backbone", "head" or "frozen".
+
+    Raises:
+      InputError: an unknown optimizer.
+    """
+    if config.name not in _OPTIMIZERS:
+        raise InputError(f"config.optim.name={config.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
+    rates = learning_rate_schedules(config, total_steps)
+    groups = {group: _OPTIMIZERS[config.name](config, rate) for group, rate in rates.items()}
+    return optax.partition({**groups, FROZEN: optax.set_to_zero()}, parameter_groups)

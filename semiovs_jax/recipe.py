@@ -1,5 +1,7 @@
 """From a config to the static side of a train step; the same for training and for compiling ahead."""
 
+from collections.abc import Mapping
+
 import jax
 import ml_collections
 import numpy as np
@@ -11,6 +13,8 @@ from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import Method, make_method
 from semiovs_jax.models import DeepLabV3Plus, Functional, build_student
 from semiovs_jax.optim import make_optimizer
+from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.dense_clip import build_label_maker
 from semiovs_jax.train_step import Recipe
 
 
@@ -42,6 +46,21 @@ def needs_ovs(config: ml_collections.ConfigDict, method: Method, labels: str) ->
     return config.ovs.labels == labels
 
 
+def build_frozen_labelers(config: ml_collections.ConfigDict, method: Method) -> dict[str, OVS]:
+    """The models that label inside the train step, by labeler; reads their weights.
+
+    Raises:
+      InputError: weights or vocabulary are missing or unusable.
+    """
+    num_classes = load_dataset(config.data.dataset).num_classes
+    frozen: dict[str, OVS] = {}
+    if needs_ovs(config, method, "online"):
+        frozen["ovs"] = build_ovs(config.ovs, num_classes)
+    if "dense_clip" in method.labeled_by:
+        frozen["dense_clip"] = build_label_maker(config.clip, num_classes, image_size=config.data.crop_size)
+    return frozen
+
+
 def make_student(config: ml_collections.ConfigDict) -> DeepLabV3Plus:
     """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone."""
     num_classes = load_dataset(config.data.dataset).num_classes
@@ -49,15 +68,20 @@ def make_student(config: ml_collections.ConfigDict) -> DeepLabV3Plus:
 
 
 def make_recipe(
-    config: ml_collections.ConfigDict, student: DeepLabV3Plus, steps: int, ovs: OVS | None = None
+    config: ml_collections.ConfigDict,
+    student: DeepLabV3Plus,
+    steps: int,
+    steps_per_epoch: int,
+    frozen: Mapping[str, OVS] | None = None,
 ) -> Recipe:
     """The static side of a config's train step.
 
     Args:
       config: the whole config.
       student: of `make_student`.
-      steps: length of the run, which the learning rate depends on.
-      ovs: labels OOD crops on the fly; None reads cached labels.
+      steps: length of the run, which learning rate and weights of terms depend on.
+      steps_per_epoch: updates in one pass over the unlabeled stream, likewise.
+      frozen: of `build_frozen_labelers`.
 
     Raises:
       InputError: a config value that is none.
@@ -66,10 +90,12 @@ def make_recipe(
         student=Functional.create(student)[0],
         perturbed_channels=student.perturbed_channels,
         method=make_method(config.method),
-        optimizer=make_optimizer(config.optim, steps),
+        optimizer=make_optimizer(config.optim, steps, student.parameter_groups),
         ignore_index=load_dataset(config.data.dataset).ignore_index,
         seed=config.seed,
-        ovs=ovs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+        frozen=frozen or {},
     )
 
 

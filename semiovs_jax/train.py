@@ -15,16 +15,22 @@ from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes import write_shapes
 from semiovs_jax.checkpoint import Checkpointer, describe_run
-from semiovs_jax.convert.deeplab import load_backbone
 from semiovs_jax.evaluate import Evaluator
+from semiovs_jax.initial import initial_weights
 from semiovs_jax.inspection import make_inspection
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import make_method
-from semiovs_jax.models import DeepLabV3Plus, Functional
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.preemption import Preemption
-from semiovs_jax.recipe import batch_structs, make_recipe, make_student, needs_ovs, total_steps
+from semiovs_jax.recipe import (
+    batch_structs,
+    build_frozen_labelers,
+    make_recipe,
+    make_student,
+    needs_ovs,
+    total_steps,
+)
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState, count_parameters
@@ -52,8 +58,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     dataset = load_dataset(config.data.dataset)
     method = make_method(config.method)
     student = make_student(config)
-    params, batch_stats = initial_weights(config.model, student)
-    ovs = prepare_ovs(config, mesh)
+    params, batch_stats = initial_weights(config, student)
+    frozen = prepare_labelers(config, mesh)
 
     data = make_train_iterator(
         config.data,
@@ -69,9 +75,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     eval_every = config.train.eval_every_steps or data.steps_per_epoch
     save_every = config.train.checkpoint_every_steps or data.steps_per_epoch
 
-    recipe = make_recipe(config, student, steps, ovs)
-    state = jax.device_put(TrainState.create(params, batch_stats, recipe.optimizer), replicated(mesh))
-    ovs_weights = jax.device_put(ovs.weights, replicated(mesh)) if ovs else None
+    recipe = make_recipe(config, student, steps, data.steps_per_epoch, frozen)
+    state = TrainState.create(params, batch_stats, recipe.optimizer, method.bank_capacity)
+    state = jax.device_put(state, replicated(mesh))
+    frozen_weights = jax.device_put({name: model.weights for name, model in frozen.items()}, replicated(mesh))
+    offer_snapshot = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=replicated(mesh))
     evaluator = Evaluator(recipe.student, validation_records(config.data), dataset, config.eval, mesh)
     inspect = make_inspection(recipe, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
@@ -81,7 +89,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         if restored is not None:
             state = restored.state
         first = int(state.step)
-        train_step, memory = _compile(make_train_step(recipe, mesh), config, state, ovs_weights, mesh)
+        train_step, memory = _compile(make_train_step(recipe, mesh), config, state, frozen_weights, mesh)
         started = time.perf_counter()
 
         with Report(
@@ -108,16 +116,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             )
             for step in range(first + 1, steps + 1):
                 batch = shard_batch(next(data.iterator), mesh)
-                state, metrics = train_step(state, batch, ovs_weights)
+                state, metrics = train_step(state, batch, frozen_weights)
                 report.step(step, metrics)
 
                 miou = None
                 if step % eval_every == 0 or step == steps:
                     if config.train.panel_images:
-                        report.panel(step, inspect(state, batch, ovs_weights))
+                        report.panel(step, inspect(state, batch, frozen_weights))
                     scores = evaluator.run(state.params, state.batch_stats)
                     report.evaluation(step, scores)
                     miou = scores.mean_iou
+                    state = offer_snapshot(state, miou) if method.bank_capacity else state
 
                 leaving = preemption.reached(step)
                 if step % save_every == 0 or step == steps or miou is not None or leaving:
@@ -154,26 +163,23 @@ def make_benchmark(config: ml_collections.ConfigDict) -> None:
         jax.experimental.multihost_utils.sync_global_devices("the benchmark is written")
 
 
-def prepare_ovs(config: ml_collections.ConfigDict, mesh: Mesh) -> OVS | None:
-    """Sees to it that OVS labels can be had: labels the OOD images where cached labels are missing.
+def prepare_labelers(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, OVS]:
+    """Sees to it that all labels can be had: labels the OOD images where cached labels are missing.
 
     Returns:
-      The model where labels are made inside the train step, else None.
+      The models that label inside the train step, by labeler.
 
     Raises:
-      InputError: the cached labels are another model's, or the model cannot be built.
+      InputError: the cached labels are another model's, or a model cannot be built.
     """
     method = make_method(config.method)
-    cached, online = (needs_ovs(config, method, labels) for labels in ("cached", "online"))
-    if not (cached or online):
-        return None
-    ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
-    if online:
-        return ovs
-    if not labels_complete(config, ovs):
-        _logger.info("labeling the OOD images in %s", config.data.ood_root)
-        label_images(config, ovs, mesh)
-    return None
+    frozen = build_frozen_labelers(config, method)
+    if needs_ovs(config, method, "cached"):
+        ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
+        if not labels_complete(config, ovs):
+            _logger.info("labeling the OOD images in %s", config.data.ood_root)
+            label_images(config, ovs, mesh)
+    return frozen
 
 
 def _mesh(config: ml_collections.ConfigDict) -> Mesh:
@@ -186,38 +192,15 @@ def _mesh(config: ml_collections.ConfigDict) -> Mesh:
     return mesh
 
 
-def initial_weights(config: ml_collections.ConfigDict, student: DeepLabV3Plus) -> tuple[Any, Any]:
-    """A student's parameters and running statistics before training: its backbone pretrained, the rest random.
-
-    Args:
-      config: `config.model`.
-      student: with random weights.
-
-    Raises:
-      InputError: there are no weights to load and `random_init` does not ask for random ones, or they do not fit.
-    """
-    _, params, batch_stats = Functional.create(student)
-    if config.random_init:
-        return params, batch_stats
-    if not Path(config.weights).is_file():
-        raise InputError(
-            f"config.model.weights={config.weights!r}: no such file; fetch the ImageNet backbone that the UniMatch and "
-            f"SemiOVS repositories link to ({config.backbone}.pth) and convert it with python -m semiovs_jax.convert "
-            f"{config.backbone}.pth {config.weights or 'OUT.safetensors'} --kind=resnet, or start from random weights "
-            "with --config.model.random_init=True"
-        )
-    return load_backbone(config.weights, params, batch_stats)
-
-
 def _compile(
-    step: Any, config: ml_collections.ConfigDict, state: TrainState, ovs_weights: Any, mesh: Mesh
+    step: Any, config: ml_collections.ConfigDict, state: TrainState, frozen_weights: Any, mesh: Mesh
 ) -> tuple[TrainStep, int]:
     """The compiled step, and the bytes it needs on a device."""
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
         batch_structs(config, make_method(config.method)),
     )
-    compiled = step.lower(state, batch, ovs_weights).compile()
+    compiled = step.lower(state, batch, frozen_weights).compile()
     memory = compiled.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return compiled, used - memory.alias_size_in_bytes

@@ -1,9 +1,10 @@
 """The train step: views -> predictions -> labels -> terms -> update, one jit for every method.
 
-Order and detail follow the reference trainer `semiovs/semiovs_unimatch.py`; what differs between methods stands in
-`methods.py`.
+Order and detail follow the reference trainers `semiovs/semiovs_{unimatch,prevmatch}.py` and `semiovs_semivl/semivl.py`;
+what differs between methods stands in `methods.py`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,13 +16,17 @@ from flax import struct
 from jax.sharding import Mesh
 
 from semiovs_jax import augment, labelers, losses
+from semiovs_jax.bank import Bank, Draw, draw_snapshots, ensemble_logits
 from semiovs_jax.labelers import OVS, PseudoLabel
-from semiovs_jax.methods import CUTMIX_PARTNER, Method
+from semiovs_jax.methods import CUTMIX_PARTNER, Method, Progress
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.sharding import deinterleave, interleave, replicated
 from semiovs_jax.train_state import TrainState
 
 PERTURBATION_KEEP_PROBABILITY = 0.5
+_BANK = 5  # what a step's key is folded with for the bank's draw; the keys of views are split from it
+
+Labels = dict[tuple[str, str], PseudoLabel]  # pseudo-labels of weak views, by (labeler, stream)
 
 
 @struct.dataclass
@@ -34,7 +39,7 @@ class Views:
       s2: second strong view, likewise.
       valid: bool plane of each stream, False on padding.
       label: int32, ground truth of the labeled stream, with the ignore index.
-      ovs: OVS pseudo-labels of the OOD stream, None without one.
+      labels: by every labeler but the student itself: the OVS, the bank of its snapshots, dense CLIP.
       box1: bool, CutMix boxes of the first strong views; empty without terms.
       box2: bool, of the second.
       keep: one bool [kN, C] for each perturbed feature level: the channels kept in the perturbed twin of the k
@@ -46,7 +51,7 @@ class Views:
     s2: dict[str, jax.Array]
     valid: dict[str, jax.Array]
     label: jax.Array
-    ovs: PseudoLabel | None
+    labels: Labels
     box1: jax.Array
     box2: jax.Array
     keep: tuple[jax.Array, ...]
@@ -89,17 +94,17 @@ class Outcome(NamedTuple):
       batch_stats: running statistics after the step's forward passes.
       supervised: the labeled stream's loss.
       terms: the consistency terms by name.
-      confident: share of valid unlabeled pixels whose student label passes the gate (0 without such a stream).
+      confident: share of valid unlabeled pixels whose label passes the gate, by labeler.
       predictions: the logits.
-      labels: pseudo-labels by (labeler, stream), before CutMix.
+      labels: pseudo-labels before CutMix.
     """
 
     batch_stats: Any
     supervised: jax.Array
     terms: dict[str, TermValue]
-    confident: jax.Array
+    confident: dict[str, jax.Array]
     predictions: Predictions
-    labels: dict[tuple[str, str], PseudoLabel]
+    labels: Labels
 
 
 def make_views(
@@ -108,8 +113,8 @@ def make_views(
     method: Method,
     perturbed_channels: tuple[int, ...],
     ignore_index: int,
-    ovs: OVS | None = None,
-    ovs_weights: Any = None,
+    frozen: Mapping[str, OVS],
+    frozen_weights: Mapping[str, Any],
 ) -> Views:
     """Makes every view of a step from the batch's uint8 crops.
 
@@ -119,8 +124,9 @@ def make_views(
       method: its streams decide what is made.
       perturbed_channels: channels of each perturbed feature level of the student.
       ignore_index: the label left out of every loss.
-      ovs: labels the OOD stream on the fly; None reads the cached labels from the batch.
-      ovs_weights: the OVS's weights.
+      frozen: models that label inside the step, by labeler: "ovs" (without it, cached labels are read from the
+        batch) and "dense_clip".
+      frozen_weights: their weights, by labeler.
     """
     weak = {name: augment.weak_view(batch[name]["image"]) for name in method.streams}
     valid = {name: batch[name]["valid"] for name in method.streams}
@@ -128,7 +134,7 @@ def make_views(
     count, size = label.shape[:2]
     if not method.terms:
         no_boxes = jnp.zeros((0, size, size), bool)
-        return Views(weak, {}, {}, valid, label, None, no_boxes, no_boxes, ())
+        return Views(weak, {}, {}, valid, label, {}, no_boxes, no_boxes, ())
 
     strong1_key, strong2_key, box1_key, box2_key, keep_key = jax.random.split(key, 5)
     unlabeled = [name for name in method.streams if name != "labeled"]
@@ -136,6 +142,21 @@ def make_views(
     def strong(key: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(unlabeled))
         return {name: augment.strong_view(k, batch[name]["image"]) for name, k in zip(unlabeled, keys, strict=True)}
+
+    def ask(labeler: str, stream: str) -> PseudoLabel:
+        if labeler not in frozen:
+            return _cached_label(batch[stream])
+        return _online_label(batch[stream], frozen[labeler], frozen_weights[labeler])
+
+    labels = {
+        (labeler, stream): ask(labeler, stream)
+        for labeler, streams in method.labeled_by.items()
+        if labeler in ("ovs", "dense_clip")
+        for stream in streams
+    }
+    if ("ovs", "ood") in labels:
+        trusted = functools.partial(labelers.trusted, ignore_index=ignore_index, threshold=method.ovs_threshold)
+        labels["ovs", "ood"] = trusted(*labels["ovs", "ood"])
 
     twins = count * (1 + len(method.predicted_streams))
     keep_keys = jax.random.split(keep_key, len(perturbed_channels))
@@ -145,7 +166,7 @@ def make_views(
         label=label,
         s1=strong(strong1_key),
         s2=strong(strong2_key),
-        ovs=_ovs_label(batch["ood"], method, ignore_index, ovs, ovs_weights) if "ood" in method.streams else None,
+        labels=labels,
         box1=augment.cutmix_boxes(box1_key, count, size),
         box2=augment.cutmix_boxes(box2_key, count, size),
         keep=tuple(
@@ -155,17 +176,15 @@ def make_views(
     )
 
 
-def _ovs_label(
-    stream: Mapping[str, jax.Array], method: Method, ignore_index: int, ovs: OVS | None, weights: Any
-) -> PseudoLabel:
-    if ovs is None:
-        found = PseudoLabel(stream["label"], augment.as_float(stream["confidence"]) / 255, stream["valid"])
-    else:
-        image = augment.as_float(stream["image"])
-        _, height, width, _ = image.shape
-        found = ovs.label(weights, image, canvas=(height, width))
-        found = found._replace(valid=found.valid & stream["valid"])
-    return labelers.trusted(*found, ignore_index=ignore_index, threshold=method.ovs_threshold)
+def _cached_label(stream: Mapping[str, jax.Array]) -> PseudoLabel:
+    return PseudoLabel(stream["label"], augment.as_float(stream["confidence"]) / 255, stream["valid"])
+
+
+def _online_label(stream: Mapping[str, jax.Array], model: OVS, weights: Any) -> PseudoLabel:
+    image = augment.as_float(stream["image"])
+    _, height, width, _ = image.shape
+    found = model.label(weights, image, canvas=(height, width))
+    return found._replace(valid=found.valid & stream["valid"])
 
 
 def predict(
@@ -208,18 +227,22 @@ def predict(
     return Predictions(labeled, labeled_fp, partner, dict(by_name(weak)), dict(by_name(fp)), s1, s2), batch_stats
 
 
-def label_streams(views: Views, predictions: Predictions) -> dict[tuple[str, str], PseudoLabel]:
-    """Pseudo-labels of the weak views, by (labeler, stream)."""
+def label_by_bank(views: Views, bank: Bank, draw: Draw, student: Functional, streams: tuple[str, ...]) -> Views:
+    """Adds the labels of the drawn snapshots together; they are invalid while the bank is empty."""
+    logits = ensemble_logits(bank, draw, student, interleave(*(views.weak[name] for name in streams)))
+    labels = dict(views.labels)
+    for name, own in zip(streams, deinterleave(logits, len(streams)), strict=True):
+        labels["bank", name] = labelers.from_logits(own, views.valid[name] & (draw.used > 0))
+    return dataclasses.replace(views, labels=labels)
+
+
+def label_by_student(views: Views, predictions: Predictions) -> Labels:
+    """Labels by the student's own predictions of the weak views."""
     logits = predictions.partner | predictions.weak
-    labels = {("student", name): labelers.from_logits(z, views.valid[name]) for name, z in logits.items()}
-    if views.ovs is not None:
-        labels["ovs", "ood"] = views.ovs
-    return labels
+    return {("student", name): labelers.from_logits(z, views.valid[name]) for name, z in logits.items()}
 
 
-def evaluate_terms(
-    method: Method, views: Views, predictions: Predictions, labels: Mapping[tuple[str, str], PseudoLabel]
-) -> dict[str, TermValue]:
+def evaluate_terms(method: Method, views: Views, predictions: Predictions, labels: Labels) -> dict[str, TermValue]:
     """Evaluates the method's table, one gated cross-entropy a row."""
     boxes = {"s1": views.box1, "s2": views.box2}
     values = {}
@@ -229,39 +252,62 @@ def evaluate_terms(
         if (box := boxes.get(term.prediction)) is not None:
             pasted = labels[term.pasted_labeler, CUTMIX_PARTNER[term.stream]]
             target = PseudoLabel(*(augment.paste(own, other, box) for own, other in zip(target, pasted, strict=True)))
-        loss = losses.cross_entropy(logits, target.label)
-        passed = target.valid & (target.confidence >= method.confidence_threshold)
         values[term.name] = TermValue(
-            losses.gated_mean(loss, target.confidence, target.valid, method.confidence_threshold),
-            jnp.count_nonzero(passed),
+            losses.gated_mean(
+                losses.cross_entropy(logits, target.label),
+                target.confidence,
+                target.valid,
+                term.threshold,
+                term.gate,
+                mean_over=term.mean_over,
+            ),
+            jnp.count_nonzero(target.valid & (target.confidence >= term.threshold)),
             jnp.count_nonzero(target.valid),
         )
     return values
 
 
 def total_loss(
-    params: Any, batch_stats: Any, views: Views, student: Functional, method: Method, ignore_index: int
+    params: Any,
+    batch_stats: Any,
+    views: Views,
+    weights: Mapping[str, jax.typing.ArrayLike],
+    recipe: "Recipe",
 ) -> tuple[jax.Array, Outcome]:
-    """The weighted mean of the supervised loss and the method's terms, over the global batch.
+    """The method's loss over the global batch.
+
+    Args:
+      params: the student's parameters.
+      batch_stats: its running statistics.
+      views: of this step.
+      weights: of the terms, by name.
+      recipe: the static side of the step.
 
     Returns:
       The loss, a scalar, and everything computed on the way.
     """
-    predictions, batch_stats = predict(params, batch_stats, views, student, method)
-    labels = label_streams(views, predictions)
+    method = recipe.method
+    predictions, batch_stats = predict(params, batch_stats, views, recipe.student, method)
+    labels = views.labels | label_by_student(views, predictions)
 
-    known = views.valid["labeled"] & (views.label != ignore_index)
+    known = views.valid["labeled"] & (views.label != recipe.ignore_index)
     supervised = losses.masked_mean(losses.cross_entropy(predictions.labeled, views.label), known)
     terms = evaluate_terms(method, views, predictions, labels)
-    total = supervised + sum(term.weight * terms[term.name].loss for term in method.terms)
+    averaged = [term.name for term in method.terms if term.in_divisor]
+    added = [term.name for term in method.terms if not term.in_divisor]
+    total = supervised + sum(weights[name] * terms[name].loss for name in averaged)
+    total = total / (1.0 + sum(weights[name] for name in averaged))
+    total = total + sum(weights[name] * terms[name].loss for name in added)
 
-    own = labels.get(("student", "unlabeled"))
-    confident = (
-        jnp.zeros(())
-        if own is None
-        else losses.masked_mean((own.confidence >= method.confidence_threshold).astype(total.dtype), own.valid)
-    )
-    return total / method.total_weight, Outcome(batch_stats, supervised, terms, confident, predictions, labels)
+    confident = {
+        labeler: _confident(labels[labeler, "unlabeled"], method.threshold_of(labeler, "unlabeled"), total.dtype)
+        for labeler in dict.fromkeys(term.labeler for term in method.terms if term.stream == "unlabeled")
+    }
+    return total, Outcome(batch_stats, supervised, terms, confident, predictions, labels)
+
+
+def _confident(label: PseudoLabel, threshold: float, dtype: jnp.dtype) -> jax.Array:
+    return losses.masked_mean((label.confidence >= threshold).astype(dtype), label.valid)
 
 
 class Update(NamedTuple):
@@ -273,32 +319,27 @@ class Update(NamedTuple):
     outcome: Outcome
 
 
-def update(
-    state: TrainState,
-    views: Views,
-    student: Functional,
-    method: Method,
-    optimizer: optax.GradientTransformation,
-    ignore_index: int,
-) -> Update:
+def update(state: TrainState, views: Views, recipe: "Recipe") -> Update:
     """One update from given views."""
-    loss_fn = functools.partial(total_loss, student=student, method=method, ignore_index=ignore_index)
-    (loss, outcome), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats, views)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    loss_fn = functools.partial(total_loss, views=views, weights=recipe.weights(state), recipe=recipe)
+    (loss, outcome), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats)
+    updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return Update(TrainState(state.step + 1, params, outcome.batch_stats, opt_state), loss, gradient, outcome)
+    done = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, state.bank)
+    return Update(done, loss, gradient, outcome)
 
 
 def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
     """What is logged of a step.
 
     Returns:
-      loss and loss_x; with terms also mask_ratio (share of confident unlabeled pixels) and, a term, loss_<term> and
-      passed_<term> (share of its valid pixels behind the gate).
+      loss and loss_x; with terms also mask_ratio (share of unlabeled pixels that the student labels with confidence;
+      mask_ratio_<labeler> of other labelers) and, a term, loss_<term> and passed_<term> (share of its valid pixels
+      behind the gate).
     """
     values = {"loss": loss, "loss_x": outcome.supervised}
-    if outcome.terms:
-        values["mask_ratio"] = outcome.confident
+    for labeler, share in outcome.confident.items():
+        values["mask_ratio" if labeler == "student" else f"mask_ratio_{labeler}"] = share
     for name, term in outcome.terms.items():
         values[f"loss_{name}"] = term.loss
         values[f"passed_{name}"] = term.passed / jnp.maximum(term.valid, 1)
@@ -306,7 +347,7 @@ def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
 
 
 class Recipe(NamedTuple):
-    """The static side of a step: everything but state, batch and OVS weights.
+    """The static side of a step: everything but state, batch and weights of frozen models.
 
     Attributes:
       student: the student as a pure function.
@@ -315,7 +356,9 @@ class Recipe(NamedTuple):
       optimizer: the optax transformation.
       ignore_index: the label left out of every loss.
       seed: of all randomness in the step.
-      ovs: labels the OOD stream on the fly; None reads cached labels.
+      steps_per_epoch: updates in one pass over the unlabeled stream, which schedules of terms depend on.
+      total_steps: length of the run, likewise.
+      frozen: models that label inside the step, by labeler: "ovs" (without it, cached labels are read), "dense_clip".
     """
 
     student: Functional
@@ -324,27 +367,49 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformation
     ignore_index: int
     seed: int
-    ovs: OVS | None = None
+    steps_per_epoch: int
+    total_steps: int
+    frozen: Mapping[str, OVS] = {}
 
-    def views(self, step: jax.Array, batch: Mapping[str, Any], ovs_weights: Any) -> Views:
-        """The views of step `step`, a function of the seed, the step and the batch alone."""
+    def key(self, step: jax.Array) -> jax.Array:
+        """Random key of a step, a function of the seed and the step alone."""
+        return jax.random.fold_in(jax.random.key(self.seed), step)
+
+    def views(
+        self,
+        step: jax.Array,
+        batch: Mapping[str, Any],
+        frozen_weights: Mapping[str, Any],
+        bank: Bank | None = None,
+    ) -> Views:
+        """The views of step `step`, a function of the seed, the step, the batch and the labelers alone."""
         key = jax.random.fold_in(jax.random.key(self.seed), step)
-        return make_views(key, batch, self.method, self.perturbed_channels, self.ignore_index, self.ovs, ovs_weights)
+        views = make_views(
+            key, batch, self.method, self.perturbed_channels, self.ignore_index, self.frozen, frozen_weights
+        )
+        if bank is None:
+            return views
+        draw = draw_snapshots(jax.random.fold_in(key, _BANK), bank, self.method.bank_draws)
+        return label_by_bank(views, bank, draw, self.student, self.method.labeled_by["bank"])
+
+    def weights(self, state: TrainState) -> dict[str, jax.typing.ArrayLike]:
+        """The weights of the terms in a step from `state`, by name."""
+        snapshots = 0 if state.bank is None else state.bank.size
+        return self.method.weights(Progress(state.step, self.steps_per_epoch, self.total_steps, snapshots))
 
 
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
-    """The jitted step (state, batch, ovs_weights) -> (state, metrics), its state donated and replicated.
+    """The jitted step (state, batch, frozen_weights) -> (state, metrics), its state donated and replicated.
 
     `batch` is one batch of `data_pipelines.pipeline`, sharded over the mesh axis "data"; batch statistics and loss
     denominators are global, so the result does not depend on the number of devices.
     """
 
-    def train_step(state: TrainState, batch: Any, ovs_weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        views = recipe.views(state.step, batch, ovs_weights)
-        done = update(state, views, recipe.student, recipe.method, recipe.optimizer, recipe.ignore_index)
+    def train_step(state: TrainState, batch: Any, frozen_weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        done = update(state, recipe.views(state.step, batch, frozen_weights, state.bank), recipe)
         return done.state, scalars(done.loss, done.outcome)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))

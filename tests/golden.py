@@ -26,6 +26,8 @@ _INPUTS = {
     r"|ce/(logits|target|target_no_ignore)$|ohem/.*/(logits|target)$|iou(/\d+|_label_K)/(pred|mask)$)",
     "transforms": r"^(img_|mask_)",
     "semiovs_unimatch_step": r"^(in/|probe$)",
+    "semiovs_prevmatch_step": r"^(in/|probe$)",
+    "semiovs_semivl_step": r"^(it\d+_in_|text_(decode|mcc)$)",
     "clip_text": r"^$",
     "clip_convnext": r"^image$",
     "sed_decoder": r"^in_",
@@ -40,6 +42,9 @@ _OPTIONAL = {
     "losses_unimatch": r"^(iou_label_K|color_map|ohem/(min_kept_|weighted)|cwl/value_(all_)?ignored|ce/mean_all_)",
     "transforms": r"^(hsv|item/|gray_L)",
     "semiovs_unimatch_step": r"^(init/|lr0\.001|.*/margin$|.*head8$|(?!.*/f64/).*/(delta_norm|momentum_norm)$)",
+    "semiovs_prevmatch_step": r"^(init/|lr0\.001|.*/margin$|.*head8$|(?!.*/f64/).*/(delta_norm|momentum_norm)$)",
+    "semiovs_semivl_step": r"_stats$|mixed|^(param|delta|grad)_first|^it[12]_(mask|mclip|pred|conf)"
+    r"|^it0_(mask|ignore|mclip)",
     "clip_text": r"^block_",
     "clip_convnext": r"^stem$",
     "sed_decoder": r"^(corr|corr_embed|block_)|_aux\d$",
@@ -51,7 +56,7 @@ _OPTIONAL = {
 
 
 # Goldens that hold published text embeddings, which the repository must not.
-_NOT_SHIPPED = {"maskclip_labels"}
+_NOT_SHIPPED = {"maskclip_labels", "semiovs_semivl_step"}
 
 
 def golden_path(name: str) -> Path:
@@ -109,9 +114,10 @@ class Golden:
             return {}
         return {name: tuple(shape) for name, shape in json.loads(str(self._arrays["shapes"])).items()}
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Formula-made weights under their published names, scaled as `meta` says."""
-        return {name: self._tensor(name, shape) for name, shape in self.shapes.items()}
+    def state_dict(self, seed: int | None = None) -> dict[str, np.ndarray]:
+        """Formula-made weights under their published names, scaled as `meta` says; None for the file's own seed."""
+        seed = self.meta["fill_seed"] if seed is None else seed
+        return {name: self._tensor(name, shape, seed) for name, shape in self.shapes.items()}
 
     def stored(self, key: str, value: np.ndarray) -> np.ndarray:
         """The part of `value` that the file holds under `key`: `meta` says which rows and columns."""
@@ -119,8 +125,8 @@ class Golden:
         bounds = (part.split(":") for part in text.strip("[]").split(",") if part.strip())
         return value[tuple(slice(*(int(n) if n.strip() else None for n in part)) for part in bounds)]
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        value = formula_tensor(name, shape, self.meta["fill_seed"])
+    def _tensor(self, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+        value = formula_tensor(name, shape, seed)
         factor = self.meta.get("scale", {}).get(name, 1.0)
         for pattern, by in self.meta.get("output_scale", []):
             if re.search(pattern, name):

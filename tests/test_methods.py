@@ -1,40 +1,73 @@
+import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
 
+from configs import common
 from data_pipelines.errors import InputError
-from semiovs_jax.methods import make_method
+from semiovs_jax.methods import Method, Progress, make_method
 
 
-def _method(name: str, ood: str, weight: float = 1.0, ovs_threshold: float = 0.0):
-    config = {"name": name, "ood": ood, "ood_weight": weight, "confidence_threshold": 0.95}
-    return make_method(ConfigDict(config | {"ovs_threshold": ovs_threshold}))
+def _method(name: str, ood: str = "none", **changes) -> Method:
+    config = common.semiovs_unimatch().method
+    config.update_from_flattened_dict({"name": name, "ood": ood, **changes})
+    return make_method(config)
+
+
+def _at(step: int, snapshots: int = 0) -> Progress:
+    return Progress(jnp.int32(step), steps_per_epoch=10, total_steps=100, snapshots=jnp.int32(snapshots))
 
 
 def test_supervised_has_no_terms():
-    method = _method("supervised", "none")
+    method = _method("supervised")
     assert method.terms == ()
     assert method.streams == ("labeled",)
-    assert method.total_weight == 1.0
+    assert method.labeled_by == {}
 
 
 def test_unimatch_weighs_supervised_and_consistency_alike():
-    method = _method("unimatch", "none")
+    method = _method("unimatch")
     assert {term.prediction: term.weight for term in method.terms} == {"s1": 0.25, "s2": 0.25, "fp": 0.5}
     assert method.streams == ("labeled", "unlabeled", "mix")
-    assert method.total_weight == 2.0
+    assert sum(method.weights(_at(0)).values()) == 1.0
+    assert method.labeled_by == {"student": ("unlabeled", "mix")}
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_ovs_adds_lambda_to_the_normalizer(weight: float):
-    method = _method("unimatch", "ovs", weight)
+@pytest.mark.parametrize("name", ["unimatch", "prevmatch", "semivl"])
+def test_ovs_adds_lambda_to_the_normalizer(name: str, weight: float):
+    method, alone = _method(name, "ovs", ood_weight=weight), _method(name)
     assert method.streams == ("labeled", "unlabeled", "mix", "ood")
-    assert method.total_weight == pytest.approx(2.0 + weight)
-    assert {term.labeler for term in method.terms if term.stream == "ood"} == {"ovs"}
-    assert {term.pasted_labeler for term in method.terms} == {"student"}
+    ood = [term for term in method.terms if term.stream == "ood"]
+    assert sum(term.weight for term in ood) == pytest.approx(weight)
+    assert {(term.labeler, term.pasted_labeler, term.in_divisor) for term in ood} == {("ovs", "student", True)}
+    assert tuple(term for term in method.terms if term.stream != "ood") == alone.terms
 
 
-def test_ood_as_unlabeled_changes_no_term():
-    assert _method("unimatch", "unlabeled").terms == _method("unimatch", "none").terms
+@pytest.mark.parametrize("name", ["unimatch", "prevmatch", "semivl"])
+def test_ood_as_unlabeled_changes_no_term(name: str):
+    assert _method(name, "unlabeled").terms == _method(name).terms
+
+
+def test_snapshots_count_as_much_as_the_epoch_says_once_there_are_some():
+    method = _method("prevmatch")
+    previous = [term for term in method.terms if term.labeler == "bank"]
+    assert {term.pasted_labeler for term in previous} == {"bank"}
+    assert {term.threshold for term in previous} == {0.9}
+    assert (method.bank_capacity, method.bank_draws) == (8, 3)
+
+    def mu(step: int, snapshots: int) -> float:
+        weights = method.weights(_at(step, snapshots))
+        return sum(float(weights[term.name]) for term in previous)
+
+    assert [mu(step, 2) for step in (0, 9, 10, 50, 99)] == pytest.approx([0, 0, 0.2, 1, 0.2])
+    assert mu(50, 0) == 0
+
+
+def test_dense_clip_fades_beside_the_mean():
+    method = _method("semivl")
+    dense = [term for term in method.terms if term.labeler == "dense_clip"]
+    assert {(term.mean_over, term.in_divisor, term.threshold) for term in dense} == {("all", False, 0.9)}
+    for step, weight in ((0, 0.1), (50, 0.05), (100, 0.0)):
+        assert sum(float(method.weights(_at(step))[term.name]) for term in dense) == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(("name", "ood"), [("supervised", "ovs"), ("fixmatch", "none"), ("unimatch", "sed")])
@@ -43,7 +76,22 @@ def test_unknown_combinations_are_refused_with_the_choices(name: str, ood: str):
         _method(name, ood)
 
 
-def test_an_ovs_threshold_that_is_no_probability_is_refused():
-    assert _method("unimatch", "ovs", ovs_threshold=0.5).ovs_threshold == 0.5
-    with pytest.raises(InputError, match=r"config\.method\.ovs_threshold=1\.5"):
-        _method("unimatch", "ovs", ovs_threshold=1.5)
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("unimatch", "ovs_threshold", 1.5),
+        ("unimatch", "confidence_threshold", -0.1),
+        ("prevmatch", "bank.confidence_threshold", 9.0),
+        ("prevmatch", "bank.capacity", 0),
+        ("prevmatch", "bank.draws", 0),
+        ("prevmatch", "bank.gate", "pixelmax"),
+        ("semivl", "dense_clip.confidence_threshold", 90.0),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(name: str, key: str, value: object):
+    with pytest.raises(InputError, match=rf"config\.method\.{key}='?{value}"):
+        _method(name, "none", **{key: value})
+
+
+def test_more_draws_than_places_are_as_many_as_places():
+    assert _method("prevmatch", **{"bank.capacity": 2}).bank_draws == 2

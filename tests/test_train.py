@@ -85,6 +85,32 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
 
 
 @pytest.mark.slow
+def test_prevmatch_killed_goes_on_bit_for_bit_with_its_bank(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    # mu is 0 in the first epoch; six steps of two images are one epoch of the twelve unlabeled ones.
+    config = shrunk_demo(
+        folder, **{"method.name": "prevmatch", "method.bank.confidence_threshold": 0.0, "train.steps": 12}
+    )
+    whole, killed = folder / "prevmatch", folder / "prevmatch_killed"
+    train.train_and_evaluate(config, whole)
+
+    def killed_at_step_9(self: Preemption, step: int) -> bool:
+        if step == 9:
+            raise ConnectionAbortedError("killed")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "reached", killed_at_step_9)
+        with pytest.raises(ConnectionAbortedError):
+            train.train_and_evaluate(config, killed)
+    saved = _state(killed, 8)
+    assert saved["bank"]["pushed"] > 0
+    train.train_and_evaluate(config, killed)
+    _assert_same_state(whole, killed, 12)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert any(record.get("loss_u_fp_prev", 0) > 0 for record in lines)
+
+
+@pytest.mark.slow
 def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: Path):
     before = json.loads((whole_run / "result.json").read_text())
     train.train_and_evaluate(shrunk_demo(folder), whole_run)

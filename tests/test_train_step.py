@@ -6,17 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
+from configs import common
 from semiovs_jax import methods, models, optim, sharding, train_step
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.train_state import TrainState
 
 CLASSES, SIZE, BATCH, IGNORE = 5, 33, 8, 255
-OPTIM = ConfigDict(
-    {"learning_rate": 0.01, "head_multiplier": 10.0, "momentum": 0.9, "weight_decay": 1e-4, "power": 0.9}
-)
+EPOCH, STEPS = 2, 10
 
 
 def _batch(method: methods.Method) -> dict[str, dict[str, np.ndarray]]:
@@ -41,13 +39,18 @@ def _batch(method: methods.Method) -> dict[str, dict[str, np.ndarray]]:
 def _setup(
     name: str = "unimatch", ood: str = "ovs", threshold: float = 0.3, dtype: str = "float32", ovs=None
 ) -> tuple[train_step.Recipe, TrainState]:
-    config = {"name": name, "ood": ood, "ood_weight": 1.0, "confidence_threshold": threshold, "ovs_threshold": 0.0}
-    method = methods.make_method(ConfigDict(config))
+    config = common.semiovs_unimatch()
+    config.method.update({"name": name, "ood": ood, "confidence_threshold": threshold})
+    config.method.bank.update({"confidence_threshold": threshold, "capacity": 3})
+    config.optim.learning_rate = 0.01
+    method = methods.make_method(config.method)
     model = models.build_student({"backbone": "resnet_tiny", "dtype": dtype, "remat": False}, CLASSES, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
-    optimizer = optim.make_optimizer(OPTIM, total_steps=10)
-    recipe = train_step.Recipe(student, model.perturbed_channels, method, optimizer, IGNORE, seed=3, ovs=ovs)
-    return recipe, TrainState.create(params, batch_stats, optimizer)
+    optimizer = optim.make_optimizer(config.optim, STEPS, model.parameter_groups)
+    recipe = train_step.Recipe(
+        student, model.perturbed_channels, method, optimizer, IGNORE, 3, EPOCH, STEPS, {"ovs": ovs} if ovs else {}
+    )
+    return recipe, TrainState.create(params, batch_stats, optimizer, method.bank_capacity)
 
 
 def _run(recipe: train_step.Recipe, state: TrainState, devices: int, steps: int):
@@ -57,14 +60,26 @@ def _run(recipe: train_step.Recipe, state: TrainState, devices: int, steps: int)
     batch = sharding.shard_batch(_batch(recipe.method), mesh)
     losses = []
     for _ in range(steps):
-        state, metrics = step(state, batch, None)
+        state, metrics = step(state, batch, {})
         losses.append(jax.device_get(metrics))
     return jax.device_get(state), losses
 
 
+def _with_snapshots(state: TrainState, count: int) -> TrainState:
+    """The state with `count` different snapshots in its bank."""
+    for number in range(1, count + 1):
+        shifted = jax.tree.map(lambda leaf, n=number: leaf * (1 + 0.1 * n), state.params)
+        bank = state.bank.offer(shifted, state.batch_stats, jnp.float32(number))
+        state = state.replace(bank=bank)
+    return state
+
+
 @pytest.mark.slow
-def test_eight_devices_equal_one():
-    recipe, state = _setup()
+@pytest.mark.parametrize("name", ["unimatch", "prevmatch"])
+def test_eight_devices_equal_one(name: str):
+    recipe, state = _setup(name)
+    if state.bank is not None:
+        state = _with_snapshots(state.replace(step=jnp.int32(4)), 2)  # mu is largest there
     state = jax.device_get(state)  # the step donates what it is given
     one, losses_one = _run(recipe, state, devices=1, steps=3)
     eight, losses_eight = _run(recipe, state, devices=8, steps=3)
@@ -87,7 +102,7 @@ def test_every_method_takes_steps_and_compiles_once(name: str, ood: str):
     batch = sharding.shard_batch(_batch(recipe.method), mesh)
     before = jax.device_get(state.params)
     for _ in range(2):
-        state, metrics = step(state, batch, None)
+        state, metrics = step(state, batch, {})
     assert step._cache_size() == 1
     assert int(state.step) == 2
     assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
@@ -96,10 +111,48 @@ def test_every_method_takes_steps_and_compiles_once(name: str, ood: str):
     assert all(jax.tree.leaves(moved))
 
 
+def test_prevmatch_compiles_once_while_its_bank_fills_and_turns_over():
+    recipe, state = _setup("prevmatch", "none", threshold=0.0)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    step = train_step.make_train_step(recipe, mesh)
+    offer = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    state = jax.device_put(state.replace(step=jnp.int32(2)), sharding.replicated(mesh))
+    batch = sharding.shard_batch(_batch(recipe.method), mesh)
+    previous = []
+    for number in range(5):
+        state, metrics = step(state, batch, {})
+        previous.append(jax.device_get({key: v for key, v in metrics.items() if "prev" in key or "bank" in key}))
+        state = offer(state, 0.1 * (number + 1))
+    assert step._cache_size() == 1
+    assert offer._cache_size() == 1
+    assert int(state.bank.pushed) == 5
+    assert int(state.bank.size) == 3
+    assert all(value == 0 for value in previous[0].values())
+    for later in previous[1:]:
+        assert later["mask_ratio_bank"] > 0
+        assert all(np.isfinite(value) for value in later.values())
+    assert len({float(later["loss_u_fp_prev"]) for later in previous}) == 5
+
+
+def test_the_snapshots_count_in_the_total_only_when_there_are_some():
+    recipe, state = _setup("prevmatch", "none", threshold=0.0)
+    state = state.replace(step=jnp.int32(4))  # epoch 2 of 5: mu is 1
+    full = _with_snapshots(state, 2)
+    batch = _batch(recipe.method)
+    for given, divisor in ((state, 2), (full, 3)):
+        views = recipe.views(given.step, batch, {}, given.bank)
+        loss, outcome = train_step.total_loss(given.params, given.batch_stats, views, recipe.weights(given), recipe)
+        parts = {name: term.loss for name, term in outcome.terms.items()}
+        own = outcome.supervised + 0.25 * parts["u_s1"] + 0.25 * parts["u_s2"] + 0.5 * parts["u_fp"]
+        snapshots = 0.25 * parts["u_s1_prev"] + 0.25 * parts["u_s2_prev"] + 0.5 * parts["u_fp_prev"]
+        assert (float(snapshots) > 0) == (given is full)
+        np.testing.assert_allclose(loss, (own + snapshots) / divisor, rtol=1e-6)
+
+
 def test_total_is_the_weighted_mean_of_the_parts():
     recipe, state = _setup()
-    views = recipe.views(jnp.zeros((), jnp.int32), _batch(recipe.method), None)
-    loss, outcome = jax.jit(lambda p, s, v: train_step.total_loss(p, s, v, recipe.student, recipe.method, IGNORE))(
+    views = recipe.views(jnp.zeros((), jnp.int32), _batch(recipe.method), {})
+    loss, outcome = jax.jit(lambda p, s, v: train_step.total_loss(p, s, v, recipe.weights(state), recipe))(
         state.params, state.batch_stats, views
     )
     parts = sum(term.weight * outcome.terms[term.name].loss for term in recipe.method.terms)
@@ -124,13 +177,12 @@ def test_online_labels_come_from_the_ovs_with_confidence_one():
     recipe, _ = _setup(ovs=_ConstantOVS())
     batch = _batch(recipe.method)
     del batch["ood"]["label"], batch["ood"]["confidence"]
-    views = recipe.views(jnp.zeros((), jnp.int32), batch, _ConstantOVS.weights)
-    assert views.ovs is not None
-    np.testing.assert_array_equal(views.ovs.label, 2)
-    np.testing.assert_array_equal(views.ovs.confidence, 1.0)
+    found = recipe.views(jnp.zeros((), jnp.int32), batch, {"ovs": _ConstantOVS.weights}).labels["ovs", "ood"]
+    np.testing.assert_array_equal(found.label, 2)
+    np.testing.assert_array_equal(found.confidence, 1.0)
     expected = batch["ood"]["valid"].copy()
     expected[:, 0] = False
-    np.testing.assert_array_equal(views.ovs.valid, expected)
+    np.testing.assert_array_equal(found.valid, expected)
 
 
 def test_the_ovs_threshold_gates_cached_and_online_labels():
@@ -139,21 +191,19 @@ def test_the_ovs_threshold_gates_cached_and_online_labels():
     batch["ood"]["confidence"][:] = 255
     batch["ood"]["confidence"][:, :, :4] = 100
     cached = recipe._replace(method=dataclasses.replace(recipe.method, ovs_threshold=0.5))
-    views = cached.views(jnp.zeros((), jnp.int32), batch, None)
-    assert views.ovs is not None
-    np.testing.assert_array_equal(views.ovs.confidence, batch["ood"]["confidence"] == 255)
-    online = cached._replace(ovs=_ConstantOVS())
+    found = cached.views(jnp.zeros((), jnp.int32), batch, {}).labels["ovs", "ood"]
+    np.testing.assert_array_equal(found.confidence, batch["ood"]["confidence"] == 255)
+    online = cached._replace(frozen={"ovs": _ConstantOVS()})
     for threshold, confidence in ((0.5, 1.0), (0.51, 0.0)):  # the model's confidence is 0.5
         strict = online._replace(method=dataclasses.replace(recipe.method, ovs_threshold=threshold))
-        found = strict.views(jnp.zeros((), jnp.int32), batch, _ConstantOVS.weights).ovs
-        assert found is not None
+        found = strict.views(jnp.zeros((), jnp.int32), batch, {"ovs": _ConstantOVS.weights}).labels["ovs", "ood"]
         np.testing.assert_array_equal(found.confidence, confidence)
 
 
 def test_views_depend_on_seed_and_step_alone():
     recipe, _ = _setup()
     batch = _batch(recipe.method)
-    first, again, later = (recipe.views(jnp.int32(step), batch, None) for step in (4, 4, 5))
+    first, again, later = (recipe.views(jnp.int32(step), batch, {}) for step in (4, 4, 5))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.s1["ood"] != later.s1["ood"])
     assert np.any(first.s1["unlabeled"] != first.s2["unlabeled"])
@@ -163,6 +213,6 @@ def test_a_batch_without_a_valid_pixel_has_a_finite_loss():
     recipe, state = _setup("supervised", "none")
     batch = _batch(recipe.method)
     batch["labeled"]["label"][:] = IGNORE
-    views = recipe.views(jnp.zeros((), jnp.int32), batch, None)
-    loss, _ = train_step.total_loss(state.params, state.batch_stats, views, recipe.student, recipe.method, IGNORE)
+    views = recipe.views(jnp.zeros((), jnp.int32), batch, {})
+    loss, _ = train_step.total_loss(state.params, state.batch_stats, views, {}, recipe)
     assert float(loss) == 0.0

@@ -5,6 +5,7 @@ Source of the details: model/semseg/deeplabv3plus.py of wooseok-shin/SemiOVS.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,14 @@ class DeepLabV3Plus(nnx.Module):
             return logits
         clean, perturbed = deinterleave(logits, 2)
         return clean, perturbed
+
+    @staticmethod
+    def parameter_groups(params: dict[str, Any]) -> dict[str, Any]:
+        """The group of every parameter, see `optim`: "backbone" below that key, "head" elsewhere."""
+        return {
+            name: jax.tree.map(lambda _, n=name: "backbone" if n == "backbone" else "head", subtree)
+            for name, subtree in params.items()
+        }
 
     def _decode(
         self,

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
+
+# What MaskCLIP's vision transformer computes otherwise than CLIP's (SemiVL: `maskclip_vit.py`).
+MASKCLIP_LAYERS = {"eps": 1e-6, "activation": "gelu"}
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
 
@@ -201,4 +204,28 @@ def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) 
         image_size=config["image_size"],
         normalization=config.get("normalization", ""),
         dtype=config.get("dtype", "float32"),
+    )
+
+
+def build_label_maker(config: Mapping[str, Any], num_classes: int, *, image_size: int) -> DenseClip:
+    """Builds SemiVL's frozen dense CLIP, which labels crops inside the train step, from `config.clip`.
+
+    Args:
+      config: `weights`, `vocabulary`, `normalization` and `dtype`, as in `make_dense_clip`, and `layers`: "maskclip"
+        for MaskCLIP's exact GELU and epsilon of 1e-6 in place of CLIP's own, which "" keeps.
+      num_classes: classes of the dataset.
+      image_size: side of the crops, in pixels.
+
+    Raises:
+      InputError: as `build_dense_clip`, or unknown `layers`.
+    """
+    clip = load_clip(config["weights"])
+    if config["layers"] not in ("", "maskclip"):
+        raise InputError(f"config.clip.layers is {config['layers']!r}; choose 'maskclip', or '' for CLIP's own")
+    if config["layers"]:
+        visual: Any = dataclasses.replace(cast(Any, clip.config.visual), **MASKCLIP_LAYERS)
+        clip = dataclasses.replace(clip, config=dataclasses.replace(clip.config, visual=visual))
+    vocabulary = load_vocabulary(config["vocabulary"], num_classes)
+    return make_dense_clip(
+        clip, vocabulary, image_size=image_size, normalization=config["normalization"], dtype=config["dtype"]
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from semiovs_jax.methods import Method
+from semiovs_jax.methods import Method, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,18 @@ def _epochs(summary: Summary) -> str:
 def _method_lines(method: Method) -> list[str]:
     if not method.terms:
         return [f"{method.name}: supervised loss alone"]
-    divisor = method.total_weight
-    lines = [f"{method.name}: the sum of these losses by their weights"]
-    lines.append(f"{1 / divisor:7.3f} x supervised")
-    for term in method.terms:
-        what = f"{term.prediction} of {term.stream}, labeled by {term.labeler}"
-        gate = f"confidence >= {method.confidence_threshold:g}"
-        lines.append(f"{term.weight / divisor:7.3f} x {term.name}: {what}, {gate}")
+    lines = [f"{method.name}: the mean of these losses by their weights"]
+    lines.append("  1     x supervised")
+    lines += [_term_line(term) for term in method.terms if term.in_divisor]
+    if added := [_term_line(term) for term in method.terms if not term.in_divisor]:
+        lines += ["and beside that mean", *added]
     return lines
+
+
+def _term_line(term: Term) -> str:
+    what = f"{term.prediction} of {term.stream}, labeled by {term.labeler}"
+    when = "" if term.schedule == "constant" else f" x {term.schedule}"
+    return f"  {term.weight:<5.3g}{when} x {term.name}: {what}, {term.gate} confidence >= {term.threshold:g}"
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

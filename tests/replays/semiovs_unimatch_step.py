@@ -1,16 +1,19 @@
-"""Whole training iterations of SemiOVS on UniMatch, from stored views: losses, gradients, states, logits."""
+"""Whole training iterations of SemiOVS on UniMatch or PrevMatch from stored views: losses, gradients, states."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
 from semiovs_jax import methods, optim, sharding, train_step
+from semiovs_jax.bank import Bank, Draw, ensemble_logits
 from semiovs_jax.convert.deeplab import STUDENT_RULES, convert_student, infer_architecture
 from semiovs_jax.convert.keys import find_rule, flatten
 from semiovs_jax.labelers import trusted
@@ -20,6 +23,7 @@ from tests.golden import Golden
 
 # The optimizer settings that the reference's trainer does not take from its config (notes: momentum 0.9, decay 1e-4).
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9
+DRAWS = 3  # snapshots that label a batch at most, likewise
 TERM_NAMES = {
     "u_s1": "loss_u_s1",
     "u_s2": "loss_u_s2",
@@ -27,6 +31,9 @@ TERM_NAMES = {
     "u_s1_ood": "loss_u_s1_ood",
     "u_s2_ood": "loss_u_s2_ood",
     "u_fp_ood": "loss_u_w_fp_ood",
+    "u_s1_prev": "loss_u_s1_prev",
+    "u_s2_prev": "loss_u_s2_prev",
+    "u_fp_prev": "loss_u_w_fp_prev",
 }
 
 
@@ -36,40 +43,42 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     meta, source = golden.meta, golden.state_dict()
     config = meta["config"]
     architecture = infer_architecture(source, dilate=config["replace_stride_with_dilation"], rates=config["dilations"])
-    student, params, batch_stats = Functional.create(architecture.build(config["nclass"], rngs=nnx.Rngs(0)))
-    params, batch_stats = convert_student(source, params, batch_stats, name=golden.path.name)
-    params, batch_stats = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, batch_stats))
+    model = architecture.build(config["nclass"], rngs=nnx.Rngs(0))
+    student, params, batch_stats = Functional.create(model)
+
+    def weights(source: dict[str, np.ndarray]) -> tuple[Any, Any]:
+        converted = convert_student(source, params, batch_stats, name=golden.path.name)
+        return jax.tree.map(lambda a: jnp.asarray(a, dtype), converted)
+
+    first = weights(source)
+    snapshots = [weights(golden.state_dict(seed)) for seed in meta.get("prev_bank_fill_seeds", ())]
+    bank = _bank(*first, snapshots) if snapshots else None
 
     ignore_index = config["criterion"]["kwargs"]["ignore_index"]
-    views = [_views(golden, index, ignore_index, dtype) for index in meta["iters_index"]]
+    views = [_views(golden, index, ignore_index, dtype) for index in range(len(meta["iters_index"]))]
+    if bank is not None:
+        views = [_with_bank(golden, index, given, bank, student) for index, given in enumerate(views)]
     probe = jnp.asarray(golden["probe"].transpose(0, 2, 3, 1), dtype)
-    table = methods.make_method(
-        ConfigDict(
-            {
-                "name": "unimatch",
-                "ood": "ovs",
-                "ood_weight": config["lambda"],
-                "confidence_threshold": 0.0,
-                "ovs_threshold": 0.0,
-            }
-        )
-    )
+    table = methods.make_method(_method_config(meta))
 
-    def optimizer_config(learning_rate: Any) -> SimpleNamespace:
-        return SimpleNamespace(
-            learning_rate=learning_rate,
-            head_multiplier=config["lr_multi"],
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            power=POWER,
-        )
-
-    # Threshold and learning rate are arguments, so that the variants share one compilation.
+    # Thresholds and learning rate are arguments, so that the variants share one compilation.
     @jax.jit
-    def step(state: TrainState, views: train_step.Views, threshold: jax.Array, rate: jax.Array) -> train_step.Update:
-        method = dataclasses.replace(table, confidence_threshold=threshold)
-        optimizer = optim.make_optimizer(optimizer_config(rate), meta["total_iters"])
-        return train_step.update(state, views, student, method, optimizer, ignore_index)
+    def step(state: TrainState, views: train_step.Views, variant: dict[str, jax.Array]) -> train_step.Update:
+        return train_step.update(state, views, recipe(variant))
+
+    def recipe(variant: dict[str, Any]) -> train_step.Recipe:
+        gates = {"student": "conf_thresh", "ovs": "conf_thresh", "bank": "prev_conf_thresh"}
+        terms = tuple(dataclasses.replace(term, threshold=variant[gates[term.labeler]]) for term in table.terms)
+        return train_step.Recipe(
+            student=student,
+            perturbed_channels=model.perturbed_channels,
+            method=dataclasses.replace(table, terms=terms),
+            optimizer=optim.make_optimizer(_optim_config(meta, variant), meta["total_iters"], model.parameter_groups),
+            ignore_index=ignore_index,
+            seed=0,
+            steps_per_epoch=meta["total_iters"] // config["epochs"],
+            total_steps=meta["total_iters"],
+        )
 
     @jax.jit
     def evaluate(state: TrainState) -> jax.Array:
@@ -80,20 +89,94 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
         if not (double or variant["f32"]):
             continue
         prefix = variant["prefix"] + ("f64/" if double else "")
-        rate = optimizer_config(variant["lr"])
-        state = TrainState.create(params, batch_stats, optim.make_optimizer(rate, meta["total_iters"]))
+        values = {key: variant[key] for key in ("conf_thresh", "prev_conf_thresh", "lr") if key in variant}
+        state = TrainState.create(*first, recipe(values).optimizer).replace(bank=bank)
         updates = []
-        for given in views:
-            updates.append(step(state, given, variant["conf_thresh"], variant["lr"]))
+        for count, index, given in zip(_schedule_counts(meta), meta["iters_index"], views, strict=True):
+            opt_state = optax.tree_utils.tree_set(state.opt_state, count=jnp.int32(count))
+            state = state.replace(step=jnp.int32(index), opt_state=opt_state)
+            updates.append(step(state, given, values))
             state = updates[-1].state
-        found = _losses(updates) | _first_iteration(updates[0], golden) | _final(golden, params, batch_stats, state)
+        found = _losses(updates) | _first_iteration(updates[0], golden)
+        found |= _final(golden, *first, state, 3 * len(updates))
+        if bank is not None:
+            found["it0/pred_prev_s"] = _strided(_snapshot_logits(golden, 0, views[0], bank, student), 8)
         if not double:
-            schedule = optim.learning_rate_schedule(rate, meta["total_iters"])
-            rates = np.array([schedule(i) for i in range(len(views))], np.float64)
-            found["lr"] = np.stack([rates, config["lr_multi"] * rates], axis=1)
+            rates = optim.learning_rate_schedules(_optim_config(meta, values), meta["total_iters"])
+            by_group = [[float(rates[group](i)) for group in ("backbone", "head")] for i in _schedule_counts(meta)]
+            found["lr"] = np.array(by_group)
         found["probe_logits_s"] = _strided(evaluate(state), 3)
         outputs |= {prefix + key: value for key, value in found.items() if prefix + key in golden}
     return outputs
+
+
+def _method_config(meta: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "prevmatch" if "prev_bank_fill_seeds" in meta else "unimatch",
+            "ood": "ovs",
+            "ood_weight": meta["config"]["lambda"],
+            "confidence_threshold": 0.0,
+            "ovs_threshold": 0.0,
+            "bank": {
+                "capacity": len(meta.get("prev_bank_fill_seeds", "-")),
+                "draws": DRAWS,
+                "confidence_threshold": 0.0,
+                "gate": meta.get("prev_conf_mode", "pixelwise"),
+            },
+        }
+    )
+
+
+def _optim_config(meta: dict[str, Any], variant: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(
+        name="sgd",
+        learning_rate=variant["lr"],
+        backbone_multiplier=1.0,
+        head_multiplier=meta["config"]["lr_multi"],
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        power=POWER,
+    )
+
+
+def _schedule_counts(meta: dict[str, Any]) -> list[int]:
+    """Updates that the learning rate counts as done: the first stored iteration uses the base rate wherever it is."""
+    return [0, *meta["iters_index"][1:]]
+
+
+def _bank(params: Any, batch_stats: Any, snapshots: list[tuple[Any, Any]]) -> Bank:
+    bank = Bank.create(params, batch_stats, len(snapshots))
+    for number, snapshot in enumerate(snapshots):
+        bank = bank.offer(*snapshot, jnp.float32(number + 1))
+    return bank
+
+
+def _draw(golden: Golden, index: int, dtype: Any) -> Draw:
+    slots, weights = (golden[f"in/{index}/prev_{key}"] for key in ("select", "weights"))
+    unused = DRAWS - len(slots)
+    return Draw(
+        jnp.asarray(np.pad(slots, (0, unused)), jnp.int32),
+        jnp.asarray(np.pad(weights, (0, unused)), dtype),
+        jnp.int32(len(slots)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="student")
+def _label_by_bank(views: train_step.Views, bank: Bank, draw: Draw, student: Functional) -> train_step.Views:
+    return train_step.label_by_bank(views, bank, draw, student, ("unlabeled", "mix"))
+
+
+def _with_bank(golden: Golden, index: int, views: train_step.Views, bank: Bank, student: Functional) -> Any:
+    draw = _draw(golden, index, views.weak["unlabeled"].dtype)
+    return _label_by_bank(views, bank, draw, student)
+
+
+def _snapshot_logits(golden: Golden, index: int, views: train_step.Views, bank: Bank, student: Functional) -> jax.Array:
+    images = jnp.concatenate([views.weak["unlabeled"], views.weak["mix"]])
+    return jax.jit(functools.partial(ensemble_logits, student=student))(
+        bank, _draw(golden, index, images.dtype), image=images
+    )
 
 
 def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_step.Views:
@@ -117,7 +200,7 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
         s2={name: image(f"img_{s}_s2") for name, s in streams.items()},
         valid=valid | {"labeled": jnp.ones(label.shape, bool)},
         label=label,
-        ovs=trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index),
+        labels={("ovs", "ood"): trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index)},
         box1=jnp.asarray(stored("cutmix_box1"), bool),
         box2=jnp.asarray(stored("cutmix_box2"), bool),
         keep=(keep("keep_c1"), keep("keep_c4")),
@@ -129,9 +212,13 @@ def _losses(updates: list[train_step.Update]) -> dict[str, np.ndarray]:
     found = {
         "total": np.array([update.loss for update in updates]),
         "loss_x": np.array([outcome.supervised for outcome in outcomes]),
-        "mask_ratio": np.array([outcome.confident for outcome in outcomes]),
     }
+    for ours, theirs in (("student", "mask_ratio"), ("bank", "mask_ratio_prev")):
+        if ours in outcomes[0].confident:
+            found[theirs] = np.array([outcome.confident[ours] for outcome in outcomes])
     for ours, theirs in TERM_NAMES.items():
+        if ours not in outcomes[0].terms:
+            continue
         terms = [outcome.terms[ours] for outcome in outcomes]
         found[theirs] = np.array([term.loss for term in terms])
         found[f"count/{theirs}"] = np.array([[term.passed, term.valid] for term in terms], np.int64)
@@ -154,19 +241,25 @@ def _first_iteration(update: train_step.Update, golden: Golden) -> dict[str, np.
     }
 
 
-def _final(golden: Golden, params: Any, batch_stats: Any, state: TrainState) -> dict[str, np.ndarray]:
+def _final(golden: Golden, params: Any, batch_stats: Any, state: TrainState, forwards: int) -> dict[str, np.ndarray]:
     def table(params: Any, batch_stats: Any, forwards: int) -> list[np.ndarray]:
         leaves = flatten(params) | flatten(batch_stats)
         return _by_name(golden.meta["tensors"], leaves, counter=np.asarray(forwards))
 
     # Each iteration has three forwards in train mode, each counted by torch's num_batches_tracked.
-    first, last = table(params, batch_stats, 0), table(state.params, state.batch_stats, 3 * int(state.step))
-    _, (momentum,), _ = state.opt_state
+    first, last = table(params, batch_stats, 0), table(state.params, state.batch_stats, forwards)
     return {
         "final/norm": _norms(last),
         "final/delta_norm": _norms([b - a for a, b in zip(first, last, strict=True)]),
-        "final/momentum_norm": _norms(_by_name(golden.meta["params"], momentum)),
+        "final/momentum_norm": _norms(_by_name(golden.meta["params"], _momentum(state.opt_state))),
     }
+
+
+def _momentum(opt_state: Any) -> Any:
+    """The momentum of all groups of parameters in one tree."""
+    unused = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    groups = [trace for _, trace in optax.tree_utils.tree_get_all_with_path(opt_state, "trace")]
+    return functools.reduce(lambda a, b: jax.tree.map(lambda x, y: y if unused(x) else x, a, b, is_leaf=unused), groups)
 
 
 def _by_name(names: list[str], tree: Any, counter: np.ndarray | None = None) -> list[np.ndarray]:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import common
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax import metrics
@@ -31,9 +31,9 @@ def scores(dataset, seed):
     return metrics.scores(confusion)
 
 
-def summary(restored_step=None, ood="ovs", bytes_per_device=3 * 2**29):
-    config = ConfigDict({"name": "unimatch", "ood": ood, "ood_weight": 1.0})
-    config.update(confidence_threshold=0.95, ovs_threshold=0.0)
+def summary(restored_step=None, name="unimatch", ood="ovs", bytes_per_device=3 * 2**29):
+    config = common.semiovs_unimatch().method
+    config.update({"name": name, "ood": ood})
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     records = {"labeled": 92, "unlabeled": 10490, "ood": 118287, "validation": 1449}
     return Summary(
@@ -145,7 +145,7 @@ def test_log_writes_strict_json(tmp_path):
 
 def test_summary_says_what_the_loss_is():
     text = format_summary(summary())
-    for part in ("0.333 x supervised", "0.083 x u_s1: ", "0.167 x u_fp_ood: fp of ood, labeled by ovs", "80.0 epochs"):
+    for part in ("0.25  x u_s1: s1 of unlabeled", "0.5   x u_fp_ood: fp of ood, labeled by ovs", "80.0 epochs"):
         assert part in text
     assert "1.50 GiB" in text
     assert "59,344,309" in text
@@ -154,6 +154,13 @@ def test_summary_says_what_the_loss_is():
     again = format_summary(summary(restored_step=1311, bytes_per_device=None))
     assert "continues after step 1,311" in again
     assert "not estimated" in again
+
+
+def test_summary_says_when_terms_count_and_which_are_beside_the_mean():
+    assert "0.25  x triangle x u_s1_prev: s1 of unlabeled, labeled by bank" in format_summary(summary(name="prevmatch"))
+    mean, beside = format_summary(summary(name="semivl")).split("and beside that mean")
+    assert "u_fp_ood" in mean
+    assert "0.05  x fade x u_fp_mc: fp of unlabeled, labeled by dense_clip, pixelwise confidence >= 0.9" in beside
 
 
 def test_clock_leaves_out_compilation_and_evaluations():
