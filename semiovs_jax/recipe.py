@@ -9,7 +9,7 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import Method, make_method
-from semiovs_jax.models import DeepLabV3Plus, Functional, build_student
+from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.train_step import Recipe
 
@@ -42,15 +42,13 @@ def needs_ovs(config: ml_collections.ConfigDict, method: Method, labels: str) ->
     return config.ovs.labels == labels
 
 
-def make_student(config: ml_collections.ConfigDict) -> DeepLabV3Plus:
+def make_student(config: ml_collections.ConfigDict) -> Student:
     """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone."""
     num_classes = load_dataset(config.data.dataset).num_classes
-    return build_student(config.model, num_classes, rngs=nnx.Rngs(config.seed))
+    return build_student(config.model, num_classes, image_size=config.data.crop_size, rngs=nnx.Rngs(config.seed))
 
 
-def make_recipe(
-    config: ml_collections.ConfigDict, student: DeepLabV3Plus, steps: int, ovs: OVS | None = None
-) -> Recipe:
+def make_recipe(config: ml_collections.ConfigDict, student: Student, steps: int, ovs: OVS | None = None) -> Recipe:
     """The static side of a config's train step.
 
     Args:

@@ -21,7 +21,7 @@ from semiovs_jax.inspection import make_inspection
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import make_method
-from semiovs_jax.models import DeepLabV3Plus, Functional
+from semiovs_jax.models import Functional, Student
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.preemption import Preemption
 from semiovs_jax.recipe import batch_structs, make_recipe, make_student, needs_ovs, total_steps
@@ -186,7 +186,7 @@ def _mesh(config: ml_collections.ConfigDict) -> Mesh:
     return mesh
 
 
-def initial_weights(config: ml_collections.ConfigDict, student: DeepLabV3Plus) -> tuple[Any, Any]:
+def initial_weights(config: ml_collections.ConfigDict, student: Student) -> tuple[Any, Any]:
     """A student's parameters and running statistics before training: its backbone pretrained, the rest random.
 
     Args:

@@ -43,7 +43,8 @@ def _setup(
 ) -> tuple[train_step.Recipe, TrainState]:
     config = {"name": name, "ood": ood, "ood_weight": 1.0, "confidence_threshold": threshold, "ovs_threshold": 0.0}
     method = methods.make_method(ConfigDict(config))
-    model = models.build_student({"backbone": "resnet_tiny", "dtype": dtype, "remat": False}, CLASSES, rngs=nnx.Rngs(0))
+    architecture = {"backbone": "resnet_tiny", "dtype": dtype, "remat": False}
+    model = models.build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     optimizer = optim.make_optimizer(OPTIM, total_steps=10)
     recipe = train_step.Recipe(student, model.perturbed_channels, method, optimizer, IGNORE, seed=3, ovs=ovs)
