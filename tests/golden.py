@@ -53,7 +53,7 @@ _OPTIONAL = {
 
 
 # Goldens that hold published text embeddings, which the repository must not.
-_NOT_SHIPPED = {"maskclip_labels", "vlg_head"}
+_NOT_SHIPPED = {"maskclip_labels", "vlg_head", "semiovs_semivl_step"}
 
 
 def golden_path(name: str) -> Path:

@@ -165,7 +165,8 @@ class ClipVit(nnx.Module):
         x, grid = self._embed(image)
         call, value_path = Block.__call__, Block.value_path
         if self.remat:
-            call, value_path = nnx.remat(call), nnx.remat(value_path)
+            # Keyword-only arguments, such as the mask, cannot pass nnx.remat.
+            call, value_path = nnx.remat(lambda layer, x: layer(x)), nnx.remat(value_path)
         levels = []
         value = x
         for index, layer in enumerate(self.layers):
