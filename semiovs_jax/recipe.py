@@ -11,7 +11,7 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import Method, make_method
-from semiovs_jax.models import DeepLabV3Plus, Functional, build_student
+from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.dense_clip import build_label_maker
@@ -61,15 +61,15 @@ def build_frozen_labelers(config: ml_collections.ConfigDict, method: Method) -> 
     return frozen
 
 
-def make_student(config: ml_collections.ConfigDict) -> DeepLabV3Plus:
+def make_student(config: ml_collections.ConfigDict) -> Student:
     """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone."""
     num_classes = load_dataset(config.data.dataset).num_classes
-    return build_student(config.model, num_classes, rngs=nnx.Rngs(config.seed))
+    return build_student(config.model, num_classes, image_size=config.data.crop_size, rngs=nnx.Rngs(config.seed))
 
 
 def make_recipe(
     config: ml_collections.ConfigDict,
-    student: DeepLabV3Plus,
+    student: Student,
     steps: int,
     steps_per_epoch: int,
     frozen: Mapping[str, OVS] | None = None,

@@ -35,6 +35,7 @@ _INPUTS = {
     "sed_full": r"^image$",
     "maskclip_vit": r"^input_",
     "maskclip_labels": r"^(input$|text_)",
+    "vlg_head": r"^(feat\d|emb|text)$",
 }
 # Probes of the reference's inside: compared when the replay offers them, not missed otherwise.
 _OPTIONAL = {
@@ -52,11 +53,12 @@ _OPTIONAL = {
     "sed_full": r"^(res\d|clip_input|image_resized|label_margin|agg)$",
     "maskclip_vit": r"(_probe|_stats|_global)$",
     "maskclip_labels": r"^(cityscapes|voc_renorm|voc_single)|probe",
+    "vlg_head": r"(_probe|_stats|^sim|text_proj)$",
 }
 
 
 # Goldens that hold published text embeddings, which the repository must not.
-_NOT_SHIPPED = {"maskclip_labels", "semiovs_semivl_step"}
+_NOT_SHIPPED = {"maskclip_labels", "vlg_head", "semiovs_semivl_step"}
 
 
 def golden_path(name: str) -> Path:

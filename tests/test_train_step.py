@@ -44,7 +44,8 @@ def _setup(
     config.method.bank.update({"confidence_threshold": threshold, "capacity": 3})
     config.optim.learning_rate = 0.01
     method = methods.make_method(config.method)
-    model = models.build_student({"backbone": "resnet_tiny", "dtype": dtype, "remat": False}, CLASSES, rngs=nnx.Rngs(0))
+    architecture = {"backbone": "resnet_tiny", "dtype": dtype, "remat": False}
+    model = models.build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     optimizer = optim.make_optimizer(config.optim, STEPS, model.parameter_groups)
     recipe = train_step.Recipe(

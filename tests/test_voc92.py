@@ -79,7 +79,7 @@ def _write_data(folder: Path) -> None:
 def _write_weights(folder: Path) -> None:
     """A random backbone in the format of `semiovs_jax.convert`, and a tiny SED that reads bytes."""
     config = voc92.get_config()
-    student = build_student(config.model, 21, rngs=nnx.Rngs(0))
+    student = build_student(config.model, 21, image_size=config.data.crop_size, rngs=nnx.Rngs(0))
     _, params, batch_stats = Functional.create(student)
     values = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     backbone = {path: value for path, value in values.items() if path.startswith("backbone/")}

@@ -18,6 +18,7 @@ from semiovs_jax.convert.weights import file_sha256, save_weights
 # Module and function (source, name) -> Converted of each kind; imported when asked for.
 KINDS = {
     "clip": ("semiovs_jax.convert.clip_model", "convert_clip"),
+    "clip_visual": ("semiovs_jax.convert.semivl", "convert_clip_visual"),
     "resnet": ("semiovs_jax.convert.deeplab", "convert_resnet"),
     "sed": ("semiovs_jax.convert.sed", "convert_sed"),
 }

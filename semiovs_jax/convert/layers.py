@@ -24,6 +24,14 @@ def conv(source: str, target: str) -> list[Rule]:
     ]
 
 
+def conv_transpose(source: str, target: str) -> list[Rule]:
+    """Transposed convolution with bias."""
+    return [
+        Rule(rf"{source}\.weight", f"{target}/kernel", "conv_transpose"),
+        Rule(rf"{source}\.bias", f"{target}/bias"),
+    ]
+
+
 def convnext_block(source: str, target: str) -> list[Rule]:
     """ConvNeXt's block, by the names of its authors or of timm."""
     return [

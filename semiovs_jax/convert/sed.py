@@ -14,19 +14,12 @@ from data_pipelines.errors import InputError
 from semiovs_jax.convert.clip import unpacked
 from semiovs_jax.convert.clip_model import convnext_clip_rules, infer_convnext_clip
 from semiovs_jax.convert.keys import Converted, Rule, below, convert, target_shapes
-from semiovs_jax.convert.layers import conv, convnext_block, linear, norm
+from semiovs_jax.convert.layers import conv, conv_transpose, convnext_block, linear, norm
 from semiovs_jax.models.sed import SedConfig
 from semiovs_jax.ovs.model_files import flatten_parts
 from semiovs_jax.ovs.sed_weights import SedWeightsConfig, parameter_shapes
 
 _NUM_DECODERS = 3
-
-
-def _conv_transpose(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", f"{target}/kernel", "conv_transpose"),
-        Rule(rf"{source}\.bias", f"{target}/bias"),
-    ]
 
 
 def _decoder(source: str, target: str) -> list[Rule]:
@@ -35,7 +28,7 @@ def _decoder(source: str, target: str) -> list[Rule]:
         *norm(rf"{source}\.attention\.norm([12])", rf"{target}/attention/norm\1"),
         *linear(rf"{source}\.attention\.MLP\.0", f"{target}/attention/mlp/expand"),
         *linear(rf"{source}\.attention\.MLP\.2", f"{target}/attention/mlp/contract"),
-        *_conv_transpose(rf"{source}\.up", f"{target}/up"),
+        *conv_transpose(rf"{source}\.up", f"{target}/up"),
     ]
     for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
         rules += linear(rf"{source}\.attention\.attention\.{theirs}", f"{target}/attention/{ours}")
@@ -49,7 +42,7 @@ def _decoder(source: str, target: str) -> list[Rule]:
 AGGREGATOR_RULES = [
     *conv(r"conv1", "embed"),
     *conv(r"decoder_guidance_projection\.(\d+)\.0", r"image_guidance/\1"),
-    *_conv_transpose(r"decoder_corr_guidance_projection\.(\d+)\.0", r"correlation_guidance/\1"),
+    *conv_transpose(r"decoder_corr_guidance_projection\.(\d+)\.0", r"correlation_guidance/\1"),
     *(rule for i in range(_NUM_DECODERS) for rule in _decoder(f"decoder{i + 1}", f"decoders/{i}")),
     *conv(r"head(\d)", r"heads/\1"),
     *conv(r"head", f"heads/{_NUM_DECODERS}"),

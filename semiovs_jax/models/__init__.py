@@ -8,16 +8,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines.errors import InputError
+from semiovs_jax.models.clip_vit import ClipVitConfig
 from semiovs_jax.models.deeplabv3plus import DeepLabV3Plus
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.models.resnet import ResNet
+from semiovs_jax.models.semivl import SemiVL, SemiVLConfig
+from semiovs_jax.models.student import Student
+from semiovs_jax.models.vlg import VlgConfig
 
-__all__ = ["ARCHITECTURES", "Architecture", "DeepLabV3Plus", "Functional", "build_student"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "DeepLabV3Plus",
+    "Functional",
+    "SemiVL",
+    "SemiVLConfig",
+    "Student",
+    "build_student",
+]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Depths and widths of a student; the fields are arguments of `ResNet` and `DeepLabV3Plus`."""
+    """Depths and widths of a DeepLabV3+; the fields are arguments of `ResNet` and `DeepLabV3Plus`."""
 
     stage_sizes: tuple[int, ...]
     stem_widths: tuple[int, ...] = (64, 64, 128)
@@ -56,7 +69,7 @@ class Architecture:
         )
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Architecture | SemiVLConfig] = {
     "resnet50": Architecture((3, 4, 6, 3)),
     "resnet101": Architecture((3, 4, 23, 3)),
     # For two CPU cores and crops of 65 px: their last feature map has 5 x 5 positions, and the rates fit into it.
@@ -68,20 +81,37 @@ ARCHITECTURES = {
         channels=32,
         low_level_channels=16,
     ),
+    "clip_vit_b16": SemiVLConfig(),
+    # The tower of the shipped CLIP "shapes_clip". A crop of 64 px has 8 x 8 patches, and the rates fit into them.
+    "clip_vit_shapes": SemiVLConfig(
+        ClipVitConfig(patch_size=8, width=64, num_layers=4, num_heads=2, embed_dim=64),
+        out_layers=(0, 1),
+        head=VlgConfig(
+            channels=32,
+            text_channels=32,
+            num_layers=1,
+            pool=2,
+            skip_channels=(8, 4),
+            up_channels=(16, 8),
+            rates=(1, 2, 3),
+            kernel_size=3,
+        ),
+    ),
 }
 
 # None computes in the input's own type, so that float64 inputs stay float64.
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
-def build_student(config: Mapping[str, Any], num_classes: int, *, rngs: nnx.Rngs) -> DeepLabV3Plus:
-    """Builds DeepLabV3+ with fresh weights.
+def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: int, rngs: nnx.Rngs) -> Student:
+    """Builds DeepLabV3+ or SemiVL with fresh weights.
 
     Args:
-      config: `backbone`, a name of ARCHITECTURES; `dtype`, "float32" or "bfloat16" (convolutions only: batch
-        statistics, logits and weights stay float32); `remat`, whether to recompute the residual blocks'
-        activations in the backward pass.
+      config: `backbone`, a name of ARCHITECTURES; `dtype`, "float32" or "bfloat16" (of convolutions and
+        transformers: batch statistics, logits and weights stay float32); `remat`, whether to recompute the
+        activations of residual or transformer blocks in the backward pass.
       num_classes: Channels of the logits.
+      image_size: Side of the training crop, which decides SemiVL's position table; DeepLabV3+ has none.
       rngs: Stream for the initial weights.
 
     Raises:
@@ -91,4 +121,7 @@ def build_student(config: Mapping[str, Any], num_classes: int, *, rngs: nnx.Rngs
         if config[key] not in table:
             raise InputError(f"config.model.{key} is {config[key]!r}; choose one of {', '.join(sorted(table))}")
     architecture = ARCHITECTURES[config["backbone"]]
-    return architecture.build(num_classes, dtype=DTYPES[config["dtype"]], remat=config["remat"], rngs=rngs)
+    dtype, remat = DTYPES[config["dtype"]], config["remat"]
+    if isinstance(architecture, SemiVLConfig):
+        return SemiVL(architecture, num_classes, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)
+    return architecture.build(num_classes, dtype=dtype, remat=remat, rngs=rngs)

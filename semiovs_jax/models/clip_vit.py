@@ -7,7 +7,7 @@ path); google-research/semivl `maskclip_vit.py` (which outputs are taken where).
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.transformer import Block, layer_norm
 
 _CUBIC_A = -0.75  # torch's choice of Keys' parameter
+
+# What MaskCLIP computes otherwise than CLIP, with CLIP's weights; fields of `ClipVitConfig`.
+MASKCLIP: dict[str, Any] = {"eps": 1e-6, "activation": "gelu"}
 
 
 def cubic_matrix(source: int, target: int) -> np.ndarray:
@@ -40,6 +43,25 @@ def cubic_matrix(source: int, target: int) -> np.ndarray:
         far = a * (x**3 - 5 * x**2 + 8 * x - 4)
         np.add.at(matrix, (np.arange(target), np.clip(column, 0, source - 1)), np.where(x <= 1, near, far))
     return matrix
+
+
+def resize_positions(table: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
+    """Bicubic interpolation of a position table, as the reference's.
+
+    Args:
+      table: float [1 + h * w, D], the class token's position first, which is kept.
+      source: (h, w) of the table's grid.
+      target: rows and columns of the result's.
+
+    Returns:
+      [1 + rows * columns, D]. Like the reference, a grid of as many patches is not resized, whatever its shape.
+    """
+    if math.prod(source) == math.prod(target):
+        return table
+    rows, columns = (jnp.asarray(cubic_matrix(*sides), table.dtype) for sides in zip(source, target, strict=True))
+    grid = table[1:].reshape(*source, -1)
+    patches = jnp.einsum("yi,xj,ijd->yxd", rows, columns, grid, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([table[:1], patches.reshape(-1, table.shape[1])])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +120,17 @@ class ClipVit(nnx.Module):
       config: the architecture.
       dtype: compute dtype, None for that of the input. Parameters stay float32; embeddings are returned in
         float32 or wider.
+      remat: whether to recompute the blocks' activations in the backward pass instead of keeping them.
       rngs: initializes the parameters.
     """
 
-    def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+    def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs):
         width = config.width
         patch = (config.patch_size, config.patch_size)
         normal = nnx.initializers.normal(width**-0.5)
         self.config = config
         self.dtype = dtype
+        self.remat = remat
         self.patch_embed = nnx.Conv(
             3, width, patch, strides=patch, padding="VALID", use_bias=False, dtype=dtype, rngs=rngs
         )
@@ -142,11 +166,15 @@ class ClipVit(nnx.Module):
           block's attention costs nothing.
         """
         x, grid = self._embed(image)
+        call, value_path = Block.__call__, Block.value_path
+        if self.remat:
+            # Keyword-only arguments, such as the mask, cannot pass nnx.remat.
+            call, value_path = nnx.remat(lambda layer, x: layer(x)), nnx.remat(value_path)
         levels = []
         value = x
         for index, layer in enumerate(self.layers):
-            value = layer.value_path(x) if index in (*out_indices, len(self.layers) - 1) else value
-            x = layer(x)
+            value = value_path(layer, x) if index in (*out_indices, len(self.layers) - 1) else value
+            x = call(layer, x)
             if index == len(self.layers) - 1:
                 x, value = self.final_norm(x), self.final_norm(value)
             if index in out_indices:
@@ -163,28 +191,8 @@ class ClipVit(nnx.Module):
         N, h, w, D = patches.shape
         cls_token = jnp.broadcast_to(self.cls_token[...].astype(patches.dtype), (N, 1, D))
         tokens = jnp.concatenate([cls_token, patches.reshape(N, h * w, D)], axis=1)
-        return self.pre_norm(tokens + self._positions((h, w)).astype(patches.dtype)), (h, w)
-
-    def _positions(self, grid: tuple[int, int]) -> jax.Array:
-        """Position table [1 + h * w, width] for a grid of (h, w) patches.
-
-        Like the reference, a grid with as many patches as the table is not resized, whatever its shape.
-        """
-        table = self.pos_embed[...]
-        if math.prod(grid) == math.prod(self.config.grid):
-            return table
-        rows, columns = (
-            jnp.asarray(cubic_matrix(source, target), table.dtype)
-            for source, target in zip(self.config.grid, grid, strict=True)
-        )
-        patches = jnp.einsum(
-            "yi,xj,ijd->yxd",
-            rows,
-            columns,
-            table[1:].reshape(*self.config.grid, -1),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return jnp.concatenate([table[:1], patches.reshape(-1, table.shape[1])])
+        positions = resize_positions(self.pos_embed[...], self.config.grid, (h, w))
+        return self.pre_norm(tokens + positions.astype(patches.dtype)), (h, w)
 
     def _project(self, x: jax.Array) -> jax.Array:
         """Tokens [..., width] to unit vectors [..., embed_dim]."""

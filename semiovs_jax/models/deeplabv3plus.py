@@ -5,13 +5,20 @@ Source of the details: model/semseg/deeplabv3plus.py of wooseok-shin/SemiOVS.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from semiovs_jax.models.layers import ConvNorm, full_precision, head_init, resize_bilinear, zero_outside
+from semiovs_jax.models.layers import (
+    ConvNorm,
+    channel_dropout,
+    full_precision,
+    head_init,
+    resize_bilinear,
+    zero_outside,
+)
 from semiovs_jax.models.resnet import ResNet
 from semiovs_jax.sharding import deinterleave, interleave
 
@@ -51,6 +58,8 @@ class DeepLabV3Plus(nnx.Module):
       perturbed_channels: Channels of the features that a perturbed forward drops from: stages 1 and 4.
     """
 
+    windowed: ClassVar[bool] = False
+
     def __init__(
         self,
         backbone: ResNet,
@@ -69,14 +78,14 @@ class DeepLabV3Plus(nnx.Module):
         self.low_level = conv(low_level, low_level_channels, 1)
         self.fuse = nnx.List([conv(channels + low_level_channels, channels, 3), conv(channels, channels, 3)])
         self.classifier = nnx.Conv(channels, num_classes, (1, 1), kernel_init=head_init, rngs=rngs)
-        self.perturbed_channels = (low_level, high_level)
+        self.perturbed_channels: tuple[int, ...] = (low_level, high_level)
         self.dtype = dtype
 
     def __call__(
         self,
         x: jax.Array,
         *,
-        keep: tuple[jax.Array, jax.Array] | None = None,
+        keep: tuple[jax.Array, ...] | None = None,
         size: jax.Array | None = None,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Computes logits at the input's resolution.
@@ -102,8 +111,8 @@ class DeepLabV3Plus(nnx.Module):
         features, sizes = self.backbone(x, size)
         low_level, high_level = features[0], features[-1]
         if keep is not None:
-            low_level = interleave(low_level, _perturb(low_level, keep[0]))
-            high_level = interleave(high_level, _perturb(high_level, keep[1]))
+            low_level = interleave(low_level, channel_dropout(low_level, keep[0]))
+            high_level = interleave(high_level, channel_dropout(high_level, keep[1]))
         logits = self._decode(low_level, high_level, sizes[0], sizes[-1])
         logits = resize_bilinear(logits, (height, width), align_corners=True, source_size=sizes[0], target_size=size)
         if keep is None:
@@ -112,11 +121,11 @@ class DeepLabV3Plus(nnx.Module):
         return clean, perturbed
 
     @staticmethod
-    def parameter_groups(params: dict[str, Any]) -> dict[str, Any]:
-        """The group of every parameter, see `optim`: "backbone" below that key, "head" elsewhere."""
+    def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
+        """See `Student`: "backbone" below that key, "head" elsewhere."""
         return {
-            name: jax.tree.map(lambda _, n=name: "backbone" if n == "backbone" else "head", subtree)
-            for name, subtree in params.items()
+            key: jax.tree.map(lambda _, group="backbone" if key == "backbone" else "head": group, subtree)
+            for key, subtree in params.items()
         }
 
     def _decode(
@@ -138,8 +147,3 @@ class DeepLabV3Plus(nnx.Module):
         for conv in self.fuse:
             y = conv(y, low_size)
         return self.classifier(full_precision(y))
-
-
-def _perturb(features: jax.Array, keep: jax.Array) -> jax.Array:
-    """Channel dropout of rate 0.5 with the kept channels given: [N, h, w, C] and bool [N, C]."""
-    return features * (2 * keep.astype(features.dtype))[:, None, None, :]

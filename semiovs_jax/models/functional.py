@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from semiovs_jax.models.student import Student
+
 PyTree = dict[Any, Any]
 
 
@@ -20,7 +22,7 @@ class Functional:
     graphdef: nnx.GraphDef
 
     @classmethod
-    def create(cls, module: nnx.Module) -> tuple["Functional", PyTree, PyTree]:
+    def create(cls, module: nnx.Module | Student) -> tuple["Functional", PyTree, PyTree]:
         """Splits a module into its function, its parameters and its batch statistics, both pure dicts."""
         graphdef = nnx.graphdef(module)
         params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
@@ -42,6 +44,8 @@ class Functional:
           The module's outputs, and the running statistics after the call.
         """
         # Merged from pure dicts: merging State objects inside grad is a trace-context error.
-        module = nnx.view(nnx.merge(self.graphdef, params, batch_stats), use_running_average=not train)
+        module = nnx.merge(self.graphdef, params, batch_stats)
+        # SemiVL has no batch normalization.
+        module = nnx.view(module, use_running_average=not train, raise_if_not_found=False)
         outputs = module(x, **kwargs)
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

@@ -1,4 +1,4 @@
-"""Layers with PyTorch's semantics: batch normalization, symmetric padding, bilinear interpolation.
+"""Layers with PyTorch's semantics: normalization, symmetric padding, bilinear interpolation.
 
 Everything is NHWC. Where a `size` is taken, it holds the true heights and widths (int32 [N, 2]) of images that
 lie in the top left corner of a padded batch. Layers then keep zeros outside the true area, so that a
@@ -8,6 +8,9 @@ convolution meets at the true border the zero padding it would meet without the 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+
+_CHANNELS_PER_GROUP = 16  # of group normalization
 
 # The initializers of the reference: He et al. 2015 for the backbone, torch's Conv2d default for the rest.
 backbone_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -88,6 +91,17 @@ class BatchNorm(nnx.Module):
         new = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
         # An assignment to running[...] asks the tracer for its sharding, which costs a search through all of the trace.
         running.set_value(new)
+
+
+def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalization in a group per 16 channels, at least one, with the two-pass variance torch uses."""
+    groups = max(1, channels // _CHANNELS_PER_GROUP)
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def channel_dropout(x: jax.Array, keep: jax.Array) -> jax.Array:
+    """Dropout of rate 0.5 of whole channels, those kept given and doubled: x [N, h, w, C], keep bool [N, C]."""
+    return x * (2 * keep.astype(x.dtype))[:, None, None, :]
 
 
 class ConvNorm(nnx.Module):

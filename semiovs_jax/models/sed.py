@@ -23,7 +23,8 @@ from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import Places, by_chunks, per_class, pool, unpool
 from semiovs_jax.models.layers import full_precision
-from semiovs_jax.models.sed_decoder import ConvTranspose2x2, SedDecoder
+from semiovs_jax.models.sed_decoder import SedDecoder
+from semiovs_jax.models.upsampling import ConvTranspose2x2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
-from semiovs_jax.ovs.model_files import PartShapes, load_parts, part_shapes, save_parts
+from semiovs_jax.ovs.model_files import PartShapes, load_parts, part_shapes, save_parts, weights_kind
 
 KIND = "clip"
+VISUAL_KIND = "clip_visual"  # an image tower alone
 
 # Mean and standard deviation of RGB in 0..1 that a tower's images are normalized with. SemiVL feeds ImageNet
 # statistics to OpenAI's CLIP on VOC, CLIP's own on Cityscapes.
@@ -147,3 +148,30 @@ def load_clip(name_or_path: str) -> Clip:
     """
     config, towers, sha256 = load_parts(name_or_path, KIND, ClipConfig.from_json, parameter_shapes)
     return Clip(config, towers["visual"], towers["text"], sha256)
+
+
+def load_visual(name_or_path: str) -> tuple[ClipVitConfig, dict[Any, Any]]:
+    """Reads a vision transformer, alone or out of a whole CLIP, float32 whatever the file's precision.
+
+    Args:
+      name_or_path: name of shipped weights or path of a file of kind "clip_visual" or "clip".
+
+    Returns:
+      The architecture, and the parameters of its `ClipVit` as a pure dict.
+
+    Raises:
+      InputError: the file is missing, damaged or of another kind, holds another image tower, or its tensors are not
+        those of the architecture its metadata gives.
+    """
+    if weights_kind(name_or_path) == KIND:
+        clip = load_clip(name_or_path)
+        if not isinstance(clip.config.visual, ClipVitConfig):
+            raise InputError(f"{name_or_path}: holds a CLIP with a ConvNeXt; give one with a ViT")
+        return clip.config.visual, clip.visual
+    config, parts, _ = load_parts(
+        name_or_path,
+        VISUAL_KIND,
+        lambda text: ClipVitConfig(**json.loads(text)),
+        lambda config: part_shapes({"visual": lambda: ClipVit(config, rngs=nnx.Rngs(0))}),
+    )
+    return config, parts["visual"]

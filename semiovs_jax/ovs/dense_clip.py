@@ -18,14 +18,11 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from data_pipelines.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
-from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
+from semiovs_jax.models.clip_vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
-
-# What MaskCLIP's vision transformer computes otherwise than CLIP's (SemiVL: `maskclip_vit.py`).
-MASKCLIP_LAYERS = {"eps": 1e-6, "activation": "gelu"}
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
 
@@ -223,7 +220,7 @@ def build_label_maker(config: Mapping[str, Any], num_classes: int, *, image_size
     if config["layers"] not in ("", "maskclip"):
         raise InputError(f"config.clip.layers is {config['layers']!r}; choose 'maskclip', or '' for CLIP's own")
     if config["layers"]:
-        visual: Any = dataclasses.replace(cast(Any, clip.config.visual), **MASKCLIP_LAYERS)
+        visual: Any = dataclasses.replace(cast(Any, clip.config.visual), **MASKCLIP)
         clip = dataclasses.replace(clip, config=dataclasses.replace(clip.config, visual=visual))
     vocabulary = load_vocabulary(config["vocabulary"], num_classes)
     return make_dense_clip(

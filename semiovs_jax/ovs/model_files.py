@@ -23,6 +23,11 @@ def weights_path(name_or_path: str) -> Path:
     return shipped if shipped.is_file() else Path(name_or_path)
 
 
+def weights_kind(name_or_path: str) -> str:
+    """What shipped weights or a weight file hold, "" if they do not say; raises InputError as `load_weights`."""
+    return load_weights(weights_path(name_or_path))[1].get("kind", "")
+
+
 def part_shapes(parts: Mapping[str, Callable[[], nnx.Module]]) -> PartShapes:
     """Shapes of the parameters by part and "/" path, of modules that are only described, never computed."""
     modules = {name: nnx.eval_shape(make) for name, make in parts.items()}

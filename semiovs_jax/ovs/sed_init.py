@@ -10,12 +10,11 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.convert.weights import load_weights
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.sed import SedAggregator, SedConfig
 from semiovs_jax.ovs import clip_weights, sed_weights
-from semiovs_jax.ovs.model_files import weights_path
+from semiovs_jax.ovs.model_files import weights_kind
 from semiovs_jax.ovs.sed_weights import SedWeights, SedWeightsConfig
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 
@@ -36,7 +35,7 @@ def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWei
     model = config.model
     if model.image_size % 32:
         raise InputError(f"config.model.image_size is {model.image_size}; SED needs a multiple of 32")
-    if config.init and _kind(config.init) == sed_weights.KIND:
+    if config.init and weights_kind(config.init) == sed_weights.KIND:
         return _from_sed(config, num_templates)
     rngs = nnx.Rngs(config.seed)
     if config.init:
@@ -82,10 +81,6 @@ def _from_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWeigh
         sed.config, image_size=config.model.image_size, short_side=config.model.short_side
     )
     return dataclasses.replace(sed, config=architecture)
-
-
-def _kind(name_or_path: str) -> str:
-    return load_weights(weights_path(name_or_path))[1].get("kind", "")
 
 
 def _parameters(module: nnx.Module) -> dict[Any, Any]:

@@ -150,6 +150,23 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
     )
 
 
+def vocabulary_of_names(name: str, classes: Sequence[str], template: str) -> Vocabulary:
+    """The vocabulary in which every class is its name, in one prompt (SemiVL's "single" text embeddings).
+
+    Args:
+      name: of the vocabulary.
+      classes: class names in label order.
+      template: prompt with one `{}` for the name.
+
+    Raises:
+      InputError: the template has not exactly one `{}`.
+    """
+    if faults := _template_faults([template]):
+        raise InputError(f"{name}: {faults[0]}")
+    concepts = tuple(Concept(index, (word,)) for index, word in enumerate(classes))
+    return Vocabulary(name, "the class names", tuple(classes), concepts, (template,), origin=name)
+
+
 def load_templates(name_or_path: str) -> tuple[str, ...]:
     """Reads and checks a template set.
 

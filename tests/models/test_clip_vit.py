@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig, cubic_matrix
+from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig, cubic_matrix, resize_positions
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays.maskclip_vit import replay
 
@@ -72,9 +72,9 @@ def test_the_value_path_of_the_first_block_sees_one_patch_only(tower):
 
 def test_a_grid_of_equal_count_keeps_the_layout_of_the_table(tower):
     table = tower.pos_embed[...]
-    np.testing.assert_array_equal(tower._positions((4, 4)), table)
-    np.testing.assert_array_equal(tower._positions((2, 8)), table)
-    resized = tower._positions((6, 5))
+    np.testing.assert_array_equal(resize_positions(table, (4, 4), (4, 4)), table)
+    np.testing.assert_array_equal(resize_positions(table, (4, 4), (2, 8)), table)
+    resized = resize_positions(table, (4, 4), (6, 5))
     assert resized.shape == (31, 16)
     np.testing.assert_array_equal(resized[0], table[0])
 

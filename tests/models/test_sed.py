@@ -7,7 +7,7 @@ from flax import nnx
 from semiovs_jax.benchmarks.sed import flops, random_sed
 from semiovs_jax.models.convnext import depthwise_conv
 from semiovs_jax.models.sed import SedAggregator, correlate, unit
-from semiovs_jax.models.sed_decoder import ConvTranspose2x2, CornerConv
+from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 from tests.ovs import tiny_sed
 
 CONFIG = tiny_sed.CONFIG.aggregator

@@ -40,7 +40,7 @@ def weights(shapes: Any) -> Any:
 @functools.cache
 def student(**changes: Any) -> tuple[Callable, Any, Any]:
     """A tiny student's jitted `apply`, its parameters and statistics."""
-    module = nnx.eval_shape(lambda: build_student({**CONFIG, **changes}, CLASSES, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: build_student({**CONFIG, **changes}, CLASSES, image_size=32, rngs=nnx.Rngs(0)))
     functional, params, stats = Functional.create(module)
     return jax.jit(functional.apply, static_argnames="train"), weights(params), weights(stats)
 
@@ -83,7 +83,7 @@ def test_true_sizes_are_refused_in_training():
 
 def test_perturbed_twin():
     apply, params, stats = student()
-    module = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, image_size=32, rngs=nnx.Rngs(0)))
     x = images(2, 32, 32)
     ones, zeros = ([jnp.full((2, c), v) for c in module.perturbed_channels] for v in (True, False))
     plain, unchanged = apply(params, stats, x, train=False)
@@ -148,17 +148,27 @@ def test_batch_statistics_cover_a_sharded_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats_alone, stats_sharded)
 
 
+def test_parameter_groups():
+    module = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, image_size=32, rngs=nnx.Rngs(0)))
+    params = Functional.create(module)[1]
+    groups = module.parameter_groups(params)
+    assert jax.tree.structure(groups) == jax.tree.structure(params)
+    for path, group in flatten(groups).items():
+        assert group == ("backbone" if path.startswith("backbone/") else "head")
+
+
 @pytest.mark.parametrize(("backbone", "millions"), [("resnet50", 40.4), ("resnet101", 59.4)])
 def test_published_sizes(backbone, millions):
     # Parameters of the reference's DeepLabV3+ with 21 classes, in UniMatch's README: 40.5M and 59.5M.
-    module = nnx.eval_shape(lambda: build_student({**CONFIG, "backbone": backbone}, 21, rngs=nnx.Rngs(0)))
+    config = {**CONFIG, "backbone": backbone}
+    module = nnx.eval_shape(lambda: build_student(config, 21, image_size=321, rngs=nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
     assert count == pytest.approx(millions * 1e6, rel=0.01)
 
 
 def test_unknown_names_are_told():
     with pytest.raises(InputError, match=r"config\.model\.backbone is 'vgg'.*resnet101"):
-        build_student({**CONFIG, "backbone": "vgg"}, CLASSES, rngs=nnx.Rngs(0))
+        build_student({**CONFIG, "backbone": "vgg"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"config\.model\.dtype is 'float16'"):
-        build_student({**CONFIG, "dtype": "float16"}, CLASSES, rngs=nnx.Rngs(0))
-    assert set(ARCHITECTURES) == {"resnet50", "resnet101", "resnet_tiny"}
+        build_student({**CONFIG, "dtype": "float16"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
+    assert set(ARCHITECTURES) == {"resnet50", "resnet101", "resnet_tiny", "clip_vit_b16", "clip_vit_shapes"}
