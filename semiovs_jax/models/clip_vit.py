@@ -166,10 +166,8 @@ class ClipVit(nnx.Module):
           block's attention costs nothing.
         """
         x, grid = self._embed(image)
-        call, value_path = Block.__call__, Block.value_path
-        if self.remat:
-            # Keyword-only arguments, such as the mask, cannot pass nnx.remat.
-            call, value_path = nnx.remat(lambda layer, x: layer(x)), nnx.remat(value_path)
+        call = nnx.remat(_call) if self.remat else _call
+        value_path = nnx.remat(Block.value_path) if self.remat else Block.value_path
         levels = []
         value = x
         for index, layer in enumerate(self.layers):
@@ -199,6 +197,11 @@ class ClipVit(nnx.Module):
         embedding = self.projection(x)
         embedding = embedding.astype(jnp.promote_types(embedding.dtype, jnp.float32))
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+
+
+def _call(layer: Block, x: jax.Array) -> jax.Array:
+    """A block's forward without its keyword-only mask, which cannot pass nnx.remat."""
+    return layer(x)
 
 
 def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
