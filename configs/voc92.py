@@ -1,22 +1,18 @@
-"""SemiOVS on UniMatch, Pascal VOC 2012 with 92 labels, OOD images from COCO.
+"""SemiOVS on UniMatch: Pascal VOC 2012 with 92 labels, OOD images from COCO.
 
     python -m semiovs_jax.main --config=configs/voc92.py --workdir=runs/voc92
 
-Needs: data/pascal (VOC 2012 with SegmentationClassAug and the published splits), data/coco/train2017, and two weight
-files, made once with
-    python -m semiovs_jax.convert resnet101.pth weights/resnet101.safetensors --kind=resnet
-    python -m semiovs_jax.convert sed_model_large.pth weights/sed_large.safetensors --kind=sed
-
-Hardware: any number of TPU or GPU devices that divides 8; the reference's config is for one GPU, 8 images a stream.
-Time: not measured on an accelerator yet.
-Published mIoU: 80.4 (UniMatch alone 75.2), arXiv 2507.03302; with this code it is not measured yet.
+Needs: README.md says how to get data/pascal, data/coco/train2017, and the weights of ResNet-101 and SED.
+Hardware: devices that divide 8; the reference used one GPU. Time: not measured on an accelerator yet.
+Published mIoU: 80.4, 75.2 with --config.method.ood=none (arXiv 2507.03302); not measured with this code yet.
+Protocol: original split, every val image whole, at its own size and at one scale.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from configs import common
+from configs import published
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> ConfigDict:
     """The experiment's locked config."""
-    return common.semiovs_unimatch().lock()
+    return published.voc("unimatch", "92")

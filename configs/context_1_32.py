@@ -1,0 +1,18 @@
+"""SemiOVS on UniMatch: Pascal Context (60 classes) with 1/32 of the labels, OOD images from COCO.
+
+    python -m semiovs_jax.main --config=configs/context_1_32.py --workdir=runs/context_1_32
+
+Needs: README.md says how to get data/pascal_context, data/coco/train2017, and the weights of ResNet-101 and SED.
+Hardware: devices that divide 8; the reference used one GPU. Time: not measured on an accelerator yet.
+Published mIoU: arXiv 2507.03302, the table of Pascal Context, not copied here; not measured with this code yet.
+Protocol: every val image whole, at its own size and at one scale.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    """The experiment's locked config."""
+    return published.context("unimatch", "1_32")

@@ -1,0 +1,18 @@
+"""SemiOVS on UniMatch: Pascal VOC 2012 with 1464 labels, OOD images from COCO.
+
+    python -m semiovs_jax.main --config=configs/voc1464.py --workdir=runs/voc1464
+
+Needs: README.md says how to get data/pascal, data/coco/train2017, and the weights of ResNet-101 and SED.
+Hardware: devices that divide 8; the reference used one GPU. Time: not measured on an accelerator yet.
+Published mIoU: 81.8, 81.2 with --config.method.ood=none (arXiv 2507.03302); not measured with this code yet.
+Protocol: original split, every val image whole, at its own size and at one scale.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    """The experiment's locked config."""
+    return published.voc("unimatch", "1464")

@@ -1,0 +1,18 @@
+"""SemiOVS on PrevMatch: Pascal VOC 2012 with 92 labels, OOD images from COCO.
+
+    python -m semiovs_jax.main --config=configs/voc92_prevmatch.py --workdir=runs/voc92_prevmatch
+
+Needs: README.md says how to get data/pascal, data/coco/train2017, and the weights of ResNet-101 and SED.
+Hardware: devices that divide 8; the reference used one GPU. Time: not measured on an accelerator yet.
+Published mIoU: 80.5, 77.0 with --config.method.ood=none (arXiv 2507.03302); not measured with this code yet.
+Protocol: original split, every val image whole, at its own size and at one scale.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    """The experiment's locked config."""
+    return published.voc("prevmatch", "92")
