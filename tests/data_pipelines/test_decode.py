@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_confidence, decode_image, decode_label, ensure_complete, image_size
+from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size, probe_image
 from data_pipelines.errors import InputError
 from data_pipelines.sources import File, UnreadableError
 from tests.data_pipelines.tree import image, jpeg, label, write_label
@@ -46,14 +46,14 @@ def test_pngs_of_every_mode_become_rgb(tmp_path, mode):
 def test_a_jpeg_with_stray_bytes_decodes_as_pil_decodes_it(tmp_path):
     data = jpeg(image(7)) + b"stray" * 100
     np.testing.assert_array_equal(decode_image(file(tmp_path, data)), np.asarray(Image.open(io.BytesIO(data))))
-    ensure_complete(file(tmp_path, data))
+    probe_image(file(tmp_path, data))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.6, 0.99])
 def test_truncated_images_are_unreadable_and_named(tmp_path, keep):
     data = jpeg(image(7))
     source = file(tmp_path, data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    for read in (decode_image, ensure_complete):
+    for read in (decode_image, probe_image):
         with pytest.raises(UnreadableError, match=r"x\.jpg: is damaged or not an image"):
             read(source)
 
