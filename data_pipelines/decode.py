@@ -61,7 +61,7 @@ def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
             dataset does not have.
     """
     image = _open_plane(encoded)
-    if fault := label_fault(encoded.name, _label_facts(image), info):
+    if fault := label_fault(_label_facts(encoded, image), info):
         raise InputError(fault.message)
     return np.asarray(image)
 
@@ -70,12 +70,14 @@ class LabelFacts(NamedTuple):
     """What a label image holds, right or wrong.
 
     Attributes:
+        name: What error messages call it.
         format: PIL's name of the format: "PNG", ...
         mode: PIL's name of the kind of pixels: "P", "L", "RGB", "I;16", ...
         size: (height, width).
         values: Number of pixels by value; empty where the mode gives no indices.
     """
 
+    name: str
     format: str
     mode: str
     size: Size
@@ -84,17 +86,17 @@ class LabelFacts(NamedTuple):
 
 def probe_label(encoded: Encoded) -> LabelFacts:
     """Reads what a label image holds; raises `UnreadableError` if it is missing, truncated or no image."""
-    return _label_facts(_open_plane(encoded))
+    return _label_facts(encoded, _open_plane(encoded))
 
 
-def label_fault(name: str, label: LabelFacts, info: DatasetInfo) -> Fault | None:
+def label_fault(label: LabelFacts, info: DatasetInfo) -> Fault | None:
     """What forbids to use a label image: "mode", "mask" or "range"; None if it holds indices of the dataset."""
     if label.mode not in _INDEX_MODES:
         message = (
             f"label image has mode {label.mode}, expected class indices as a palette (P) or 8-bit gray (L) PNG; "
             + _MODE_MENDS.get(label.mode, f"map its colors to the indices of {info.name}")
         )
-        return Fault("mode", name, f"{name}: {message}")
+        return Fault("mode", label.name, f"{label.name}: {message}")
     found = sorted(label.values)
     # A gray image of 0 and 255 is a foreground mask. In the dataset's own palette it is a label that holds
     # background and unlabeled pixels only, which real label sets contain.
@@ -103,7 +105,7 @@ def label_fault(name: str, label: LabelFacts, info: DatasetInfo) -> Fault | None
             "label image holds only the values 0 and 255, which looks like a foreground mask; "
             f"write class indices 0..{info.num_classes - 1} (if 255 does mean 'ignore' here, save a palette PNG)"
         )
-        return Fault("mask", name, f"{name}: {message}")
+        return Fault("mask", label.name, f"{label.name}: {message}")
     wrong = [value for value in found if value >= info.num_classes and value != info.ignore_index]
     if wrong:
         pixels = sum(label.values[value] for value in wrong)
@@ -112,7 +114,7 @@ def label_fault(name: str, label: LabelFacts, info: DatasetInfo) -> Fault | None
             f"{', '.join(map(str, wrong[:8]))}): {info.name} has classes 0..{info.num_classes - 1} and ignore index "
             f"{info.ignore_index}; mend the file or set config.data.dataset"
         )
-        return Fault("range", name, f"{name}: {message}")
+        return Fault("range", label.name, f"{label.name}: {message}")
     return None
 
 
@@ -149,12 +151,14 @@ class ImageFacts(NamedTuple):
     """What a photograph is, as far as its header tells.
 
     Attributes:
+        name: What error messages call it.
         format: PIL's name of the format: "JPEG", "PNG", ...
         mode: PIL's name of the kind of pixels: "RGB", "L", "CMYK", ...
         size: (height, width).
         length: Bytes of the encoded image.
     """
 
+    name: str
     format: str
     mode: str
     size: Size
@@ -177,10 +181,12 @@ def probe_image(encoded: Encoded) -> ImageFacts:
         tail = stream.read()
         stream.seek(0)
         with contextlib.suppress(*_DAMAGED), Image.open(stream) as image:
-            facts = ImageFacts(image.format or "", image.mode, (image.height, image.width), length)
+            facts = ImageFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), length)
     if facts is None or not any(marker in tail for marker in _END_MARKERS):
         height, width = decode_image(encoded).shape[:2]
-        facts = facts or ImageFacts("JPEG", "RGB", (height, width), length)  # which PIL alone does not read
+        facts = facts or ImageFacts(
+            encoded.name, "JPEG", "RGB", (height, width), length
+        )  # which PIL alone does not read
     return facts
 
 
@@ -194,7 +200,7 @@ def _open_plane(encoded: Encoded) -> Image.Image:
     return image
 
 
-def _label_facts(image: Image.Image) -> LabelFacts:
+def _label_facts(encoded: Encoded, image: Image.Image) -> LabelFacts:
     counts = image.histogram() if image.mode in _INDEX_MODES else []
     values = {value: count for value, count in enumerate(counts) if count}
-    return LabelFacts(image.format or "", image.mode, (image.height, image.width), values)
+    return LabelFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), values)

@@ -92,10 +92,10 @@ def _survey(source: Source, index: int, info: DatasetInfo | None) -> RecordFacts
         return RecordFacts(image, None, faults)
     label, unreadable = _probe(probe_label, record.label)
     faults += unreadable
-    if label and info and (fault := label_fault(record.label.name, label, info)):
+    if label and info and (fault := label_fault(label, info)):
         faults += (fault,)
     if label and image and label.size != image.size:
-        faults += (Fault("size", record.label.name, size_fault(record, "label", image.size, label.size)),)
+        faults += (Fault("size", label.name, size_fault(record, "label", image.size, label.size)),)
     return RecordFacts(image, label, faults)
 
 
