@@ -13,6 +13,7 @@ from semiovs_jax.models import Functional
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.recipe import batch_structs, make_recipe, make_student
 from semiovs_jax.train_state import count_parameters
+from tests.custom_tree import write_custom
 from tests.golden import Golden, golden_path
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -39,8 +40,11 @@ def test_it_resolves_and_says_how_it_is_run(path: Path):
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if not p.stem.startswith("ovs_")], ids=lambda path: path.stem)
-def test_its_run_can_be_built(path: Path):
+def test_its_run_can_be_built(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = _load(path)
+    if path.stem == "custom":  # its files are the user's
+        write_custom(tmp_path / config.data.root)
+        monkeypatch.chdir(tmp_path)
     student = nnx.eval_shape(lambda: make_student(config))
     recipe = make_recipe(config, student, steps=10)
     assert set(batch_structs(config, recipe.method)) == set(recipe.method.streams)

@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size, probe_image
+from data_pipelines.decode import (
+    decode_confidence,
+    decode_image,
+    decode_label,
+    image_size,
+    label_fault,
+    probe_image,
+    probe_label,
+)
 from data_pipelines.errors import InputError
 from data_pipelines.sources import File, UnreadableError
 from tests.data_pipelines.tree import image, jpeg, label, write_label
@@ -116,3 +124,23 @@ def test_confidence_must_be_gray(tmp_path):
     write_label(tmp_path / "p.png", plane)
     with pytest.raises(InputError, match=r"p\.png: confidence image has mode P"):
         decode_confidence(File(tmp_path / "p.png"))
+
+
+def test_a_probe_tells_what_a_photograph_is_without_decoding_it(tmp_path):
+    data = jpeg(np.zeros((30, 50, 3), np.uint8))
+    source = file(tmp_path, data)
+    assert probe_image(source) == (source.name, "JPEG", "RGB", (30, 50), len(data))
+
+
+def test_a_probe_tells_what_a_label_holds_right_or_wrong(tmp_path):
+    plane = np.full((10, 20), 99, np.uint8)
+    plane[0, :3] = 1
+    write_label(tmp_path / "x.png", plane)
+    facts = probe_label(File(tmp_path / "x.png"))
+    assert facts == (str(tmp_path / "x.png"), "PNG", "P", (10, 20), {1: 3, 99: 197})
+    fault = label_fault(facts, VOC)
+    assert fault is not None
+    assert fault[:2] == ("range", facts.name)
+    assert label_fault(facts._replace(values={1: 3, 20: 1, 255: 196}), VOC) is None
+    colors = probe_label(saved(tmp_path, Image.fromarray(image(7)), "y.png"))
+    assert (colors.mode, colors.values) == ("RGB", {})
