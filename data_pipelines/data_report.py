@@ -66,6 +66,7 @@ class DataReport:
         splits: What each split that can be opened holds.
         overlaps: Ids that two splits share, by the pair of splits ("labeled and val").
         duplicates: Files of the same bytes, of a split and of val, by the split; the same file in both is an overlap.
+            Empty without val.
         ood_ids: Ids of the OOD images.
         faults: What forbids a run, each with what to do about it.
         warnings: What is allowed but worth a look.
@@ -210,7 +211,7 @@ def _label_warnings(split: str, found: SplitReport, info: DatasetInfo) -> list[s
             "val": "it counts as IoU 0 in the mean over all classes; add validation images that show it",
         }
         warnings.append(
-            f"{split}: {len(absent)} of {info.num_classes} classes in no label ({first_few(absent)}): {effect[split]}"
+            f"{split}: {len(absent)} of {info.num_classes} classes in no label ({first_few(absent, 20)}): {effect[split]}"
         )
     return warnings
 
@@ -244,7 +245,9 @@ def _duplicate_warning(split: str, pairs: Sequence[tuple[str, str]]) -> str:
 def _duplicates(sources: Mapping[str, Source], surveys: Surveys, pool: Executor) -> dict[str, list[tuple[str, str]]]:
     """Pairs of names by split, see `DataReport`. Reads only images that are exactly as long as one of val."""
     lengths = {split: {record.image.length for record in records if record.image} for split, records in surveys.items()}
-    validation = lengths.pop("val", set())
+    if "val" not in lengths:
+        return {}
+    validation = lengths.pop("val")
     elsewhere = set().union(*lengths.values())
 
     def candidates(split: str, wanted: set[int]) -> list[tuple[bytes, Encoded]]:

@@ -31,7 +31,7 @@ class Report:
       data: what the splits hold.
       vocabulary: the words; None where the method reads none or they cannot be read.
       cached: number of OOD images by what is known of their cached OVS label ("labeled", "bad", "missing"); empty
-        where the method reads none.
+        where the method reads none or the images cannot be listed.
       faults: what forbids a run, each with what to do about it.
       warnings: what is allowed but worth a look.
     """
@@ -110,7 +110,7 @@ def _letters(name: str) -> str:
 
 
 def _count_cached(config: Any, ood_ids: Sequence[str]) -> dict[str, int]:
-    if config.method.ood != "ovs" or config.ovs.labels != "cached":
+    if not ood_ids or config.method.ood != "ovs" or config.ovs.labels != "cached":
         return {}
     store = LabelStore(Path(config.ovs.labels_dir), {}, voc_palette())
     labeled, missing = sum(map(store.is_labeled, ood_ids)), len(store.unsettled(ood_ids))
