@@ -210,9 +210,8 @@ def _label_warnings(split: str, found: SplitReport, info: DatasetInfo) -> list[s
             "labeled": "a student learns it from no true label; add labeled images that show it",
             "val": "it counts as IoU 0 in the mean over all classes; add validation images that show it",
         }
-        warnings.append(
-            f"{split}: {len(absent)} of {info.num_classes} classes in no label ({first_few(absent, 20)}): {effect[split]}"
-        )
+        names = first_few(absent, 20)
+        warnings.append(f"{split}: {len(absent)} of {info.num_classes} classes in no label ({names}): {effect[split]}")
     return warnings
 
 

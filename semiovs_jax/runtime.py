@@ -69,6 +69,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
         _ = flags.FLAGS.config.is_locked  # a missing file is told only when its config is used
+    except BrokenPipeError:  # of --help
+        raise
     except Exception as error:  # whatever a config file raises
         _fail(f"--config: {type(error).__name__}: {error}; mend the config or the --config.KEY=VALUE flag")
     return rest
