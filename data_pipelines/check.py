@@ -2,18 +2,16 @@
 
 import dataclasses
 import logging
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import DatasetInfo, load_dataset
-from data_pipelines.decode import decode_label, ensure_complete, image_size
-from data_pipelines.errors import InputError
-from data_pipelines.pipeline import size_fault
-from data_pipelines.sources import Record, Source, UnreadableError, first_few, open_stream
+from data_pipelines.errors import Fault, InputError
+from data_pipelines.sources import first_few
+from data_pipelines.survey import RecordFacts, Surveys, open_splits, survey_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +27,6 @@ class InputSummary:
     counts: dict[str, int]
     unreadable: tuple[str, ...]
     warnings: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Faults:
-    """Messages about the records of one split: files that cannot be read, and files with wrong contents."""
-
-    total: int
-    unreadable: list[str]
-    wrong: list[str]
 
 
 def check_inputs(config: Any) -> InputSummary:
@@ -59,19 +48,17 @@ def check_inputs(config: Any) -> InputSummary:
     """
     data = config.data
     info = load_dataset(data.dataset)
-    streams = ["labeled", "val"]
-    streams += ["unlabeled"] if config.method.name != "supervised" else []
-    streams += ["ood"] if config.method.ood != "none" else []
-    sources = {stream: open_stream(data, stream) for stream in streams}
-    if "ood" in sources:
-        _check_labels_dir(config)
+    sources, unopened = open_splits(config)
+    if unopened:
+        raise InputError("\n".join(unopened))
     with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
-        faults = {stream: _inspect(source, info, pool.map) for stream, source in sources.items()}
-    unreadable = _judge(faults, data.max_bad_records)
-    warnings = (*_overlaps(sources), *_unpublished_counts(sources, info))
+        surveys = {split: list(survey_split(source, info, pool)) for split, source in sources.items()}
+    unreadable = _judge(surveys, data.max_bad_records)
+    ids = {split: source.ids() for split, source in sources.items() if split != "ood"}
+    warnings = (*overlap_warnings(ids), *count_warnings(ids, info))
     for warning in (*unreadable, *warnings):
         logging.getLogger(__name__).warning(warning)
-    counts = {stream: len(source) for stream, source in sources.items()}
+    counts = {split: len(source) for split, source in sources.items()}
     return InputSummary(counts, unreadable, warnings)
 
 
@@ -92,43 +79,59 @@ def check_workdir(path: str | Path) -> Path:
     return folder
 
 
-def _inspect(source: Source, info: DatasetInfo, run: Callable[..., Any]) -> _Faults:
-    found = _Faults(len(source), [], [])
-
-    def inspect(index: int) -> None:
-        record = source[index]
-        try:
-            _inspect_record(record, info)
-        except UnreadableError as error:
-            found.unreadable.append(str(error))
-        except InputError as error:
-            found.wrong.append(str(error))
-
-    for _ in run(inspect, range(len(source))):
-        pass
-    found.unreadable.sort()
-    found.wrong.sort()
-    return found
+def unreadable_training_files(surveys: Surveys) -> list[str]:
+    """A message for each file of the training splits that cannot be read, sorted."""
+    records = (record for split, found in surveys.items() if split != "val" for record in found)
+    return sorted({fault.message for record in records for fault in record.faults if fault.kind == "unreadable"})
 
 
-def _inspect_record(record: Record, info: DatasetInfo) -> None:
-    ensure_complete(record.image)
-    if record.label is not None:
-        size, label = image_size(record.image), decode_label(record.label, info)
-        if label.shape != size:
-            raise InputError(size_fault(record, "label", size, label.shape))
+def forbidding(split: str, record: RecordFacts, *, tolerant: bool) -> list[Fault]:
+    """The faults of a record that forbid a run.
+
+    Args:
+        split: The record's split; validation never passes over a record.
+        record: What its files are.
+        tolerant: Whether other training records may stand in for those that cannot be read.
+    """
+    return [fault for fault in record.faults if fault.kind != "unreadable" or split == "val" or not tolerant]
 
 
-def _judge(faults: Mapping[str, _Faults], allowed: int) -> tuple[str, ...]:
+def overlap_warnings(ids: Mapping[str, Sequence[str]]) -> list[str]:
+    """Says which training splits share images with validation, by the ids of the splits that are there."""
+    validation = set(ids.get("val", ()))
+    return [
+        f"{len(shared)} image(s) of the {split} split are in the val split too ({', '.join(shared[:3])}): "
+        "validation results will be too good"
+        for split in ("labeled", "unlabeled")
+        if (shared := sorted(validation & set(ids.get(split, ()))))
+    ]
+
+
+def count_warnings(ids: Mapping[str, Sequence[str]], info: DatasetInfo) -> list[str]:
+    """Says which splits are not of the published size, by the ids of the splits that are there."""
+    found = {"val": set(ids["val"])} if "val" in ids else {}
+    if "labeled" in ids and "unlabeled" in ids:
+        found["train"] = {*ids["labeled"], *ids["unlabeled"]}
+    return [
+        f"{split}: {len(images)} images, {info.counts[split]} in the published {info.name} split; "
+        "results do not compare with published ones"
+        for split, images in found.items()
+        if split in info.counts and len(images) != info.counts[split]
+    ]
+
+
+def _judge(surveys: Surveys, allowed: int) -> tuple[str, ...]:
     """Raises if the faults of all splits forbid a run; returns the unreadable records that do not."""
+    skipped = unreadable_training_files(surveys)
+    tolerant = len(skipped) <= allowed
     messages = []
-    skipped = sorted({fault for stream, found in faults.items() if stream != "val" for fault in found.unreadable})
-    for stream, found in faults.items():
-        intolerable = [*found.wrong, *(found.unreadable if stream == "val" or len(skipped) > allowed else [])]
-        if intolerable:
-            count = f"{len(intolerable)} of {found.total} records"
-            messages.append(f"{stream}: {count} cannot be used: {first_few(intolerable)}")
-    if messages and len(skipped) > allowed:
+    for split, records in surveys.items():
+        unusable = [faults for record in records if (faults := forbidding(split, record, tolerant=tolerant))]
+        if unusable:
+            faults = sorted({fault for found in unusable for fault in found}, key=lambda f: (f.kind == "unreadable", f))
+            few = first_few([fault.message for fault in faults])
+            messages.append(f"{split}: {len(unusable)} of {len(records)} records cannot be used: {few}")
+    if messages and not tolerant:
         messages.append(
             f"{len(skipped)} training file(s) cannot be read and config.data.max_bad_records={allowed}: mend or remove "
             "them, or raise the limit to have other records stand in"
@@ -136,40 +139,3 @@ def _judge(faults: Mapping[str, _Faults], allowed: int) -> tuple[str, ...]:
     if messages:
         raise InputError("\n".join(messages))
     return tuple(skipped)
-
-
-def _overlaps(sources: Mapping[str, Source]) -> list[str]:
-    validation = set(sources["val"].ids())
-    warnings = []
-    for stream in ("labeled", "unlabeled"):
-        if stream in sources and (shared := sorted(validation & set(sources[stream].ids()))):
-            warnings.append(
-                f"{len(shared)} image(s) of the {stream} split are in the val split too ({', '.join(shared[:3])}): "
-                "validation results will be too good"
-            )
-    return warnings
-
-
-def _unpublished_counts(sources: Mapping[str, Source], info: DatasetInfo) -> list[str]:
-    found = {"val": set(sources["val"].ids())}
-    if "unlabeled" in sources:
-        found["train"] = {*sources["labeled"].ids(), *sources["unlabeled"].ids()}
-    return [
-        f"{split}: {len(ids)} images, {info.counts[split]} in the published {info.name} split; "
-        "results do not compare with published ones"
-        for split, ids in found.items()
-        if split in info.counts and len(ids) != info.counts[split]
-    ]
-
-
-def _check_labels_dir(config: Any) -> None:
-    """Cached labels below a scanned OOD folder would be read as OOD images by the next run."""
-    labels_dir = config.get("ovs", {}).get("labels_dir", "")
-    if config.data.ood_split or not labels_dir:
-        return
-    root, cache = (Path(os.path.realpath(folder)) for folder in (config.data.ood_root, labels_dir))
-    if cache.is_relative_to(root):
-        raise InputError(
-            f"config.ovs.labels_dir={labels_dir} lies below config.data.ood_root={config.data.ood_root}, whose images "
-            "are all read: labels would be taken for images; put labels_dir elsewhere or set config.data.ood_split"
-        )

@@ -1,19 +1,28 @@
 """From encoded bytes to uint8 arrays, refusing label images that are not planes of class indices."""
 
+import contextlib
 import io
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
-from data_pipelines.errors import InputError
+from data_pipelines.errors import Fault, InputError
 from data_pipelines.sources import Encoded, UnreadableError
 from data_pipelines.transforms import Size
 
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _END_MARKERS = (b"\xff\xd9", b"IEND")  # of JPEG and PNG
 _TAIL_BYTES = 64
+_INDEX_MODES = ("P", "L")
+_MODE_MENDS = {
+    "I;16": "save its indices with 8 bits",
+    "I": "save its indices with 8 bits",
+    "LA": "save its indices without an alpha channel",
+    "PA": "save its indices without an alpha channel",
+}
 
 
 def decode_image(encoded: Encoded) -> np.ndarray:
@@ -52,29 +61,61 @@ def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
             dataset does not have.
     """
     image = _open_plane(encoded)
-    if image.mode not in ("P", "L"):
-        raise InputError(
-            f"{encoded.name}: label image has mode {image.mode}, expected class indices as a palette (P) or "
-            f"8-bit gray (L) PNG; map its colors to the indices of {info.name}"
+    if fault := label_fault(_label_facts(encoded, image), info):
+        raise InputError(fault.message)
+    return np.asarray(image)
+
+
+class LabelFacts(NamedTuple):
+    """What a label image holds, right or wrong.
+
+    Attributes:
+        name: What error messages call it.
+        format: PIL's name of the format: "PNG", ...
+        mode: PIL's name of the kind of pixels: "P", "L", "RGB", "I;16", ...
+        size: (height, width).
+        values: Number of pixels by value; empty where the mode gives no indices.
+    """
+
+    name: str
+    format: str
+    mode: str
+    size: Size
+    values: dict[int, int]
+
+
+def probe_label(encoded: Encoded) -> LabelFacts:
+    """Reads what a label image holds; raises `UnreadableError` if it is missing, truncated or no image."""
+    return _label_facts(encoded, _open_plane(encoded))
+
+
+def label_fault(label: LabelFacts, info: DatasetInfo) -> Fault | None:
+    """What forbids to use a label image: "mode", "mask" or "range"; None if it holds indices of the dataset."""
+    if label.mode not in _INDEX_MODES:
+        message = (
+            f"label image has mode {label.mode}, expected class indices as a palette (P) or 8-bit gray (L) PNG; "
+            + _MODE_MENDS.get(label.mode, f"map its colors to the indices of {info.name}")
         )
-    count = image.histogram()
-    found = [value for value in range(256) if count[value]]
+        return Fault("mode", label.name, f"{label.name}: {message}")
+    found = sorted(label.values)
     # A gray image of 0 and 255 is a foreground mask. In the dataset's own palette it is a label that holds
     # background and unlabeled pixels only, which real label sets contain.
-    if image.mode == "L" and 255 in found and set(found) <= {0, 255}:
-        raise InputError(
-            f"{encoded.name}: label image holds only the values 0 and 255, which looks like a foreground mask; "
+    if label.mode == "L" and 255 in found and set(found) <= {0, 255}:
+        message = (
+            "label image holds only the values 0 and 255, which looks like a foreground mask; "
             f"write class indices 0..{info.num_classes - 1} (if 255 does mean 'ignore' here, save a palette PNG)"
         )
+        return Fault("mask", label.name, f"{label.name}: {message}")
     wrong = [value for value in found if value >= info.num_classes and value != info.ignore_index]
     if wrong:
-        pixels = sum(count[value] for value in wrong)
-        raise InputError(
-            f"{encoded.name}: label {wrong[0]} is out of range ({pixels} pixels with values "
+        pixels = sum(label.values[value] for value in wrong)
+        message = (
+            f"label {wrong[0]} is out of range ({pixels} pixels with values "
             f"{', '.join(map(str, wrong[:8]))}): {info.name} has classes 0..{info.num_classes - 1} and ignore index "
             f"{info.ignore_index}; mend the file or set config.data.dataset"
         )
-    return np.asarray(image)
+        return Fault("range", label.name, f"{label.name}: {message}")
+    return None
 
 
 def decode_confidence(encoded: Encoded) -> np.ndarray:
@@ -106,20 +147,47 @@ def image_size(encoded: Encoded) -> Size:
             raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
 
 
-def ensure_complete(encoded: Encoded) -> None:
+class ImageFacts(NamedTuple):
+    """What a photograph is, as far as its header tells.
+
+    Attributes:
+        name: What error messages call it.
+        format: PIL's name of the format: "JPEG", "PNG", ...
+        mode: PIL's name of the kind of pixels: "RGB", "L", "CMYK", ...
+        size: (height, width).
+        length: Bytes of the encoded image.
+    """
+
+    name: str
+    format: str
+    mode: str
+    size: Size
+    length: int
+
+
+def probe_image(encoded: Encoded) -> ImageFacts:
     """Makes sure that a photograph is there and not cut short, in a fraction of the time of decoding it.
 
-    Looks for the format's end marker in the last bytes, and decodes the image only where there is none.
+    Reads the header, looks for the format's end marker in the last bytes, and decodes the image only where one of them
+    is not as it should be.
 
     Raises:
         UnreadableError: The file is missing, truncated or no image.
     """
+    facts = None
     with encoded.open() as stream:
         length = stream.seek(0, io.SEEK_END)
         stream.seek(max(0, length - _TAIL_BYTES))
         tail = stream.read()
-    if not any(marker in tail for marker in _END_MARKERS):
-        decode_image(encoded)
+        stream.seek(0)
+        with contextlib.suppress(*_DAMAGED), Image.open(stream) as image:
+            facts = ImageFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), length)
+    if facts is None or not any(marker in tail for marker in _END_MARKERS):
+        height, width = decode_image(encoded).shape[:2]
+        facts = facts or ImageFacts(
+            encoded.name, "JPEG", "RGB", (height, width), length
+        )  # which PIL alone does not read
+    return facts
 
 
 def _open_plane(encoded: Encoded) -> Image.Image:
@@ -130,3 +198,9 @@ def _open_plane(encoded: Encoded) -> Image.Image:
     except _DAMAGED as error:
         raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
     return image
+
+
+def _label_facts(encoded: Encoded, image: Image.Image) -> LabelFacts:
+    counts = image.histogram() if image.mode in _INDEX_MODES else []
+    values = {value: count for value, count in enumerate(counts) if count}
+    return LabelFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), values)

@@ -1,4 +1,6 @@
-"""The one error type for input a person can mend."""
+"""What is wrong with input that a person can mend: the one error type, and one fault among many."""
+
+from typing import NamedTuple
 
 
 class InputError(ValueError):
@@ -7,3 +9,17 @@ class InputError(ValueError):
     The message names the file or key, the value found, and what to do about it. The command line prints
     it without a traceback and exits with status 2.
     """
+
+
+class Fault(NamedTuple):
+    """What is wrong with one file, where all faults are gathered before any is raised.
+
+    Attributes:
+        kind: Groups like faults: "unreadable", or what is wrong with a file that can be read.
+        file: The file's name.
+        message: Names the file, what was found, and what to do about it.
+    """
+
+    kind: str
+    file: str
+    message: str

@@ -257,7 +257,10 @@ def _images_below(root: Path) -> tuple[str, ...]:
         found += [(here / name).as_posix() for name in files if _is_image(name)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"config.data.ood_root={root}: no image below this folder (looked for {suffixes})")
+        raise InputError(
+            f"config.data.ood_root={root}: no image below this folder (looked for {suffixes}); put images "
+            "there, or set config.data.ood_root to the folder that holds them"
+        )
     if faults := _collisions(found):
         raise InputError(f"config.data.ood_root={root}: {first_few(faults)}")
     return tuple(sorted(found))

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -37,7 +37,8 @@ def _runs_on_cpu() -> bool:
 def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
-    An InputError ends the process with its message, without a traceback, and status 2.
+    An InputError, or a config that cannot be read, ends the process with its message, without a traceback, and
+    status 2.
     """
     tune_cpu()
     config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
@@ -58,10 +59,26 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
         try:
             command(flags.FLAGS)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(str(error))
 
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a config that is missing, fails to run, or lacks an overridden key is one message."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = flags.FLAGS.config.is_locked  # a missing file is told only when its config is used
+    except BrokenPipeError:  # of --help
+        raise
+    except Exception as error:  # whatever a config file raises
+        _fail(f"--config: {type(error).__name__}: {error}; mend the config or the --config.KEY=VALUE flag")
+    return rest
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def set_up_logging() -> None:

@@ -132,7 +132,10 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
     path, content = _read_json("vocabulary", name_or_path, _FOLDER)
     faults = _faults(content)
     if not faults and num_classes is not None and len(content["classes"]) != num_classes:
-        faults = [f"{len(content['classes'])} classes, but the dataset has {num_classes}"]
+        faults = [
+            f"{len(content['classes'])} classes, but the dataset has {num_classes}; give one entry for each class of "
+            "the dataset, in its order"
+        ]
     if faults:
         raise InputError("\n  ".join([f"{path}: not a usable vocabulary:", *faults]))
     concepts = tuple(

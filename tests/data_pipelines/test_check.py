@@ -119,6 +119,18 @@ def test_all_faults_of_all_splits_are_told_at_once_the_first_few_by_name(tmp_pat
     assert "0008.jpg" not in message
 
 
+def test_all_splits_that_cannot_be_opened_are_told_at_once(tmp_path, config):
+    for spoil in (empty_split, malformed_split, labels_among_images):
+        spoil(tmp_path, config)
+    with pytest.raises(InputError) as error:
+        check_inputs(config)
+    assert [line.split(":")[0].rsplit("/", 1)[-1] for line in str(error.value).splitlines()[:2]] == [
+        "labeled.txt",
+        "val.txt",
+    ]
+    assert "lies below config.data.ood_root" in str(error.value)
+
+
 @pytest.mark.parametrize("spoil", [ids_without_files, truncated_jpeg, empty_jpeg])
 def test_unreadable_training_images_are_counted_where_allowed(tmp_path, config, spoil, caplog):
     spoil(tmp_path, config)

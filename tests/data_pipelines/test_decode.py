@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_confidence, decode_image, decode_label, ensure_complete, image_size
+from data_pipelines.decode import (
+    decode_confidence,
+    decode_image,
+    decode_label,
+    image_size,
+    label_fault,
+    probe_image,
+    probe_label,
+)
 from data_pipelines.errors import InputError
 from data_pipelines.sources import File, UnreadableError
 from tests.data_pipelines.tree import image, jpeg, label, write_label
@@ -46,14 +54,14 @@ def test_pngs_of_every_mode_become_rgb(tmp_path, mode):
 def test_a_jpeg_with_stray_bytes_decodes_as_pil_decodes_it(tmp_path):
     data = jpeg(image(7)) + b"stray" * 100
     np.testing.assert_array_equal(decode_image(file(tmp_path, data)), np.asarray(Image.open(io.BytesIO(data))))
-    ensure_complete(file(tmp_path, data))
+    probe_image(file(tmp_path, data))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.6, 0.99])
 def test_truncated_images_are_unreadable_and_named(tmp_path, keep):
     data = jpeg(image(7))
     source = file(tmp_path, data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    for read in (decode_image, ensure_complete):
+    for read in (decode_image, probe_image):
         with pytest.raises(UnreadableError, match=r"x\.jpg: is damaged or not an image"):
             read(source)
 
@@ -116,3 +124,23 @@ def test_confidence_must_be_gray(tmp_path):
     write_label(tmp_path / "p.png", plane)
     with pytest.raises(InputError, match=r"p\.png: confidence image has mode P"):
         decode_confidence(File(tmp_path / "p.png"))
+
+
+def test_a_probe_tells_what_a_photograph_is_without_decoding_it(tmp_path):
+    data = jpeg(np.zeros((30, 50, 3), np.uint8))
+    source = file(tmp_path, data)
+    assert probe_image(source) == (source.name, "JPEG", "RGB", (30, 50), len(data))
+
+
+def test_a_probe_tells_what_a_label_holds_right_or_wrong(tmp_path):
+    plane = np.full((10, 20), 99, np.uint8)
+    plane[0, :3] = 1
+    write_label(tmp_path / "x.png", plane)
+    facts = probe_label(File(tmp_path / "x.png"))
+    assert facts == (str(tmp_path / "x.png"), "PNG", "P", (10, 20), {1: 3, 99: 197})
+    fault = label_fault(facts, VOC)
+    assert fault is not None
+    assert fault[:2] == ("range", facts.name)
+    assert label_fault(facts._replace(values={1: 3, 20: 1, 255: 196}), VOC) is None
+    colors = probe_label(saved(tmp_path, Image.fromarray(image(7)), "y.png"))
+    assert (colors.mode, colors.values) == ("RGB", {})
