@@ -16,7 +16,7 @@ from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes import write_shapes
 from semiovs_jax.checkpoint import Checkpointer, describe_run
 from semiovs_jax.convert.deeplab import load_backbone
-from semiovs_jax.evaluate import Evaluator
+from semiovs_jax.evaluate import Evaluator, check_evaluation
 from semiovs_jax.inspection import make_inspection
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.labelers import OVS
@@ -49,6 +49,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     mesh = _mesh(config)
     make_benchmark(config)
     found = check_inputs(config)
+    records = validation_records(config.data)
+    check_evaluation(config.eval, records.sizes())
     dataset = load_dataset(config.data.dataset)
     method = make_method(config.method)
     student = make_student(config)
@@ -72,7 +74,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     recipe = make_recipe(config, student, steps, ovs)
     state = jax.device_put(TrainState.create(params, batch_stats, recipe.optimizer), replicated(mesh))
     ovs_weights = jax.device_put(ovs.weights, replicated(mesh)) if ovs else None
-    evaluator = Evaluator(recipe.student, validation_records(config.data), dataset, config.eval, mesh)
+    evaluator = Evaluator(recipe.student, records, dataset, config.eval, mesh)
     inspect = make_inspection(recipe, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
 

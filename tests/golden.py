@@ -33,6 +33,7 @@ _INPUTS = {
     "sed_full": r"^image$",
     "maskclip_vit": r"^input_",
     "maskclip_labels": r"^(input$|text_)",
+    "zegclip_sliding_window": r"(_img|resize_in|resize_mask_in)$",
 }
 # Probes of the reference's inside: compared when the replay offers them, not missed otherwise.
 _OPTIONAL = {
@@ -47,6 +48,7 @@ _OPTIONAL = {
     "sed_full": r"^(res\d|clip_input|image_resized|label_margin|agg)$",
     "maskclip_vit": r"(_probe|_stats|_global)$",
     "maskclip_labels": r"^(cityscapes|voc_renorm|voc_single)|probe",
+    "zegclip_sliding_window": r"padded|center_crop|_stats$|_merged|resize",
 }
 
 
