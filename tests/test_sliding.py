@@ -10,21 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiovs_jax.hlo import find_collectives, parse_instructions
+from semiovs_jax.models.layers import zero_outside
 from semiovs_jax.sharding import batch_sharding, make_mesh
 from semiovs_jax.sliding import sliding_logits, windows_along
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays.zegclip_sliding_window import replay
 
-CLASSES = 4
+CLASSES = 5
 PIXEL = np.random.default_rng(0).normal(size=(3, CLASSES))
 PLACE = np.random.default_rng(1).normal(size=(2, CLASSES))
 
 
-def predict(x: jax.Array) -> jax.Array:
+def predict(x: jax.Array, size: jax.Array | None = None) -> jax.Array:
     """A model, linear in the image, that knows the window it sees: by its mean, and by the place in it."""
+    area = x.shape[1] * x.shape[2] if size is None else size.prod(1)[:, None, None, None]
+    mean = zero_outside(x, size).sum((1, 2), keepdims=True) / area
     row, column = jnp.arange(x.shape[1])[:, None] / 9, jnp.arange(x.shape[2]) / 7
     place = jnp.stack(jnp.broadcast_arrays(row, column), axis=-1)
-    return (x - x.mean((1, 2), keepdims=True)) @ jnp.asarray(PIXEL, x.dtype) + place @ jnp.asarray(PLACE, x.dtype)
+    return (x - mean) @ jnp.asarray(PIXEL, x.dtype) + place @ jnp.asarray(PLACE, x.dtype)
 
 
 def predict_numpy(x: np.ndarray) -> np.ndarray:
