@@ -37,10 +37,6 @@ from semiovs_jax.sliding import sliding_logits
 
 Batch = dict[str, np.ndarray]
 
-# Rounds halves up, even those that float32 computed a little too small: they are frequent where sizes have a simple
-# ratio, and a level must not depend on the padded shape.
-_HALF_UP = 0.5 + 1e-3
-
 
 def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> None:
     """Checks the keys short_side, window and stride of `config.eval` against the sizes of the validation images.
@@ -71,6 +67,26 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -
             f"config.eval.window={config.window} is larger than a validation image of {width}x{height} (width x "
             f"height); set it to {min(height, width)} or less, or config.eval.short_side to {config.window} or more"
         )
+
+
+def resize_levels(image: jax.Array, shape: Size, source_size: jax.Array, target_size: jax.Array) -> jax.Array:
+    """Resizes 8-bit images as the reference does with cv2: linear without antialiasing, rounded to whole levels.
+
+    cv2's fixed-point arithmetic is not reproduced: in a twentieth of the pixels it is one level off.
+
+    Args:
+      image: float [N, h, w, C], whole levels 0..255.
+      shape: padded shape of the result.
+      source_size: int32 [N, 2], true sizes of the images.
+      target_size: int32 [N, 2], true sizes of the result.
+
+    Returns:
+      float [N, *shape, C], whole levels; zero outside the true size.
+    """
+    resized = resize_bilinear(image, shape, align_corners=False, source_size=source_size, target_size=target_size)
+    # Halves, which simple ratios of sizes make often, go up whatever rounding errors they carry: a level must not
+    # depend on the padded shape or the device.
+    return jnp.floor(resized + (0.5 + 1e-3))
 
 
 class Evaluator:
@@ -147,11 +163,7 @@ class Evaluator:
         """Logits at the labels' sizes, of images that the student sees in this padded shape."""
         image, size = augment.as_float(batch["image"]), batch["size"]
         if self._short_side:
-            # The reference resizes 8-bit images with cv2, linear without antialiasing. Its fixed-point arithmetic is
-            # not reproduced: in a twentieth of the pixels it is one level off.
-            seen_size = batch["seen_size"]
-            image = resize_bilinear(image, shape, align_corners=False, source_size=size, target_size=seen_size)
-            image, size = jnp.floor(image + _HALF_UP), seen_size
+            image, size = resize_levels(image, shape, size, batch["seen_size"]), batch["seen_size"]
         image = augment.normalize(image)
         if self._window:
             logits = sliding_logits(

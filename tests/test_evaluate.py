@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import DatasetInfo, voc_palette
 from data_pipelines.errors import InputError
 from semiovs_jax import augment, metrics
-from semiovs_jax.evaluate import Evaluator, check_evaluation
+from semiovs_jax.evaluate import Evaluator, check_evaluation, resize_levels
 from semiovs_jax.hlo import find_collectives, parse_instructions
 from semiovs_jax.sharding import batch_sharding, make_mesh
+from tests.golden import Golden, golden_path
 from tests.models.test_student import CLASSES, student
 from tests.test_sliding import predict, predict_numpy, sliding_numpy
 
@@ -195,6 +196,17 @@ def test_a_student_of_convolutions_sees_windows():
     found = evaluator(SimpleNamespace(apply=apply), records, max_shapes=2, devices=1, **how).run(params, batch_stats)
     assert len(set(found.iou)) > 1
     assert_same(found, by_single_images_in_numpy(records, of_window, **how))
+
+
+def test_images_are_resized_as_the_reference_does_but_for_single_levels():
+    golden = Golden(golden_path("zegclip_sliding_window"))
+    image, expected = golden["valresize_in"], golden["valresize_out"]
+    shape = expected.shape[:2]
+    sizes = (jnp.array([side], jnp.int32) for side in (image.shape[:2], shape))
+    found = np.asarray(resize_levels(augment.as_float(jnp.asarray(image))[None], shape, *sizes))[0]
+    off = np.abs(found - expected)
+    assert off.max() <= 1
+    assert off.mean() < 0.06
 
 
 def test_evaluating_by_windows_moves_no_image_between_devices():
