@@ -105,7 +105,7 @@ class Evaluator:
         mesh: Mesh,
         num_threads: int = 2,
     ):
-        """Chooses the padded shapes: such that what the student sees fits a few of them.
+        """Chooses the padded shapes, such that what the student sees fits a few of them.
 
         Args:
           student: the student as a pure function.
