@@ -25,6 +25,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.data.make = ""  # "shapes": write the embedded benchmark to root if nothing is there
     config.data.crop_size = 321
     config.data.scale_range = (0.5, 2.0)  # of the long side, before the crop
+    config.data.scale_short_side = 0  # > 0: scale_range times this side, as SemiVL scales
     config.data.max_bad_records = 0  # unreadable images that are skipped before a run gives up
     config.data.num_threads = 8
     config.data.prefetch = 8  # batches built ahead
@@ -93,4 +94,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.eval = ConfigDict()
     config.eval.batch_size = 8
     config.eval.max_shapes = 4  # padded shapes that evaluation compiles
+    config.eval.short_side = 0  # of the images that the student sees; 0: images keep their size
+    config.eval.window = 0  # side of sliding windows whose logits are averaged; 0: whole images
+    config.eval.stride = 426  # distance of windows
     return config

@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.held_out = 500  # first images of val_split, which measure the labels; 0: none
     config.data.crop_size = 768
     config.data.scale_range = (1.2, 2.0)  # of the long side; 1.6 takes 640 x 480 to a short side of 768
+    config.data.scale_short_side = 0  # scale_range is that of the long side
     config.data.max_bad_records = 0
     config.data.num_threads = 8
     config.data.prefetch = 8

@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -120,6 +120,8 @@ def make_train_iterator(
         )
     if unknown := [name for name in streams if name not in STREAMS]:
         raise InputError(f"unknown stream(s) {', '.join(unknown)}: use {', '.join(STREAMS)}")
+    if data_config.scale_short_side < 0:
+        raise InputError(f"config.data.scale_short_side={data_config.scale_short_side}: set it to pixels, or 0 for off")
     info = load_dataset(data_config.dataset)
     bad = BadRecords(data_config.max_bad_records)
     sources: dict[str, Source] = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
@@ -127,13 +129,18 @@ def make_train_iterator(
         ood = open_stream(data_config, "ood")
         for name in {"unlabeled", "mix"} & set(sources):
             sources[name] = ConcatenatedSource((sources[name], ood))
-    scale_range = tuple(data_config.scale_range)
+    draw = functools.partial(
+        transforms.draw_geometry,
+        crop_size=data_config.crop_size,
+        scale_range=tuple(data_config.scale_range),
+        scale_short_side=data_config.scale_short_side,
+    )
     datasets = []
     for name, source in sources.items():
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
         order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
         order = grain.MapDataset.source(_ShuffledPositions(len(source), order_seed))
-        datasets.append(order.random_map(_View(source, info, bad, data_config.crop_size, scale_range), seed=view_seed))
+        datasets.append(order.random_map(_View(source, info, bad, data_config.crop_size, draw), seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
     options = grain.ReadOptions(num_threads=data_config.num_threads, prefetch_buffer_size=data_config.prefetch)
@@ -236,7 +243,7 @@ class _View(grain.transforms.RandomMap):
     info: DatasetInfo
     bad: BadRecords
     crop_size: int
-    scale_range: tuple[float, float]
+    draw: Callable[[np.random.Generator, transforms.Size], transforms.Geometry]
 
     def random_map(self, element: int, rng: np.random.Generator) -> Element:
         for substituted in range(len(self.source)):
@@ -247,7 +254,8 @@ class _View(grain.transforms.RandomMap):
             except UnreadableError as error:
                 self.bad.add(record.id, error)
                 continue
-            view = _random_view(decoded, rng, self.info, self.crop_size, self.scale_range)
+            geometry = self.draw(rng, decoded["image"].shape[:2])
+            view = _shown(decoded, geometry, self.info, self.crop_size)
             return {**view, "index": np.int32(position), "substituted": np.int32(substituted)}
         count, bad = len(self.source), ", ".join(self.bad.names()[:5])
         raise InputError(f"none of the {count} records of a stream can be read: {bad}")
@@ -274,10 +282,7 @@ def size_fault(record: Record, plane: str, image: tuple[int, ...], found: tuple[
     )
 
 
-def _random_view(
-    decoded: Element, rng: np.random.Generator, info: DatasetInfo, crop_size: int, scale_range: tuple[float, float]
-) -> Element:
-    geometry = transforms.draw_geometry(rng, decoded["image"].shape[:2], crop_size, scale_range)
+def _shown(decoded: Element, geometry: transforms.Geometry, info: DatasetInfo, crop_size: int) -> Element:
     view: Element = {
         "image": transforms.view_image(decoded["image"], geometry, crop_size),
         "valid": transforms.view_valid(geometry, crop_size),

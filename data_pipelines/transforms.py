@@ -2,7 +2,7 @@
 
 `draw_geometry` draws; everything else is a function of its arguments. The source of the semantics is
 `dataset/transform.py` of wooseok-shin/SemiOVS (and UniMatch before it): PIL bilinear for images, nearest for
-labels, padding on the right and at the bottom only.
+labels, padding on the right and at the bottom only. SemiVL's scale rule is that of its `dataset/semi.py`.
 """
 
 import dataclasses
@@ -38,17 +38,47 @@ def scaled_size(height: int, width: int, long_side: int) -> Size:
     return max(1, int(height * long_side / width + 0.5)), long_side
 
 
-def draw_geometry(rng: np.random.Generator, size: Size, crop_size: int, scale_range: tuple[float, float]) -> Geometry:
-    """Draws a view: long side, crop column, crop row, flip, each uniform, in the reference's order.
+def fitted_size(size: Size, long_side: float, short_side: float) -> Size:
+    """The largest size of the same aspect within these sides, rounded half up, as mmcv's `imrescale` computes it."""
+    ratio = min(long_side / max(size), short_side / min(size))
+    height, width = (max(1, int(side * ratio + 0.5)) for side in size)
+    return height, width
+
+
+def short_side_size(size: Size, short_side: int) -> Size:
+    """The size of the same aspect at which the short side is `short_side`, however long the other one gets.
+
+    As mmseg's `Resize(min_size=short_side)` computes it.
+    """
+    return fitted_size(size, short_side * max(size) / min(size), short_side)
+
+
+def draw_geometry(
+    rng: np.random.Generator,
+    size: Size,
+    crop_size: int,
+    scale_range: tuple[float, float],
+    scale_short_side: int = 0,
+) -> Geometry:
+    """Draws a view: size, crop column, crop row, flip, each uniform, in the reference's order.
 
     Args:
         rng: The generator to draw from.
         size: (height, width) of the image.
         crop_size: Side of the square crop.
         scale_range: Smallest and largest ratio of the new long side to the old; both ends are drawn.
+        scale_short_side: > 0: `scale_range` is instead that of a factor, and the image is fitted into
+            (4 * scale_short_side, scale_short_side) times this factor, truncated to whole pixels. This is SemiVL's
+            rule, mmseg's `Resize(img_scale=(2048, 512), ratio_range=scale_range)` for 512. There cv2 resizes,
+            without antialiasing; here PIL does under either rule.
     """
-    low, high = (max(1, int(max(size) * ratio)) for ratio in scale_range)
-    resized = scaled_size(*size, int(rng.integers(low, high, endpoint=True)))
+    if scale_short_side:
+        low_factor, high_factor = scale_range
+        factor = low_factor + (high_factor - low_factor) * rng.random()
+        resized = fitted_size(size, int(4 * scale_short_side * factor), int(scale_short_side * factor))
+    else:
+        low, high = (max(1, int(max(size) * ratio)) for ratio in scale_range)
+        resized = scaled_size(*size, int(rng.integers(low, high, endpoint=True)))
     x = int(rng.integers(0, max(resized[1] - crop_size, 0), endpoint=True))
     y = int(rng.integers(0, max(resized[0] - crop_size, 0), endpoint=True))
     return Geometry(resized, y, x, bool(rng.random() < 0.5))

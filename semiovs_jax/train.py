@@ -15,7 +15,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes import write_shapes
 from semiovs_jax.checkpoint import Checkpointer, describe_run
-from semiovs_jax.evaluate import Evaluator
+from semiovs_jax.evaluate import Evaluator, check_evaluation
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.inspection import make_inspection
 from semiovs_jax.label import label_images, labels_complete
@@ -55,6 +55,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     mesh = _mesh(config)
     make_benchmark(config)
     found = check_inputs(config)
+    records = validation_records(config.data)
+    check_evaluation(config.eval, records.sizes())
     dataset = load_dataset(config.data.dataset)
     method = make_method(config.method)
     student = make_student(config)
@@ -80,7 +82,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = jax.device_put(state, replicated(mesh))
     frozen_weights = jax.device_put({name: model.weights for name, model in frozen.items()}, replicated(mesh))
     offer_snapshot = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=replicated(mesh))
-    evaluator = Evaluator(recipe.student, validation_records(config.data), dataset, config.eval, mesh)
+    evaluator = Evaluator(recipe.student, records, dataset, config.eval, mesh)
     inspect = make_inspection(recipe, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
 

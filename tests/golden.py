@@ -36,6 +36,7 @@ _INPUTS = {
     "maskclip_vit": r"^input_",
     "maskclip_labels": r"^(input$|text_)",
     "vlg_head": r"^(feat\d|emb|text)$",
+    "zegclip_sliding_window": r"(_img|resize_in|resize_mask_in)$",
 }
 # Probes of the reference's inside: compared when the replay offers them, not missed otherwise.
 _OPTIONAL = {
@@ -54,6 +55,7 @@ _OPTIONAL = {
     "maskclip_vit": r"(_probe|_stats|_global)$",
     "maskclip_labels": r"^(cityscapes|voc_renorm|voc_single)|probe",
     "vlg_head": r"(_probe|_stats|^sim|text_proj)$",
+    "zegclip_sliding_window": r"padded|center_crop|_stats$|_merged|resize",
 }
 
 

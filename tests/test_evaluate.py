@@ -11,10 +11,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DatasetInfo, voc_palette
+from data_pipelines.errors import InputError
 from semiovs_jax import augment, metrics
-from semiovs_jax.evaluate import Evaluator
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.evaluate import Evaluator, check_evaluation, resize_levels
+from semiovs_jax.hlo import find_collectives, parse_instructions
+from semiovs_jax.sharding import batch_sharding, make_mesh
+from tests.golden import Golden, golden_path
 from tests.models.test_student import CLASSES, student
+from tests.test_sliding import predict, predict_numpy, sliding_numpy
 
 IGNORE = 255
 DATASET = DatasetInfo("letters", tuple("abcde"), voc_palette(), IGNORE, None, {})
@@ -62,11 +66,12 @@ PARAMS = {
 }
 
 
-def evaluator(
-    student: Any, records: Records, *, batch_size: int = 3, max_shapes: int = 4, devices: int = 8
-) -> Evaluator:
-    config = ConfigDict({"batch_size": batch_size, "max_shapes": max_shapes})
-    return Evaluator(student, records, DATASET, config, make_mesh(jax.devices()[:devices]))
+def evaluator(student: Any, records: Records, *, devices: int = 8, **changes: int) -> Evaluator:
+    return Evaluator(student, records, DATASET, eval_config(**changes), make_mesh(jax.devices()[:devices]))
+
+
+def eval_config(**changes: int) -> ConfigDict:
+    return ConfigDict({"batch_size": 3, "max_shapes": 4, "short_side": 0, "window": 0, "stride": 426} | changes)
 
 
 def by_single_images(student: Any, records: Records, params: Any, batch_stats: Any) -> metrics.Scores:
@@ -123,6 +128,134 @@ def test_a_student_of_convolutions():
     assert_same(found, by_single_images(unpadded, records, params, batch_stats))
 
 
-def test_protocol_says_what_was_done():
-    assert "own size" in Evaluator.protocol
-    assert "absent classes as 0" in Evaluator.protocol
+class Placing:
+    """A student whose logits depend on the place in what it sees, and on its mean: no window is like another."""
+
+    def apply(self, params, batch_stats, x, *, train, size=None):
+        assert not train
+        return predict(x, size), batch_stats
+
+
+def resize_numpy(image: np.ndarray, shape: tuple[int, int], align_corners: bool) -> np.ndarray:
+    for axis, target in enumerate(shape):
+        source = image.shape[axis]
+        i = np.arange(target)
+        place = i * (source - 1) / max(target - 1, 1) if align_corners else (i + 0.5) * source / target - 0.5
+        place = np.clip(place, 0, source - 1)
+        low = np.floor(place).astype(int)
+        weight = (place - low).reshape(-1, *[1] * (2 - axis))
+        low, high = image.take(low, axis), image.take(np.minimum(low + 1, source - 1), axis)
+        image = low + weight * (high - low)
+    return image
+
+
+def by_single_images_in_numpy(
+    records: Records, predict: Any = predict_numpy, *, short_side: int = 0, window: int = 10**6, stride: int = 1
+) -> metrics.Scores:
+    """SemiVL's protocol: one image at a time; whole images are one window."""
+    confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    for record in (records[i] for i in range(len(records))):
+        image, label = record["image"].astype(np.float64), record["label"]
+        if short_side:
+            height, width = label.shape
+            size = (round(short_side * height / min(label.shape)), round(short_side * width / min(label.shape)))
+            image = np.floor(resize_numpy(image, size, align_corners=False) + 0.5 + 1e-3)
+        image = (image / 255 - augment.IMAGENET_MEAN) / augment.IMAGENET_STD
+        logits = sliding_numpy(predict, image, window, stride)
+        prediction = resize_numpy(logits, label.shape, align_corners=True).argmax(-1)
+        np.add.at(confusion, (label[label != IGNORE], prediction[label != IGNORE]), 1)
+    return metrics.scores(confusion)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("short_side", "window", "stride"), [(0, 20, 15), (32, 32, 26), (48, 31, 31)])
+def test_windows_equal_a_loop_over_single_images(devices, short_side, window, stride):
+    records = Records([size for size in SIZES if min(size) >= 20])
+    how = {"short_side": short_side, "window": window, "stride": stride}
+    found = evaluator(Placing(), records, devices=devices, batch_size=4, max_shapes=2, **how).run({}, {})
+    expected = by_single_images_in_numpy(records, **how)
+    assert len(set(found.iou)) > 1
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("max_shapes", [1, 3])
+def test_a_student_may_see_whole_images_of_another_size(max_shapes):
+    records = Records(SIZES)
+    found = evaluator(Placing(), records, max_shapes=max_shapes, short_side=24).run({}, {})
+    assert_same(found, by_single_images_in_numpy(records, short_side=24))
+
+
+def test_a_student_of_convolutions_sees_windows():
+    apply, params, batch_stats = student()
+
+    def of_window(image: np.ndarray) -> np.ndarray:
+        return np.asarray(apply(params, batch_stats, np.float32(image)[None], train=False)[0][0])
+
+    records = Records([(33, 40), (50, 33), (40, 64)])
+    how = {"window": 33, "stride": 20}
+    found = evaluator(SimpleNamespace(apply=apply), records, max_shapes=2, devices=1, **how).run(params, batch_stats)
+    assert len(set(found.iou)) > 1
+    assert_same(found, by_single_images_in_numpy(records, of_window, **how))
+
+
+def test_images_are_resized_as_the_reference_does_but_for_single_levels():
+    golden = Golden(golden_path("zegclip_sliding_window"))
+    image, expected = golden["valresize_in"], golden["valresize_out"]
+    shape = expected.shape[:2]
+    sizes = (jnp.array([side], jnp.int32) for side in (image.shape[:2], shape))
+    found = np.asarray(resize_levels(augment.as_float(jnp.asarray(image))[None], shape, *sizes))[0]
+    off = np.abs(found - expected)
+    assert off.max() <= 1
+    assert off.mean() < 0.06
+
+
+def test_evaluating_by_windows_moves_no_image_between_devices():
+    records, mesh = Records([(30, 44)] * 8), make_mesh()
+    both = evaluator(Placing(), records, batch_size=8, short_side=32, window=24, stride=20)
+    ((bucket, batch),) = both._batches()
+    batch = {name: jax.device_put(array, batch_sharding(mesh)) for name, array in batch.items()}
+    compiled = both._confusion.lower({}, {}, batch, shape=both._seen_shapes[bucket]).compile()
+    (collective,) = find_collectives(parse_instructions(compiled.as_text()))
+    assert collective.kind == "all-reduce"
+    assert collective.num_bytes == 4 * CLASSES**2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "every validation image whole and at its own size, single scale"),
+        ({"window": 20, "stride": 15}, "in windows of 20 px every 15 px with mean logits and at its own size"),
+        ({"short_side": 32}, "whole and with its short side at 32 px, logits resized to the label's size"),
+        (
+            {"short_side": 32, "window": 32, "stride": 26},
+            "32 px every 26 px with mean logits and with its short side",
+        ),
+    ],
+)
+def test_protocol_says_what_was_done(changes, sentence):
+    protocol = evaluator(Placing(), Records([(33, 40)]), **changes).protocol
+    assert sentence in protocol
+    assert "absent classes as 0" in protocol
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"short_side": -1}, r"config\.eval\.short_side=-1: set it to pixels, or 0"),
+        ({"window": -1}, r"config\.eval\.window=-1: set it to pixels, or 0"),
+        ({"window": 20, "stride": 0}, r"config\.eval\.stride=0 with config\.eval\.window=20: set it between 1"),
+        ({"window": 20, "stride": 21}, r"config\.eval\.stride=21 with config\.eval\.window=20: set it between 1"),
+        (
+            {"short_side": 32, "window": 33, "stride": 20},
+            r"config\.eval\.window=33 is larger than images with config\.eval\.short_side=32; set it to 32 or less",
+        ),
+        (
+            {"window": 34, "stride": 20},
+            r"config\.eval\.window=34 is larger than a validation image of 40x33 .* set it to 33 or less, or "
+            r"config\.eval\.short_side to 34 or more",
+        ),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_evaluation(eval_config(**changes), Records([(50, 60), (33, 40)]).sizes())

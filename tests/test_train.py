@@ -124,10 +124,18 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
     "changes",
     [
         {"method.name": "supervised", "method.ood": "none"},
+        {
+            "method.name": "supervised",
+            "method.ood": "none",
+            "data.scale_short_side": 32,
+            "eval.short_side": 48,
+            "eval.window": 48,
+            "eval.stride": 40,
+        },
         {"method.ood": "unlabeled"},
         {"ovs.labels": "online", "model.dtype": "bfloat16", "model.remat": True},
     ],
-    ids=["supervised", "ood-as-unlabeled", "online-bfloat16-remat"],
+    ids=["supervised", "short-side-and-windows", "ood-as-unlabeled", "online-bfloat16-remat"],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
     changes = {"train.steps": 2, "train.panel_images": 0, **changes}
@@ -149,6 +157,7 @@ def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Pa
         ({"batch_size": 3}, r"config\.batch_size=3 cannot be split over 2 devices"),
         ({"method.name": "fixmatch"}, r"is no method"),
         ({"train.steps": 0, "train.epochs": 0}, r"make no step"),
+        ({"eval.window": 999}, r"config\.eval\.window=999 is larger than a validation image"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

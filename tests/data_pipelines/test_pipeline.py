@@ -85,6 +85,19 @@ def test_an_index_names_the_record_that_is_shown(config):
                 assert abs(image[valid].mean() - (index + offset + 20)) < 0.8
 
 
+def test_images_may_be_scaled_by_their_short_side(config):
+    """Images of 30..34 x 40..46 fitted to a short side of 15 are whole in the crop."""
+    changed = config.copy_and_resolve_references()
+    changed.update(scale_short_side=15, scale_range=(1.0, 1.0))
+    for batch in take(train_data(changed), 3):
+        for stream in STREAMS:
+            rows = batch[stream]["valid"].any(2).sum(1)
+            columns = batch[stream]["valid"].any(1).sum(1)
+            assert set(rows) == {15}
+            assert min(columns) >= 18
+            assert max(columns) <= 23
+
+
 def test_lengths_and_steps_per_epoch(config):
     data = train_data(config, batch_size=3)
     assert data.lengths == {"labeled": 3, "unlabeled": 7, "mix": 7, "ood": 5}
@@ -181,6 +194,10 @@ def test_requests_that_cannot_be_met_are_refused(config):
         train_data(config, batch_size=3, process_count=2)
     with pytest.raises(InputError, match=r"unknown stream\(s\) odd: use labeled, unlabeled, mix, ood"):
         train_data(config, streams=("labeled", "odd"))
+    negative = config.copy_and_resolve_references()
+    negative.scale_short_side = -1
+    with pytest.raises(InputError, match=r"config\.data\.scale_short_side=-1: set it to pixels, or 0"):
+        train_data(negative)
 
 
 def cut(path: pathlib.Path) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +134,58 @@ def test_half_of_the_views_are_flipped_and_every_long_side_is_drawn():
     drawn = [transforms.draw_geometry(rng, (8, 10), 4, (0.5, 2.0)) for _ in range(2000)]
     assert {geometry.size[1] for geometry in drawn} == set(range(5, 21))
     assert abs(np.mean([geometry.flip for geometry in drawn]) - 0.5) < 0.05
+
+
+class _Factor:
+    """A generator whose scale factor is known; the crop is drawn at its origin."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def integers(self, low, high, endpoint):
+        return low
+
+    def random(self):
+        return self.share
+
+
+def test_sizes_by_the_short_side_are_the_references():
+    facts = Golden(golden_path("zegclip_sliding_window")).meta["resize"]
+    for size, expected in facts["val_sizes_at_512"].items():
+        assert list(transforms.short_side_size(tuple(json.loads(f"[{size[1:-1]}]")), 512)) == expected
+    for case in facts["train"].values():
+        share = (case["ratio"] - 0.5) / 1.5
+        geometry = transforms.draw_geometry(_Factor(share), (37, 50), 64, (0.5, 2.0), scale_short_side=64)
+        assert list(geometry.size) == case["out"]
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 600))
+def test_the_short_side_becomes_what_was_asked_for(height, width, short_side):
+    size = transforms.short_side_size((height, width), short_side)
+    assert min(size) == short_side
+    assert abs(max(size) - short_side * max(height, width) / min(height, width)) <= 0.5 + 1e-6
+    assert (size[0] < size[1]) <= (height < width)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.integers(1, 70))
+def test_a_drawn_size_fits_the_scaled_sides(seed, height, width, short_side):
+    rng = np.random.default_rng(seed)
+    size = transforms.draw_geometry(rng, (height, width), 65, (0.5, 2.0), short_side).size
+    assert min(size) <= max(1, 2 * short_side)
+    assert max(size) <= max(1, 8 * short_side)
+    factor = 0.5 + 1.5 * np.random.default_rng(seed).random()
+    fits = int(short_side * factor), int(4 * short_side * factor)
+    assert min(size) == max(1, fits[0]) or max(size) == max(1, fits[1])
+
+
+def test_views_by_the_long_side_are_drawn_as_ever():
+    """The figures were drawn before there was another rule: published seeds must go on meaning the same views."""
+    rng = np.random.default_rng(7)
+    assert [transforms.draw_geometry(rng, (375, 500), 321, (0.5, 2.0)) for _ in range(3)] == [
+        Geometry((719, 959), 272, 399, flip=False),
+        Geometry((692, 923), 83, 502, flip=True),
+        Geometry((348, 464), 25, 125, flip=False),
+    ]
 
 
 def test_a_view_without_padding_or_flip_is_the_image():

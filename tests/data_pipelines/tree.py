@@ -22,6 +22,7 @@ def data_config(root: Path, **changes) -> ConfigDict:
             "dataset": "voc21",
             "crop_size": 33,
             "scale_range": (0.5, 2.0),
+            "scale_short_side": 0,
             "max_bad_records": 0,
             "num_threads": 2,
             "prefetch": 2,
