@@ -62,9 +62,19 @@ def build_frozen_labelers(config: ml_collections.ConfigDict, method: Method) -> 
 
 
 def make_student(config: ml_collections.ConfigDict) -> Student:
-    """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone."""
-    num_classes = load_dataset(config.data.dataset).num_classes
-    return build_student(config.model, num_classes, image_size=config.data.crop_size, rngs=nnx.Rngs(config.seed))
+    """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone.
+
+    Raises:
+      InputError: an unknown backbone or dtype, or one that cannot be evaluated as `config.eval` says.
+    """
+    num_classes, crop = load_dataset(config.data.dataset).num_classes, config.data.crop_size
+    student = build_student(config.model, num_classes, image_size=crop, rngs=nnx.Rngs(config.seed))
+    if student.windowed and not config.eval.window:
+        raise InputError(
+            f"config.eval.window=0: config.model.backbone={config.model.backbone!r} is evaluated by windows; set it to "
+            f"the crop's {crop}, config.eval.short_side to as much or more, and config.eval.stride"
+        )
+    return student
 
 
 def make_recipe(
