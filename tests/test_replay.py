@@ -1,4 +1,4 @@
-"""Goldens of whole models: SED by parts and from end to end; training iterations, in a process of their own."""
+"""Goldens of whole models: SED by parts and from end to end; training iterations, in processes of their own."""
 
 import importlib
 import os
@@ -29,10 +29,20 @@ def test_sed_in_chunks_of_classes_equals_the_reference(family: str):
     assert_matches(golden, outputs)
 
 
+# SemiVL's iterations are chaotic in float32: rounding grows to a hundredth of a logit within three of them.
 @pytest.mark.slow
-@pytest.mark.parametrize("double", [False, True], ids=["f32", "f64"])
-def test_training_iterations_equal_the_reference(double: bool, tmp_path: Path):
-    path = golden_path("semiovs_unimatch_step")
+@pytest.mark.parametrize(
+    ("family", "double"),
+    [
+        ("semiovs_unimatch_step", False),
+        ("semiovs_unimatch_step", True),
+        ("semiovs_prevmatch_step", False),
+        ("semiovs_prevmatch_step", True),
+        ("semiovs_semivl_step", True),
+    ],
+)
+def test_training_iterations_equal_the_reference(family: str, double: bool, tmp_path: Path):
+    path = golden_path(family)
     out = tmp_path / "out.npz"
     command = [sys.executable, "-m", "tests.replay", str(path), str(out), *(["--f64"] if double else [])]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -23,6 +23,30 @@ from semiovs_jax.runtime import set_up_logging, tune_cpu
 OURS = "SemiOVS"
 THRESHOLD = 0.7  # of OVS confidence
 
+# PrevMatch learns from snapshots that were the best so far, and looks for one every epoch.
+_PREVMATCH = {"method.name": "prevmatch", "train.eval_every_steps": 0}
+
+# SemiVL at the size of the shipped CLIP, which is its backbone, its label maker and its text tower.
+_SEMIVL = {
+    "method.name": "semivl",
+    "model.backbone": "clip_vit_shapes",
+    "model.weights": "shapes_clip",
+    "model.random_init": False,
+    "clip.weights": "shapes_clip",
+    "clip.vocabulary": "shapes",
+    "clip.class_prompt": "{}",
+    "clip.layers": "",
+    "data.crop_size": 64,
+    "optim.name": "adamw",
+    "optim.learning_rate": 1e-4,
+    "optim.backbone_multiplier": 1.0,
+    "optim.head_multiplier": 10.0,
+    "optim.weight_decay": 0.01,
+    "method.ood_weight": 0.5,
+    "eval.window": 64,
+    "eval.stride": 48,
+}
+
 # What each row changes in `configs/demo.py`.
 ROWS: dict[str, dict[str, Any]] = {
     "supervised": {"method.name": "supervised", "method.ood": "none"},
@@ -37,6 +61,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "ovs.labels_dir": "data/shapes/ovs_dense_clip",
     },
     OURS: {"method.ood": "ovs"},
+    "PrevMatch": {**_PREVMATCH, "method.ood": "none"},
+    f"{OURS} on PrevMatch": {**_PREVMATCH, "method.ood": "ovs"},
+    "SemiVL": {**_SEMIVL, "method.ood": "none"},
+    f"{OURS} on SemiVL": {**_SEMIVL, "method.ood": "ovs"},
 }
 
 BASELINES = tuple(name for name, changes in ROWS.items() if changes["method.ood"] != "ovs")

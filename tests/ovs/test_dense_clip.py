@@ -11,9 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import PseudoLabel
+from semiovs_jax.models.clip_vit import MASKCLIP
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.clip_weights import load_clip
-from semiovs_jax.ovs.dense_clip import class_scores, label_scores, make_dense_clip, normalize, reject_unsure
+from semiovs_jax.ovs.dense_clip import (
+    build_label_maker,
+    class_scores,
+    label_scores,
+    make_dense_clip,
+    normalize,
+    reject_unsure,
+)
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.golden import Golden, assert_matches, golden_path
 from tests.ovs.tiny_clip import CLASSES, CONFIG, write_clip, write_vocabulary
@@ -170,6 +178,34 @@ def test_normalization_is_that_of_the_weights_unless_the_config_says_otherwise(c
 def test_bad_settings_give_one_clear_error(config, change, num_classes, message):
     with pytest.raises(InputError, match=message):
         build_ovs({**config, **change}, num_classes)
+
+
+def _label_maker_config(config, **changes):
+    settings = {"weights": config["weights"], "vocabulary": config["vocabulary"], "normalization": "imagenet"}
+    return settings | {"layers": "maskclip", "dtype": "float32"} | changes
+
+
+def test_the_label_maker_computes_as_maskclip_or_as_clip(config):
+    own, masked = (
+        build_label_maker(_label_maker_config(config, layers=layers), 3, image_size=32) for layers in ("", "maskclip")
+    )
+    assert (masked.image_size, masked.normalization, masked.num_classes) == (32, "imagenet", 3)
+    jax.tree.map(np.testing.assert_array_equal, own.weights, masked.weights)
+    image = photos(1, 32, 32)
+    clip = dataclasses.replace(load_clip(config["weights"]), config=CONFIG)
+    exact = dataclasses.replace(CONFIG, visual=dataclasses.replace(CONFIG.visual, **MASKCLIP))
+    words = load_vocabulary(config["vocabulary"])
+    for found, settings_ in ((own, CONFIG), (masked, exact)):
+        expected = make_dense_clip(
+            dataclasses.replace(clip, config=settings_), words, image_size=32, normalization="imagenet"
+        )
+        np.testing.assert_array_equal(found.scores(found.weights, image), expected.scores(expected.weights, image))
+    assert np.any(own.scores(own.weights, image) != masked.scores(masked.weights, image))
+
+
+def test_the_label_maker_refuses_unknown_layers(config):
+    with pytest.raises(InputError, match=r"config\.clip\.layers is 'vit'; choose 'maskclip'"):
+        build_label_maker(_label_maker_config(config, layers="vit"), 3, image_size=32)
 
 
 def test_num_classes_may_be_left_open(config):

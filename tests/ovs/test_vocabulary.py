@@ -7,7 +7,7 @@ import pytest
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax.ovs.tokenizer import make_tokenizer
-from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates, load_vocabulary
+from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates, load_vocabulary, vocabulary_of_names
 from tests.golden import Golden, golden_path
 from tests.replays import sed_vocab
 
@@ -154,9 +154,9 @@ def letters(name: str) -> str:
     return "".join(filter(str.isalpha, name))
 
 
-@pytest.mark.parametrize("name", ["voc21", "context60", "shapes"])
+@pytest.mark.parametrize("name", ["voc21", "voc21_semivl", "context60", "shapes"])
 def test_shipped_vocabularies_fit_their_datasets_and_clip(name):
-    info = load_dataset(name)
+    info = load_dataset(name.removesuffix("_semivl"))
     vocabulary = load_vocabulary(name, num_classes=info.num_classes)
     assert vocabulary.source
     vocabulary.check_prompts(make_tokenizer("clip_bpe", 77))
@@ -169,6 +169,25 @@ def test_voc21_is_the_vocabulary_of_the_paper():
     assert [", ".join(concept.synonyms) for concept in vocabulary.concepts] == golden.meta["names"]
     assert list(np.bincount(vocabulary.class_of_concept)) == golden.meta["voc_group_sizes"]
     assert list(vocabulary.classes[1:]) == golden.meta["voc_classes"]
+
+
+def test_voc21_semivl_has_the_concepts_of_the_reference():
+    vocabulary = load_vocabulary("voc21_semivl")
+    per_class = np.bincount(vocabulary.class_of_concept)
+    # The groups that the golden of the dense CLIP labels tells (meta["class_to_concept_idxs"]).
+    assert per_class.tolist() == [45, 3, 3, 1, 4, 4, 2, 4, 2, 3, 1, 2, 2, 4, 4, 4, 3, 1, 1, 2, 3]
+    assert vocabulary.split_synonyms() == vocabulary
+    assert vocabulary.templates == ("a photo of a {}",)
+
+
+def test_a_vocabulary_of_names_has_one_concept_a_class():
+    vocabulary = vocabulary_of_names("names", ["sky", "cat"], "a photo of a {}")
+    assert vocabulary.classes == ("sky", "cat")
+    assert [vocabulary.prompts(concept) for concept in vocabulary.concepts] == [
+        [["a photo of a sky"]], [["a photo of a cat"]],
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"names: template .* exactly one"):
+        vocabulary_of_names("names", ["sky"], "a photo")
 
 
 def test_context60_has_the_groups_of_the_reference():
