@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax import train
+from semiovs_jax.benchmarks.claims import ROWS
 from semiovs_jax.preemption import Preemption
 from semiovs_jax.sharding import make_mesh
 from tests.experiment import shrunk_demo
@@ -124,18 +125,18 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
     "changes",
     [
         {"method.name": "supervised", "method.ood": "none"},
-        {
-            "method.name": "supervised",
-            "method.ood": "none",
-            "data.scale_short_side": 32,
-            "eval.short_side": 48,
-            "eval.window": 48,
-            "eval.stride": 40,
-        },
         {"method.ood": "unlabeled"},
         {"ovs.labels": "online", "model.dtype": "bfloat16", "model.remat": True},
+        {
+            **ROWS["SemiOVS on SemiVL"],
+            "data.crop_size": 32,
+            "data.scale_short_side": 32,
+            "eval.short_side": 48,
+            "eval.window": 32,
+            "eval.stride": 24,
+        },
     ],
-    ids=["supervised", "short-side-and-windows", "ood-as-unlabeled", "online-bfloat16-remat"],
+    ids=["supervised", "ood-as-unlabeled", "online-bfloat16-remat", "semivl-short-side-and-windows"],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
     changes = {"train.steps": 2, "train.panel_images": 0, **changes}
