@@ -29,7 +29,8 @@ class Report:
 
     Attributes:
       data: what the splits hold.
-      vocabulary: the words; None where the method reads none or they cannot be read.
+      vocabularies: the words that the method reads, by the section of the config that names them; those that can
+        be read.
       cached: number of OOD images by what is known of their cached OVS label ("labeled", "bad", "missing"); empty
         where the method reads none or the images cannot be listed.
       faults: what forbids a run, each with what to do about it.
@@ -37,7 +38,7 @@ class Report:
     """
 
     data: DataReport
-    vocabulary: Vocabulary | None
+    vocabularies: dict[str, Vocabulary]
     cached: dict[str, int]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -55,17 +56,23 @@ def make_report(config: Any) -> Report:
     if lacking := [section for section in _SECTIONS if section not in config]:
         raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")
     data = report_data(config)
-    vocabulary, faults, warnings = None, [], []
-    if config.method.ood == "ovs":
+    vocabularies, faults, warnings = {}, [], []
+    for section in _vocabulary_sections(config.method):
         try:
-            vocabulary = _read_vocabulary(config.ovs, data.dataset)
+            vocabularies[section] = _read_vocabulary(config[section], data.dataset)
         except InputError as error:
-            faults.append(f"config.ovs.vocabulary: {error}".replace("\n  ", " "))
-    if vocabulary and data.dataset:
-        faults += _moved_classes(vocabulary, data.dataset)
-        warnings += _renamed_classes(vocabulary, data.dataset)
+            faults.append(f"config.{section}.vocabulary: {error}".replace("\n  ", " "))
+    if data.dataset:
+        for vocabulary in vocabularies.values():
+            faults += _moved_classes(vocabulary, data.dataset)
+            warnings += _renamed_classes(vocabulary, data.dataset)
     cached = _count_cached(config, data.ood_ids)
-    return Report(data, vocabulary, cached, (*data.faults, *faults), (*data.warnings, *warnings))
+    return Report(data, vocabularies, cached, (*data.faults, *faults), (*data.warnings, *warnings))
+
+
+def _vocabulary_sections(method: Any) -> list[str]:
+    """Sections of the config whose vocabulary the method reads."""
+    return ["ovs"] * (method.ood == "ovs") + ["clip"] * (method.name == "semivl")
 
 
 def _read_vocabulary(config: Any, dataset: DatasetInfo | None) -> Vocabulary:
@@ -169,7 +176,7 @@ def _value_table(splits: dict[str, SplitReport], dataset: DatasetInfo | None) ->
 
 
 def _facts(report: Report) -> Iterator[str]:
-    data, words = report.data, report.vocabulary
+    data = report.data
     for split, found in data.splits.items():
         if found.labels is not None:
             yield f"{split} labels: {_kinds(found.labels) or 'none that can be read'}"
@@ -177,11 +184,11 @@ def _facts(report: Report) -> Iterator[str]:
         yield f"ids shared by {', '.join(f'{pair} {len(ids)}' for pair, ids in data.overlaps.items())}"
     if data.duplicates:
         yield f"bytes of a val image in {', '.join(f'{split} {len(p)}' for split, p in data.duplicates.items())}"
-    if words:
+    for section, words in report.vocabularies.items():
         names = sum(len(concept.synonyms) for concept in words.concepts)
         yield (
-            f"vocabulary {words.name}: {len(words.classes)} classes, {len(words.concepts)} concepts, {names} names, "
-            f"{len(words.templates)} template(s), {names * len(words.templates)} prompts"
+            f"{section} vocabulary {words.name}: {len(words.classes)} classes, {len(words.concepts)} concepts, "
+            f"{names} names, {len(words.templates)} template(s), {names * len(words.templates)} prompts"
         )
     if report.cached:
         yield f"cached OVS labels: {', '.join(f'{count} {state}' for state, count in report.cached.items())}"
@@ -201,7 +208,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def report_as_json(report: Report) -> str:
     """The report as JSON: what the text says, with every shared id and the example of every value."""
-    data, words = report.data, report.vocabulary
+    data = report.data
     content = {
         "usable": not report.faults,
         "faults": report.faults,
@@ -210,7 +217,10 @@ def report_as_json(report: Report) -> str:
         "splits": {split: dataclasses.asdict(found) for split, found in data.splits.items()},
         "overlaps": data.overlaps,
         "duplicates": data.duplicates,
-        "vocabulary": {"name": words.name, "classes": words.classes, "sha256": words.sha256} if words else None,
+        "vocabularies": {
+            section: {"name": words.name, "classes": words.classes, "sha256": words.sha256}
+            for section, words in report.vocabularies.items()
+        },
         "cached": report.cached,
     }
     return json.dumps(content, indent=2) + "\n"

@@ -144,12 +144,11 @@ class Method:
         return {term.name: term.weight_at(at) for term in self.terms}
 
 
-def _consistency(labeler: str, suffix: str, weight: float, **common: object) -> tuple[Term, ...]:
-    """UniMatch's dual-stream and feature perturbations: half the weight on images, half on features."""
+def _consistency(rule: Term) -> tuple[Term, ...]:
+    """UniMatch's dual-stream and feature perturbations under one rule: half its weight on images, half on features."""
     shares = {"s1": 0.25, "s2": 0.25, "fp": 0.5}
-    settings = {"stream": "unlabeled", "pasted_labeler": labeler, **common}
     return tuple(
-        Term(name=f"u_{p}{suffix}", prediction=p, labeler=labeler, weight=weight * share, **settings)  # type: ignore[arg-type]
+        dataclasses.replace(rule, name=f"u_{p}{rule.name}", prediction=p, weight=rule.weight * share)
         for p, share in shares.items()
     )
 
@@ -167,31 +166,47 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
       InputError: for a name, or a combination of names, that is no method, or a value out of its range.
     """
     _check(config)
-    threshold = config.confidence_threshold
-    terms: tuple[Term, ...] = ()
+    by_student = Term("", "unlabeled", "", "student", "student", weight=1.0, threshold=config.confidence_threshold)
+    rules: list[Term] = []
     bank_capacity = bank_draws = 0
     if config.name != "supervised":
-        terms += _consistency("student", "", 1.0, threshold=threshold)
+        rules.append(by_student)
     if config.name == "prevmatch":
         bank = config.bank
         bank_capacity, bank_draws = bank.capacity, min(bank.draws, bank.capacity)
-        terms += _consistency(
-            "bank", "_prev", 1.0, threshold=bank.confidence_threshold, gate=bank.gate, schedule="triangle"
+        rules.append(
+            Term(
+                "_prev",
+                "unlabeled",
+                "",
+                labeler="bank",
+                pasted_labeler="bank",
+                weight=1.0,
+                threshold=bank.confidence_threshold,
+                gate=bank.gate,
+                schedule="triangle",
+            )
         )
     if config.name == "semivl":
-        terms += _consistency(
-            "dense_clip",
-            "_mc",
-            config.dense_clip.weight,
-            threshold=config.dense_clip.confidence_threshold,
-            mean_over="all",
-            schedule="fade",
-            in_divisor=False,
+        rules.append(
+            Term(
+                "_mc",
+                "unlabeled",
+                "",
+                labeler="dense_clip",
+                pasted_labeler="dense_clip",
+                weight=config.dense_clip.weight,
+                threshold=config.dense_clip.confidence_threshold,
+                mean_over="all",
+                schedule="fade",
+                in_divisor=False,
+            )
         )
     if config.ood == "ovs":
-        terms += _consistency(
-            "ovs", "_ood", config.ood_weight, stream="ood", pasted_labeler="student", threshold=threshold
+        rules.append(
+            dataclasses.replace(by_student, name="_ood", stream="ood", labeler="ovs", weight=config.ood_weight)
         )
+    terms = tuple(term for rule in rules for term in _consistency(rule))
     return Method(config.name, terms, config.ovs_threshold, bank_capacity, bank_draws)
 
 

@@ -55,7 +55,7 @@ def test_a_clean_tree_is_usable_and_counted(root, capsys, tmp_path):
     assert ["1", "3", "16.67", "%", "2", "16.67", "%", "blob"] in rows
     assert ["255", "3", "3.33", "%", "2", "3.33", "%", "(ignored)"] in rows
     assert "val labels: 2 PNG L" in text
-    assert "vocabulary custom: 3 classes, 4 concepts, 5 names, 80 template(s), 400 prompts" in text
+    assert "ovs vocabulary custom: 3 classes, 4 concepts, 5 names, 80 template(s), 400 prompts" in text
     assert "cached OVS labels: 0 labeled, 0 bad, 5 missing" in text
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["usable"]
@@ -320,6 +320,16 @@ def test_only_what_the_method_reads_is_looked_at(root, capsys):
     status, text = check(capsys, **{"method.name": "supervised", "method.ood": "none"})
     assert status == 0
     assert "vocabulary" not in text
+
+
+def test_the_words_of_semivl_are_looked_at(root, capsys):
+    semivl = {"method.name": "semivl", "clip.vocabulary": "data/custom/vocabulary.json"}
+    assert "clip vocabulary custom: 3 classes" in check(capsys, **semivl)[1]
+    status, text = check(capsys, **{**semivl, "clip.vocabulary": "voc21_semivl"})
+    assert status == 1
+    (fault,) = faults_of(text)
+    assert "config.clip.vocabulary" in fault
+    assert "21 classes, but the dataset has 3" in fault
 
 
 def test_cached_labels_are_counted(root, capsys):
