@@ -67,7 +67,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.ovs.batch_size = 8
 
     config.clip = ConfigDict()  # SemiVL's frozen CLIP: labels crops, and embeds the names of the student's classes
-    config.clip.weights = "weights/clip_vit_b16.safetensors"  # python -m semiovs_jax.convert ViT-B-16.pt ...
+    config.clip.weights = "weights/clip_vit_b16.safetensors"  # python -m semiovs_jax.convert model.safetensors ...
     config.clip.vocabulary = "voc21_semivl"  # words of the labels, as ovs.vocabulary
     config.clip.class_prompt = "a photo of a {}"  # for the dataset's class names
     config.clip.normalization = "imagenet"  # of the crops that it labels, as ovs.normalization

@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 from semiovs_jax.runtime import CPU_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,3 +23,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 embeddings = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
 atexit.register(shutil.rmtree, embeddings, ignore_errors=True)
 os.environ["SEMIOVS_CACHE"] = embeddings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

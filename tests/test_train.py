@@ -89,7 +89,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
 def test_prevmatch_killed_goes_on_bit_for_bit_with_its_bank(folder: Path, monkeypatch: pytest.MonkeyPatch):
     # mu is 0 in the first epoch; six steps of two images are one epoch of the twelve unlabeled ones.
     config = shrunk_demo(
-        folder, **{"method.name": "prevmatch", "method.bank.confidence_threshold": 0.0, "train.steps": 12}
+        folder,
+        **{
+            "method.name": "prevmatch",
+            "method.bank.confidence_threshold": 0.0,
+            "train.steps": 12,
+            "train.panel_images": 0,
+        },
     )
     whole, killed = folder / "prevmatch", folder / "prevmatch_killed"
     train.train_and_evaluate(config, whole)
