@@ -4,7 +4,7 @@
 
 Needs: README.md says how to get data/pascal_context, data/coco/train2017, and the weights of ResNet-101 and SED.
 Hardware: devices that divide 8; the reference used one GPU. Time: not measured on an accelerator yet.
-Published mIoU: arXiv 2507.03302, the table of Pascal Context, not copied here; not measured with this code yet.
+Published mIoU: in arXiv 2507.03302, not copied here; not measured with this code yet.
 Protocol: every val image whole, at its own size and at one scale.
 """
 
