@@ -162,6 +162,42 @@ def test_total_is_the_weighted_mean_of_the_parts():
     assert int(outcome.terms["u_fp_ood"].valid) == BATCH * (SIZE - 5) * SIZE
 
 
+@pytest.mark.parametrize("gate", ["pixelwise", "pixelavg"])
+def test_each_term_is_gated_and_averaged_as_its_row_says(gate: str):
+    config = common.semiovs_unimatch().method
+    config.update_from_flattened_dict({"name": "prevmatch", "ood": "none", "bank.gate": gate})
+    previous = next(term for term in methods.make_method(config).terms if term.name == "u_fp_prev")
+    config.name = "semivl"
+    dense = next(term for term in methods.make_method(config).terms if term.name == "u_fp_mc")
+
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((2, 4, 4, CLASSES)), jnp.float32)
+    label = jnp.asarray(rng.integers(0, CLASSES, (2, 4, 4)))
+    confidence = jnp.asarray(rng.uniform(0.8, 1, (2, 4, 4)), jnp.float32)
+    valid = jnp.asarray(rng.random((2, 4, 4)) < 0.7)
+    found = PseudoLabel(label, confidence, valid)
+    predictions = train_step.Predictions(logits, None, {}, {}, {"unlabeled": logits}, {}, {})
+    empty = jnp.zeros((0, 4, 4), bool)
+    views = train_step.Views({}, {}, {}, {}, label, {}, empty, empty, ())
+    values = train_step.evaluate_terms(
+        methods.Method("test", (previous, dense)),
+        views,
+        predictions,
+        {("bank", "unlabeled"): found, ("dense_clip", "unlabeled"): found},
+    )
+
+    loss = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(label)[..., None], axis=-1)[..., 0]
+    kept = np.asarray(valid & (confidence >= 0.9))
+    if gate == "pixelwise":
+        expected = (loss * kept).sum()
+    else:
+        weight = (confidence * valid).sum((1, 2)) / valid.sum((1, 2))
+        expected = ((loss * valid).sum((1, 2)) * weight).sum()
+    np.testing.assert_allclose(values["u_fp_prev"].loss, expected / valid.sum(), rtol=1e-5)
+    np.testing.assert_allclose(values["u_fp_mc"].loss, (loss * kept).sum() / valid.size, rtol=1e-5)
+    assert (int(values["u_fp_mc"].passed), int(values["u_fp_mc"].valid)) == (kept.sum(), valid.sum())
+
+
 class _ConstantOVS:
     """Labels everything with one class; invalid in the first row."""
 
