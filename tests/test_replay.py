@@ -29,17 +29,12 @@ def test_sed_in_chunks_of_classes_equals_the_reference(family: str):
     assert_matches(golden, outputs)
 
 
-# SemiVL's iterations are chaotic in float32: rounding grows to a hundredth of a logit within three of them.
+# PrevMatch's iterations hold all of UniMatch's terms, so float64, the strict check, runs on them. SemiVL's are chaotic in
+# float32: rounding grows to a hundredth of a logit within three of them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "double"),
-    [
-        ("semiovs_unimatch_step", False),
-        ("semiovs_unimatch_step", True),
-        ("semiovs_prevmatch_step", False),
-        ("semiovs_prevmatch_step", True),
-        ("semiovs_semivl_step", True),
-    ],
+    [("semiovs_unimatch_step", False), ("semiovs_prevmatch_step", True), ("semiovs_semivl_step", True)],
 )
 def test_training_iterations_equal_the_reference(family: str, double: bool, tmp_path: Path):
     path = golden_path(family)
