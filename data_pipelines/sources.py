@@ -185,11 +185,26 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
             return FolderSource(root, _images_below(root), cache=cache)
         images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
         return FolderSource(root, images, cache=cache)
-    root = _existing_folder(data_config.root, "config.data.root")
     field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    with_labels = stream in ("labeled", "val")
-    images, labels = _read_split(root, data_config[field], f"config.data.{field}", with_labels=with_labels)
-    return FolderSource(root, images, labels)
+    names = ("config.data.root", f"config.data.{field}")
+    return open_list(data_config.root, data_config[field], names, with_labels=stream in ("labeled", "val"))
+
+
+def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
+    """Opens the records of a split list.
+
+    Args:
+        root: Folder that the list's paths are relative to.
+        split: The list, `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted), relative to `root`.
+        names: What error messages call `root` and `split`.
+        with_labels: Whether the records have labels.
+
+    Raises:
+        InputError: The root or the list is missing, empty or malformed.
+    """
+    folder = _existing_folder(root, names[0])
+    images, labels = _read_split(folder, split, names[1], with_labels=with_labels)
+    return FolderSource(folder, images, labels)
 
 
 def _existing_folder(value: str, field: str) -> Path:
