@@ -29,8 +29,8 @@ def test_sed_in_chunks_of_classes_equals_the_reference(family: str):
     assert_matches(golden, outputs)
 
 
-# PrevMatch's iterations hold all of UniMatch's terms, so float64, the strict check, runs on them. SemiVL's are chaotic in
-# float32: rounding grows to a hundredth of a logit within three of them.
+# PrevMatch's iterations hold all of UniMatch's terms, so float64, the strict check, runs on them. SemiVL's are chaotic
+# in float32: rounding grows to a hundredth of a logit within three of them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "double"),
