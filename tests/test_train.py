@@ -145,7 +145,7 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
     ids=["supervised", "ood-as-unlabeled", "online-bfloat16-remat", "semivl-short-side-and-windows"],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
-    changes = {"train.steps": 2, "train.panel_images": 0, **changes}
+    changes = {**changes, "train.steps": 2, "train.panel_images": 0}
     train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["loss"]) for record in lines if record["event"] == "train")
