@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from data_pipelines.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -86,7 +88,7 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""
         ...
 
@@ -120,6 +122,30 @@ class FolderSource:
     def ids(self) -> list[str]:
         """The ids of all records, in order."""
         return [record_id(image) for image in self.images]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SelectedSource:
+    """Some records of a source.
+
+    Attributes:
+        source: The source.
+        positions: Which of its records, in order, int64 [N].
+    """
+
+    source: Source
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.positions[index])]
+
+    def ids(self) -> list[str]:
+        """The ids of the selected records, in order."""
+        ids = self.source.ids()
+        return [ids[position] for position in self.positions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +189,10 @@ def cached_planes(cache: Path | None, id_: str) -> tuple[File | None, File | Non
 def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
     """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
 
-    "ood" reads image files below `ood_root`, those of the list `ood_split` if one is given; or, where `ood_root` is a
-    dataset prepared by TensorFlow Datasets (see `shards`), its split `ood_split`.
+    Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
+    TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
+    image files below `ood_root`, those of the list `ood_split` if one is given; or the split `ood_split` of a
+    prepared dataset.
 
     Args:
         data_config: The `data` section of the config.
@@ -186,12 +214,15 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
         images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
         return FolderSource(root, images, cache=cache)
     field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    names = ("config.data.root", f"config.data.{field}")
-    return open_list(data_config.root, data_config[field], names, with_labels=stream in ("labeled", "val"))
+    root_name, split_name, with_labels = "config.data.root", f"config.data.{field}", stream in ("labeled", "val")
+    root = _existing_folder(data_config.root, root_name)
+    if prepared := _prepared_dataset(root):
+        return _open_prepared_list(prepared, root, data_config[field], split_name, with_labels=with_labels)
+    return open_list(data_config.root, data_config[field], (root_name, split_name), with_labels=with_labels)
 
 
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
-    """Opens the records of a split list.
+    """Opens the files that a split list names.
 
     Args:
         root: Folder that the list's paths are relative to.
@@ -205,6 +236,32 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
     folder = _existing_folder(root, names[0])
     images, labels = _read_split(folder, split, names[1], with_labels=with_labels)
     return FolderSource(folder, images, labels)
+
+
+def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, with_labels: bool) -> Source:
+    """The examples of a prepared dataset that a split list names by their ids, or one of the dataset's own splits."""
+    from data_pipelines.shards import open_shards  # importing it takes a while
+
+    if split and not (root / split).exists():
+        return open_shards(folder, split, labeled=with_labels, field=field)
+    images, _ = _read_split(root, split, field, with_labels=False)
+    source = open_shards(folder, labeled=with_labels, field=field)
+    return _select(source, [record_id(image) for image in images], root / split)
+
+
+def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
+    """The records with these ids, which a list asks for."""
+    wanted = set(ids)
+    positions: dict[str, int] = {}
+    for position, id_ in enumerate(source.ids()):
+        if id_ in wanted:
+            positions.setdefault(id_, position)
+    if missing := [id_ for id_ in ids if id_ not in positions]:
+        raise InputError(
+            f"{path}: {len(missing)} of its {len(ids)} images are not in the prepared dataset: {first_few(missing)}; "
+            "prepare it from the images that the list is of"
+        )
+    return SelectedSource(source, np.array([positions[id_] for id_ in ids], np.int64))
 
 
 def _existing_folder(value: str, field: str) -> Path:
