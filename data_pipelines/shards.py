@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, UnreadableError, cached_planes
+from data_pipelines.sources import LabelCache, Record, UnreadableError
 
 _WANTED = {"image": tfds.features.Image, "id": tfds.features.Text}
 
@@ -46,13 +46,13 @@ class ShardSource:
         folder: The folder of the prepared dataset.
         examples: Serialized examples by index.
         features: Structure of the examples.
-        cache: Folder of cached pseudo-labels, as of `sources.FolderSource`.
+        cache: Cached pseudo-labels.
     """
 
     folder: Path
     examples: Any
     features: Any
-    cache: Path | None = None
+    cache: LabelCache | None = None
     _ids: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class ShardSource:
         if index not in self._ids:
             self._ids[index] = self._read_id(index)
         id_ = self._ids[index]
-        return Record(id_, ShardImage(self, index), *cached_planes(self.cache, id_))
+        return Record(id_, ShardImage(self, index), *(self.cache.planes(id_) if self.cache else ()))
 
     def ids(self) -> list[str]:
         """The ids of all records, in order; reads through the dataset once."""
@@ -91,13 +91,13 @@ class ShardSource:
         return id_
 
 
-def open_shards(folder: Path, split: str = "", cache: Path | None = None) -> ShardSource:
+def open_shards(folder: Path, split: str = "", cache: LabelCache | None = None) -> ShardSource:
     """Opens a prepared dataset.
 
     Args:
         folder: The folder that holds dataset_info.json.
         split: Name of a split, in TensorFlow Datasets' notation ("train", "train+test"); "" reads them all.
-        cache: Folder of cached pseudo-labels to join by id.
+        cache: Cached pseudo-labels to join by id.
 
     Raises:
         InputError: The folder is no dataset of ArrayRecord files, lacks a feature, or has no such split.
