@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
 
@@ -58,7 +59,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
         writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
         try:
             for example in examples:
-                serialized = features.serialize_example(features.encode_example(example))
+                serialized = _in_order(features.serialize_example(features.encode_example(example)))
                 writer.write(serialized)
                 ids.append(_line(path, example["id"]))
                 length += len(serialized)
@@ -187,6 +188,11 @@ def read_ids(folder: Path, split: str) -> IdList | None:
 def ids_path(folder: Path, split: str) -> Path:
     """Where the ids of a split's examples are listed."""
     return folder / f"{split}.ids.txt"
+
+
+def _in_order(serialized: bytes) -> bytes:
+    """The same example with its features in order: the order of a map differs from process to process."""
+    return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
 
 
 def _line(path: Path, id_: str) -> str:

@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
 from data_pipelines.shard_files import ids_path, read_ids
-from data_pipelines.sources import Record, UnreadableError, cached_planes
+from data_pipelines.sources import LabelCache, Record, UnreadableError
 
 _WANTED = {"image": tfds.features.Image, "id": tfds.features.Text}
 
@@ -53,14 +53,14 @@ class ShardSource:
         examples: Serialized examples by index.
         listed_ids: The ids by index, if the dataset lists them; otherwise they are read and remembered.
         labeled: Whether the records have the examples' labels.
-        cache: Folder of cached pseudo-labels, as of `sources.FolderSource`; excludes `labeled`.
+        cache: Cached pseudo-labels; excludes `labeled`.
     """
 
     folder: Path
     examples: Any
     listed_ids: Sequence[str] | None = None
     labeled: bool = False
-    cache: Path | None = None
+    cache: LabelCache | None = None
     _read_ids: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class ShardSource:
 
     def __getitem__(self, index: int) -> Record:
         id_ = self._id(index)
-        label, confidence = cached_planes(self.cache, id_)
+        label, confidence = self.cache.planes(id_) if self.cache else (None, None)
         own = ShardPlane(self, index, "label") if self.labeled else None
         return Record(id_, ShardPlane(self, index, "image"), own or label, confidence)
 
@@ -114,7 +114,7 @@ _last = _LastExample()
 def open_shards(
     folder: Path,
     split: str = "",
-    cache: Path | None = None,
+    cache: LabelCache | None = None,
     *,
     labeled: bool = False,
     field: str = "config.data.ood_split",
@@ -124,7 +124,7 @@ def open_shards(
     Args:
         folder: The folder that holds dataset_info.json.
         split: Name of a split, in TensorFlow Datasets' notation ("train", "train+test"); "" reads them all.
-        cache: Folder of cached pseudo-labels to join by id.
+        cache: Cached pseudo-labels to join by id.
         labeled: Whether the records have the examples' labels.
         field: What error messages call `split`.
 

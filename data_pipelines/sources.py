@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
@@ -93,6 +93,26 @@ class Source(Protocol):
         ...
 
 
+class LabelCache(Protocol):
+    """Cached pseudo-labels, joined to images by id, see `label_cache`. It can be pickled."""
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Why an image has no label, by id."""
+
+    def is_labeled(self, id_: str) -> bool:
+        """Whether the image has its label."""
+        ...
+
+    def planes(self, id_: str) -> tuple[Encoded | None, Encoded | None]:
+        """Label and confidence of the image; reading them raises `UnreadableError` where it has none."""
+        ...
+
+    def faults(self) -> list[str]:
+        """Messages on files that are damaged or gone, as far as can be told without reading labels."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
     """Records that lie in a folder as separate files.
@@ -101,20 +121,20 @@ class FolderSource:
         root: The folder.
         images: Path of each image, relative to `root`.
         labels: Path of each label, relative to `root`; None for images without labels.
-        cache: Folder of cached pseudo-labels with `labels/ID.png` and `confidence/ID.png`; excludes `labels`.
+        cache: Cached pseudo-labels; excludes `labels`.
     """
 
     root: Path
     images: tuple[str, ...]
     labels: tuple[str, ...] | None = None
-    cache: Path | None = None
+    cache: LabelCache | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
         id_ = record_id(self.images[index])
-        label, confidence = cached_planes(self.cache, id_)
+        label, confidence = self.cache.planes(id_) if self.cache else (None, None)
         if self.labels is not None:
             label = File(self.root / self.labels[index])
         return Record(id_, File(self.root / self.images[index]), label, confidence)
@@ -174,18 +194,6 @@ def record_id(image: str) -> str:
     return str(PurePosixPath(image).with_suffix(""))
 
 
-def cached_path(cache: Path, kind: str, id_: str) -> Path:
-    """Where the cached plane `kind` ("labels" or "confidence") of the image `id_` lies."""
-    return cache / kind / f"{id_}.png"
-
-
-def cached_planes(cache: Path | None, id_: str) -> tuple[File | None, File | None]:
-    """Cached label and confidence of the image `id_`; None without a cache."""
-    if cache is None:
-        return None, None
-    return File(cached_path(cache, "labels", id_)), File(cached_path(cache, "confidence", id_))
-
-
 def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
     """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
 
@@ -204,7 +212,9 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
     """
     if stream == "ood":
         root = _existing_folder(data_config.ood_root, "config.data.ood_root")
-        cache = Path(ood_labels_dir) if ood_labels_dir else None
+        from data_pipelines.label_cache import open_label_cache  # which needs this module
+
+        cache = open_label_cache(Path(ood_labels_dir)) if ood_labels_dir else None
         if prepared := _prepared_dataset(root):
             from data_pipelines.shards import open_shards  # importing it takes a while
 
