@@ -12,14 +12,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import File, LabelCache
+from data_pipelines.sources import Encoded, File, Record, Source
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"
@@ -27,6 +27,55 @@ LABEL_AGAIN = "remove the folder to label again, or set config.ovs.labels_dir to
 RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
 
 _CLASS_PIXELS = "class_pixels.npz"
+
+
+class LabelCache(Protocol):
+    """Cached pseudo-labels, joined to images by id. It can be pickled."""
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Why an image has no label, by id."""
+
+    def is_labeled(self, id_: str) -> bool:
+        """Whether the image has its label."""
+        ...
+
+    def planes(self, id_: str) -> tuple[Encoded | None, Encoded | None]:
+        """Label and confidence of the image; reading them raises `UnreadableError` where it has none."""
+        ...
+
+    def faults(self) -> list[str]:
+        """Messages on files that are damaged or gone, as far as can be told without reading labels."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabeledSource:
+    """The records of a source, joined by id to cached pseudo-labels.
+
+    Attributes:
+        source: Records without labels.
+        cache: The pseudo-labels.
+    """
+
+    source: Source
+    cache: LabelCache
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the source is."""
+        return self.source.prepared
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        return Record(record.id, record.image, *self.cache.planes(record.id))
+
+    def ids(self) -> Sequence[str]:
+        """The ids of all records, in order."""
+        return self.source.ids()
 
 
 def open_label_cache(folder: Path) -> LabelCache:

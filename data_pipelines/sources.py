@@ -8,9 +8,9 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -88,28 +88,13 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the images were looked at when the records were written, as those of shards were."""
+        ...
+
     def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""
-        ...
-
-
-class LabelCache(Protocol):
-    """Cached pseudo-labels, joined to images by id, see `label_cache`. It can be pickled."""
-
-    @property
-    def bad(self) -> Mapping[str, str]:
-        """Why an image has no label, by id."""
-
-    def is_labeled(self, id_: str) -> bool:
-        """Whether the image has its label."""
-        ...
-
-    def planes(self, id_: str) -> tuple[Encoded | None, Encoded | None]:
-        """Label and confidence of the image; reading them raises `UnreadableError` where it has none."""
-        ...
-
-    def faults(self) -> list[str]:
-        """Messages on files that are damaged or gone, as far as can be told without reading labels."""
         ...
 
 
@@ -121,23 +106,23 @@ class FolderSource:
         root: The folder.
         images: Path of each image, relative to `root`.
         labels: Path of each label, relative to `root`; None for images without labels.
-        cache: Cached pseudo-labels; excludes `labels`.
     """
 
     root: Path
     images: tuple[str, ...]
     labels: tuple[str, ...] | None = None
-    cache: LabelCache | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Files may change at any time."""
+        return False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        id_ = record_id(self.images[index])
-        label, confidence = self.cache.planes(id_) if self.cache else (None, None)
-        if self.labels is not None:
-            label = File(self.root / self.labels[index])
-        return Record(id_, File(self.root / self.images[index]), label, confidence)
+        label = None if self.labels is None else File(self.root / self.labels[index])
+        return Record(record_id(self.images[index]), File(self.root / self.images[index]), label)
 
     def ids(self) -> list[str]:
         """The ids of all records, in order."""
@@ -156,6 +141,11 @@ class SelectedSource:
     source: Source
     positions: np.ndarray
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the source is."""
+        return self.source.prepared
+
     def __len__(self) -> int:
         return len(self.positions)
 
@@ -173,6 +163,11 @@ class ConcatenatedSource:
     """The records of several sources, one source after the other."""
 
     sources: tuple[Source, ...]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all sources are."""
+        return all(source.prepared for source in self.sources)
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -194,43 +189,6 @@ def record_id(image: str) -> str:
     return str(PurePosixPath(image).with_suffix(""))
 
 
-def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
-    """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
-
-    Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
-    TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
-    image files below `ood_root`, those of the list `ood_split` if one is given; or the split `ood_split` of a
-    prepared dataset.
-
-    Args:
-        data_config: The `data` section of the config.
-        stream: Name of the stream. "mix" is a second reading of "unlabeled".
-        ood_labels_dir: Folder of cached pseudo-labels to join to the "ood" stream by id.
-
-    Raises:
-        InputError: A root or split is missing, empty or malformed.
-    """
-    if stream == "ood":
-        root = _existing_folder(data_config.ood_root, "config.data.ood_root")
-        from data_pipelines.label_cache import open_label_cache  # which needs this module
-
-        cache = open_label_cache(Path(ood_labels_dir)) if ood_labels_dir else None
-        if prepared := _prepared_dataset(root):
-            from data_pipelines.shards import open_shards  # importing it takes a while
-
-            return open_shards(prepared, data_config.ood_split, cache)
-        if not data_config.ood_split:
-            return FolderSource(root, _images_below(root), cache=cache)
-        images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
-        return FolderSource(root, images, cache=cache)
-    field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    root_name, split_name, with_labels = "config.data.root", f"config.data.{field}", stream in ("labeled", "val")
-    root = _existing_folder(data_config.root, root_name)
-    if prepared := _prepared_dataset(root):
-        return _open_prepared_list(prepared, root, data_config[field], split_name, with_labels=with_labels)
-    return open_list(data_config.root, data_config[field], (root_name, split_name), with_labels=with_labels)
-
-
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
     """Opens the files that a split list names.
 
@@ -243,38 +201,30 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
     Raises:
         InputError: The root or the list is missing, empty or malformed.
     """
-    folder = _existing_folder(root, names[0])
-    images, labels = _read_split(folder, split, names[1], with_labels=with_labels)
+    folder = existing_folder(root, names[0])
+    images, labels = read_split(folder, split, names[1], with_labels=with_labels)
     return FolderSource(folder, images, labels)
 
 
-def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, with_labels: bool) -> Source:
-    """The examples of a prepared dataset that a split list names by their ids, or one of the dataset's own splits."""
-    from data_pipelines.shards import open_shards  # importing it takes a while
+def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
+    """Opens every image below a folder, or those that a list names.
 
-    if split and not (root / split).exists():
-        return open_shards(folder, split, labeled=with_labels, field=field)
-    images, _ = _read_split(root, split, field, with_labels=False)
-    source = open_shards(folder, labeled=with_labels, field=field)
-    return _select(source, [record_id(image) for image in images], root / split)
+    Args:
+        root: The folder.
+        split: The list, `IMAGE` or `IMAGE LABEL` lines, relative to `root`; "" for every image.
+        names: What error messages call `root` and `split`.
 
-
-def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
-    """The records with these ids, which a list asks for."""
-    wanted = set(ids)
-    positions: dict[str, int] = {}
-    for position, id_ in enumerate(source.ids()):
-        if id_ in wanted:
-            positions.setdefault(id_, position)
-    if missing := [id_ for id_ in ids if id_ not in positions]:
-        raise InputError(
-            f"{path}: {len(missing)} of its {len(ids)} images are not in the prepared dataset: {first_few(missing)}; "
-            "prepare it from the images that the list is of"
-        )
-    return SelectedSource(source, np.array([positions[id_] for id_ in ids], np.int64))
+    Raises:
+        InputError: The list is missing, empty or malformed, there is no image, or several have the same id.
+    """
+    if split:
+        images, _ = read_split(root, split, names[1], with_labels=False)
+        return FolderSource(root, images)
+    return FolderSource(root, _images_below(root, names[0]))
 
 
-def _existing_folder(value: str, field: str) -> Path:
+def existing_folder(value: str, field: str) -> Path:
+    """The folder `value`; raises `InputError`, which calls it `field`, if there is none."""
     if not value:
         raise InputError(f"{field} is empty: name the folder that holds the images")
     root = Path(value).expanduser()
@@ -285,7 +235,7 @@ def _existing_folder(value: str, field: str) -> Path:
     return root
 
 
-def _prepared_dataset(root: Path) -> Path | None:
+def prepared_dataset(root: Path) -> Path | None:
     """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
     if (root / "dataset_info.json").is_file():
         return root
@@ -295,10 +245,23 @@ def _prepared_dataset(root: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def _read_split(
+def read_split(
     root: Path, split: str, field: str, *, with_labels: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted)."""
+    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted).
+
+    Args:
+        root: Folder that the list's paths are relative to.
+        split: The list, relative to `root`.
+        field: What error messages call the list.
+        with_labels: Whether labels are wanted.
+
+    Returns:
+        The images' paths, and the labels' paths or None.
+
+    Raises:
+        InputError: The list is missing, empty or malformed.
+    """
     if not split:
         raise InputError(f"{field} is empty: name a list of `IMAGE LABEL` lines")
     path = root / split
@@ -331,7 +294,7 @@ def _line_fault(columns: Sequence[str], with_labels: bool) -> str | None:
     return None
 
 
-def _images_below(root: Path) -> tuple[str, ...]:
+def _images_below(root: Path, field: str) -> tuple[str, ...]:
     found = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -340,11 +303,11 @@ def _images_below(root: Path) -> tuple[str, ...]:
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
-            f"config.data.ood_root={root}: no image below this folder (looked for {suffixes}); put images "
-            "there, or set config.data.ood_root to the folder that holds them"
+            f"{field}={root}: no image below this folder (looked for {suffixes}); put images "
+            f"there, or set {field} to the folder that holds them"
         )
     if faults := _collisions(found):
-        raise InputError(f"config.data.ood_root={root}: {first_few(faults)}")
+        raise InputError(f"{field}={root}: {first_few(faults)}")
     return tuple(sorted(found))
 
 

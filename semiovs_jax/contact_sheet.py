@@ -21,7 +21,8 @@ from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.errors import InputError
 from data_pipelines.label_cache import MANIFEST, RUN_LABEL, open_label_cache, read_manifest, write_whole
-from data_pipelines.sources import Record, open_stream
+from data_pipelines.sources import Record
+from data_pipelines.streams import open_stream
 
 FILE_NAME = "contact_sheet.html"
 

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.label_cache import FILES, SHARDS, open_label_cache, read_manifest, unsettled
-from data_pipelines.sources import FolderSource, Record, Source, first_few, open_stream
+from data_pipelines.sources import Record, Source, first_few
+from data_pipelines.streams import open_stream
 from data_pipelines.worker_notes import BadRecords
 from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.convert.weights import file_sha256
@@ -169,7 +170,7 @@ def _open_store(config: Any, ovs: OVS, source: Source) -> LabelStore:
     folder = Path(config.ovs.labels_dir)
     manifest = read_manifest(folder)
     if manifest is None:
-        form = FILES if isinstance(source, FolderSource) or (folder / "labels").is_dir() else SHARDS
+        form = FILES if not source.prepared or (folder / "labels").is_dir() else SHARDS
     else:
         form = manifest.get("form", FILES)
     if form == FILES:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.sources import open_stream
+from data_pipelines.streams import open_stream
 from semiovs_jax import contact_sheet
 from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.label_store import FileStore

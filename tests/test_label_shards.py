@@ -20,7 +20,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.label_cache import open_label_cache, read_class_pixels
 from data_pipelines.label_shards import list_path, read_shards
 from data_pipelines.shard_files import read_ids
-from data_pipelines.sources import UnreadableError, open_stream
+from data_pipelines.sources import UnreadableError
+from data_pipelines.streams import open_stream
 from semiovs_jax import label_shard_store
 from semiovs_jax.contact_sheet import FILE_NAME
 from semiovs_jax.label import label_images, labels_complete

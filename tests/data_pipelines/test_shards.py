@@ -12,7 +12,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.label_cache import open_label_cache
 from data_pipelines.pipeline import STREAMS, make_train_iterator, validation_records
 from data_pipelines.shard_files import shard_path, write_metadata, write_shard
-from data_pipelines.sources import UnreadableError, open_stream
+from data_pipelines.sources import UnreadableError
+from data_pipelines.streams import open_stream
 from semiovs_jax.contact_sheet import FILE_NAME
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh
