@@ -5,6 +5,8 @@ extracted to (an absolute path, "..", a link, a device) is refused as a whole.
 """
 
 import dataclasses
+import functools
+import os
 import stat
 import tarfile
 import zipfile
@@ -136,6 +138,28 @@ def open_members(path: Path) -> Members:
         _refuse_repeated(path, file.name, files)
         files[file.name] = file
     return TarMembers(path, files)
+
+
+def opened_members(path: Path) -> Members:
+    """As `open_members`; an archive that this process has opened and that has not changed is not opened again."""
+    if path.is_dir():
+        return FolderMembers(path)
+    try:
+        now = path.stat()
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+    # A forked process would share the position in the file with its parent.
+    return _opened(path, now.st_mtime_ns, now.st_size, os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, mtime_ns: int, size: int, pid: int) -> Members:
+    return open_members(path)
+
+
+def member_path(path: Path, name: str) -> str:
+    """What messages call a member: its path in a folder, "ARCHIVE: MEMBER" in an archive."""
+    return str(path / name) if path.is_dir() else f"{path}: {name}"
 
 
 def tar_files(path: Path) -> Iterator[TarFile]:
