@@ -120,7 +120,7 @@ def _report(prepared: Prepared) -> str:
     ]
     if len(prepared.bad) > _LISTED:
         lines.append(f"  and {len(prepared.bad) - _LISTED:,} more: 'bad' in {prepared.folder / 'metadata.json'}")
-    return "\n".join(lines)
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
 
 
 def main() -> None:
