@@ -93,8 +93,8 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
     LABELED = False
     ARCHIVES: Mapping[str, Sequence[Archive]] = MappingProxyType({})
 
-    def __init__(self, *, file_format: str = "array_record", **options: Any):
-        super().__init__(file_format=file_format, **options)
+    def __init__(self, **options: Any):
+        super().__init__(file_format="array_record", **options)
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
         """The parts of each split, in a fixed order.
@@ -145,9 +145,10 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         # Of TensorFlow Datasets' own writers, one needs TensorFlow from 1 GiB on, the other holds shards in memory.
+        units_of, source = self.units(dl_manager), self.origin(dl_manager)
         bad: list[BadFile] = []
         infos = []
-        for split, units in self.units(dl_manager).items():
+        for split, units in units_of.items():
             shards = self._write_split(split, units, bad)
             infos.append(
                 tfds.core.SplitInfo(
@@ -158,7 +159,7 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
                 )
             )
         self.info.set_splits(tfds.core.splits.SplitDict(infos))
-        self.info.metadata.update(source=self.origin(dl_manager), bad=[file._asdict() for file in bad])
+        self.info.metadata.update(source=source, bad=[file._asdict() for file in bad])
 
     def _write_split(self, split: str, units: Sequence[Unit], bad: list[BadFile]) -> list[Shard]:
         """Writes a shard for each unit that has a sample, and the ids; appends to `bad`."""

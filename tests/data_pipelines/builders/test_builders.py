@@ -263,6 +263,16 @@ def test_another_prepared_dataset_is_not_taken_for_the_wanted(tmp_path):
         prepare(make_builder("image_folder", tmp_path / "out", str(first)))
 
 
+def test_prepared_again_with_other_labels_is_refused(tmp_path):
+    manual = write_folder(write_folder(tmp_path / "manual", VOC2012), AUGMENTED)
+    first = prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
+    assert prepare(make_builder("voc2012_semi", tmp_path / "out"), manual) == first._replace(reused=True)
+    assert prepare(make_builder("voc2012_semi", tmp_path / "out")) == first._replace(reused=True)
+    (manual / "SegmentationClassAug/2004.png").write_bytes(plane(4) + b"more")
+    with pytest.raises(InputError, match=r"made from .*SegmentationClassAug \(4 files.*, not from .*\(4 files"):
+        prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
+
+
 def crawl(*numbers: int) -> dict[str, bytes]:
     """Members of a tar of img2dataset."""
     members = {}
@@ -272,7 +282,8 @@ def crawl(*numbers: int) -> dict[str, bytes]:
 
 
 def test_webdataset_tars_give_images_by_shard_and_key(tmp_path):
-    write_tar(tmp_path / "crawl/00001.tar", crawl(7)) if (tmp_path / "crawl").mkdir() is None else None
+    (tmp_path / "crawl").mkdir()
+    write_tar(tmp_path / "crawl/00001.tar", crawl(7))
     write_tar(tmp_path / "crawl/00000.tar", crawl(5, 3) | {"sub/a.b.png": encoded(1, "PNG")})
     (tmp_path / "crawl/00000_stats.json").write_text("{}")
     expected = {"00000/000000005": 5, "00000/000000003": 3, "00000/sub/a": 1, "00001/000000007": 7}
