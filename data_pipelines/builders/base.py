@@ -23,6 +23,7 @@ from data_pipelines.shard_files import Shard, shard_path, write_ids, write_shard
 from data_pipelines.sources import IMAGE_SUFFIXES, UnreadableError, collisions, first_few, is_image, record_id
 
 UNIT_IMAGES = 1000
+_LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
 
 
 class Sample(NamedTuple):
@@ -248,15 +249,25 @@ class Content:
 
 
 def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sample | BadFile:
-    """A sample, if its image and label are whole (see `decode.probe_image`) and its id can be one."""
+    """A sample, if its id can be one, its image is whole (see `decode.probe_image`), and its label is one of it."""
     if fault := id_fault(id_):
         return BadFile(image.name, fault)
-    for content in (image, label) if label is not None else (image,):
-        try:
-            probe_image(content)
-        except UnreadableError as error:
-            return BadFile(content.name, reason(error, content.name))
-    return Sample(id_, image.data, None if label is None else label.data)
+    try:
+        size = probe_image(image).size
+    except UnreadableError as error:
+        return BadFile(image.name, reason(error, image.name))
+    if label is None:
+        return Sample(id_, image.data)
+    try:
+        facts = probe_image(label)
+    except UnreadableError as error:
+        return BadFile(label.name, reason(error, label.name))
+    if facts.mode not in _LABEL_MODES:
+        expected = "class indices as a palette (P) or 8-bit gray (L) PNG"
+        return BadFile(label.name, f"label image has mode {facts.mode}, expected {expected}")
+    if facts.size != size:
+        return BadFile(label.name, f"label image has (height, width) {facts.size}, its photograph {size}")
+    return Sample(id_, image.data, label.data)
 
 
 def row_units(images: Path, rows: Sequence[Row], labels: Path | None = None) -> list[Unit]:

@@ -18,6 +18,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from data_pipelines.builders import voc
 from data_pipelines.builders.base import ImageBuilder
 from data_pipelines.builders.downloads import Archive
+from data_pipelines.decode import decode_image
 from data_pipelines.errors import InputError
 from data_pipelines.prepare import DATASETS, make_builder, prepare
 from data_pipelines.shard_files import read_ids
@@ -233,6 +234,50 @@ def test_a_folder_and_archives_of_it_give_the_same(tmp_path):
     for source in sources:
         found = prepare(make_builder("image_folder", tmp_path / f"out{source.suffix}", str(source)))
         assert contents(found.folder, "train") == expected
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_odd_photographs_keep_their_bytes(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    photo = Image.open(io.BytesIO(encoded(1)))
+    odd = {
+        "alpha.png": saved(photo.convert("RGBA"), "PNG"),
+        "cmyk.jpg": saved(photo.convert("CMYK"), "JPEG"),
+        "deep.png": saved(Image.fromarray(np.arange(108, dtype=np.uint16).reshape(12, 9) * 600), "PNG"),
+        "one.jpg": encoded(1, size=(1, 1)),
+        "turned.jpg": saved(photo, "JPEG", exif=exif),
+    }
+    found = prepare(make_builder("image_folder", tmp_path / "out", str(write_folder(tmp_path / "photos", odd))))
+    assert contents(found.folder, "train") == {Path(name).stem: (content,) for name, content in odd.items()}
+    source = open_shards(found.folder)
+    assert [decode_image(source[i].image).shape for i in range(5)] == [(12, 9, 3)] * 3 + [(1, 1, 3), (12, 9, 3)]
+
+
+def test_labels_that_cannot_be_used_are_listed(tmp_path):
+    deep = Image.fromarray(np.zeros((12, 9), np.uint16))
+    faulty = {
+        "2001.png": (plane(1)[:60], "is damaged or not an image"),
+        "2002.png": (encoded(2, "PNG"), "label image has mode RGB, expected class indices"),
+        "2003.png": (saved(Image.open(io.BytesIO(plane(3))).resize((4, 4)), "PNG"), r"(height, width) (4, 4), its"),
+        "2005.png": (saved(deep, "PNG"), "label image has mode I;16"),
+    }
+    labels = AUGMENTED | {f"SegmentationClassAug/{name}": content for name, (content, _) in faulty.items()}
+    val = {"VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt": b"2004\n"}
+    manual = write_folder(write_folder(tmp_path / "manual", VOC2012 | val), labels)
+    with pytest.raises(InputError, match=r"'train' has no image that can be used: .*2001\.png: is damaged.*2002\.png"):
+        prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
+    (manual / "VOCdevkit/VOC2012/JPEGImages/2006.jpg").write_bytes(encoded(6))
+    (manual / "SegmentationClassAug/2006.png").write_bytes(plane(6))
+    found = prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
+    assert found.counts == {"train": 1, "val": 1}
+    assert [Path(file.name).name for file in found.bad] == list(faulty)
+    assert all(expected in file.reason for file, (_, expected) in zip(found.bad, faulty.values(), strict=True))
 
 
 def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path):
