@@ -300,6 +300,11 @@ def test_another_prepared_dataset_is_not_taken_for_the_wanted(tmp_path):
         InputError, match=rf"is there already, made from {first} \(1 files.*not from {second} \(1 files"
     ):
         prepare(make_builder("image_folder", tmp_path / "out", str(second)))
+    (first / "notes.txt").write_bytes(b"x")
+    assert prepare(make_builder("image_folder", tmp_path / "out", str(first))).reused
+    (first / "a.jpg").rename(first / "c.jpg")
+    with pytest.raises(InputError, match=rf"made from {first} \(1 files.*not from {first} \(1 files"):
+        prepare(make_builder("image_folder", tmp_path / "out", str(first)))
     (first / "b.jpg").write_bytes(encoded(2))
     with pytest.raises(InputError, match=rf"made from {first} \(1 files.*not from {first} \(2 files"):
         prepare(make_builder("image_folder", tmp_path / "out", str(first)))
@@ -351,6 +356,7 @@ def test_damaged_tars_and_images_are_listed_and_the_rest_is_kept(tmp_path):
     write_tar(
         tmp_path / "3.tar", crawl(6) | {"7.jpg": encoded(7)[:150], "8.png": b"", "000000006.png": encoded(8, "PNG")}
     )
+    write_tar(tmp_path / "4.tar", {"0.txt": b"a caption"})
     found = prepare(make_builder("webdataset_ood", tmp_path / "out", str(tmp_path)))
     assert contents(found.folder, "train") == {
         "0/000000001": (encoded(1),),
@@ -359,9 +365,11 @@ def test_damaged_tars_and_images_are_listed_and_the_rest_is_kept(tmp_path):
     }
     names = [str(tmp_path / name) for name in ("0.tar", "1.tar", "2.tar")]
     names += [f"{tmp_path / '3.tar'}: {name}" for name in ("7.jpg", "8.png", "000000006.png")]
+    names.append(str(tmp_path / "4.tar"))
     assert [file.name for file in found.bad] == names
     reasons = ["cut short within member '000000003.jpg'", *["is damaged or no archive"] * 2]
     reasons += [*["is damaged or not an image"] * 2, "another image has the key '000000006' as well"]
+    reasons.append("holds no image")
     assert all(reason in file.reason for reason, file in zip(reasons, found.bad, strict=True))
     again = prepare(make_builder("webdataset_ood", tmp_path / "out", str(tmp_path)))
     assert (again.reused, again.bad) == (True, found.bad)
