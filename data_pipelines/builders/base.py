@@ -1,0 +1,361 @@
+"""What the builders have in common: the parts a split is prepared in, and from files to examples."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tqdm import tqdm
+
+from data_pipelines.builders.archives import Members, member_path, opened_members
+from data_pipelines.builders.downloads import Archive, describe, locate, origin
+from data_pipelines.builders.downloads import download_config as verified
+from data_pipelines.decode import probe_image
+from data_pipelines.errors import InputError
+from data_pipelines.shard_files import Shard, shard_path, write_ids, write_shard
+from data_pipelines.sources import IMAGE_SUFFIXES, UnreadableError, collisions, first_few, is_image, record_id
+
+UNIT_IMAGES = 1000
+_LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
+
+
+class Sample(NamedTuple):
+    """One image of a dataset.
+
+    Attributes:
+        id: As of `sources.Record`: the image's path in a folder of the same files, without suffix.
+        image: The bytes of the encoded photograph.
+        label: The bytes of the encoded label plane, if the dataset has labels.
+    """
+
+    id: str
+    image: bytes
+    label: bytes | None = None
+
+
+class BadFile(NamedTuple):
+    """A file that cannot be used.
+
+    Attributes:
+        name: As a person would look for it: a path, or "ARCHIVE: MEMBER".
+        reason: What is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
+class Unit(NamedTuple):
+    """A part of a split that is prepared at once, and becomes one shard where shards are prepared side by side.
+
+    Attributes:
+        name: For messages: a tar's path, or "FOLDER: images 0-999".
+        samples: Reads the part. It can be pickled, and opens files only when called.
+    """
+
+    name: str
+    samples: Callable[[], Iterator[Sample | BadFile]]
+
+
+class Row(NamedTuple):
+    """Where one image and its label lie.
+
+    Attributes:
+        id: The id of the sample.
+        image: Name of a member.
+        label: Name of a member of the labels, if the dataset has labels.
+    """
+
+    id: str
+    image: str
+    label: str | None = None
+
+
+class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Base of the builders: ArrayRecord files of encoded images in a fixed order, written and read without TensorFlow.
+
+    An example holds `image` and, if LABELED, `label` (the bytes of the source's files: read them with
+    `tfds.decode.SkipDecoding`), `id` (text) and `sha256` (of the image's bytes, hexadecimal). Beside the shards of a
+    split lie its ids (`shard_files.ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and
+    `bad`, the files left out and why.
+
+    Attributes:
+        LABELED: Whether the samples have labels.
+        ARCHIVES: What the dataset is made from; of each entry one archive serves.
+    """
+
+    LABELED = False
+    ARCHIVES: Mapping[str, Sequence[Archive]] = MappingProxyType({})
+
+    def __init__(self, **options: Any):
+        super().__init__(file_format="array_record", **options)
+
+    def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
+        """The parts of each split, in a fixed order.
+
+        Args:
+            dl_manager: TensorFlow Datasets' download manager.
+
+        Raises:
+            InputError: The source is missing, is another than expected, or cannot be used.
+        """
+        raise NotImplementedError
+
+    def locate(self, role: str, dl_manager: Any) -> Path:
+        """An archive of ARCHIVES or the folder it was extracted to (see `downloads.locate`)."""
+        return locate(self.ARCHIVES[role], dl_manager, self.url_infos)
+
+    def origin(self, dl_manager: Any) -> dict[str, str]:
+        """What the dataset would be made from, as far as that is known without downloading or reading it."""
+        found = {role: origin(archives, dl_manager, self.url_infos) for role, archives in self.ARCHIVES.items()}
+        return {role: text for role, text in found.items() if text is not None}
+
+    def download_and_prepare(self, *, download_config: Any = None, **options: Any) -> None:
+        """As of the base class; without a config, downloads are verified (see `downloads.download_config`)."""
+        super().download_and_prepare(download_config=download_config or verified(), **options)
+
+    def example(self, sample: Sample) -> dict[str, Any]:
+        """A sample as the features of an example."""
+        found: dict[str, Any] = {
+            "image": sample.image,
+            "id": sample.id,
+            "sha256": hashlib.sha256(sample.image).hexdigest(),
+        }
+        if self.LABELED:
+            found["label"] = sample.label
+        return found
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "id": tfds.features.Text(),
+            "sha256": tfds.features.Text(),
+        }
+        if self.LABELED:
+            features["label"] = tfds.features.Image(shape=(None, None, 1))
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), disable_shuffling=True, metadata=tfds.core.MetadataDict()
+        )
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        # Of TensorFlow Datasets' own writers, one needs TensorFlow from 1 GiB on, the other holds shards in memory.
+        units_of, source = self.units(dl_manager), self.origin(dl_manager)
+        bad: list[BadFile] = []
+        infos = []
+        for split, units in units_of.items():
+            shards = self._write_split(split, units, bad)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(shard.ids) for shard in shards],
+                    num_bytes=sum(shard.bytes for shard in shards),
+                    filename_template=self._get_filename_template(split_name=split),
+                )
+            )
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        self.info.metadata.update(source=source, bad=[file._asdict() for file in bad])
+
+    def _write_split(self, split: str, units: Sequence[Unit], bad: list[BadFile]) -> list[Shard]:
+        """Writes a shard for each unit that has a sample, and the ids; appends to `bad`."""
+        folder = Path(self.data_path)
+        shards: dict[Path, Shard] = {}
+        for index, unit in enumerate(tqdm(units, desc=f"{self.name} {split}", unit="shard", disable=None)):
+            path = folder / f"{split}.{index}"
+            shard = write_shard(path, self.info.features, self._examples(unit, bad))
+            if shard.ids:
+                shards[path] = shard
+            else:
+                path.unlink()
+        if not shards:
+            refuse_empty(split, bad)
+        for index, path in enumerate(shards):
+            path.replace(shard_path(folder, self.name, split, index, len(shards)))
+        write_ids(folder, split, [id_ for shard in shards.values() for id_ in shard.ids])
+        return list(shards.values())
+
+    def _examples(self, unit: Unit, bad: list[BadFile]) -> Iterator[dict[str, Any]]:
+        for found in unit.samples():
+            if isinstance(found, BadFile):
+                bad.append(found)
+                logging.warning("%s: left out: %s", *found)
+            else:
+                yield self.example(found)
+
+
+class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Base of the builders that are told what to read.
+
+    Attributes:
+        source: What to read.
+    """
+
+    def __init__(self, *, source: str | Path = "", **options: Any):
+        self.source = Path(source).expanduser().absolute() if source else None
+        super().__init__(**options)
+
+    def files(self) -> Sequence[Path]:
+        """The files of the source, in a fixed order; raises `InputError` if there are none."""
+        raise NotImplementedError
+
+    def origin(self, dl_manager: Any) -> dict[str, str]:
+        """The files of the source."""
+        return {"source": describe(self.given(), self.files())}
+
+    def given(self) -> Path:
+        """The source; raises `InputError` if none was given."""
+        if self.source is None:
+            raise InputError(f"--source is empty: name what {self.name} is to be made from")
+        return self.source
+
+
+def id_fault(id_: str) -> str | None:
+    """What forbids an id to be a line of UTF-8 text; None if it can be one."""
+    if not id_ or "\n" in id_ or "\r" in id_:
+        return f"its id {id_!r} is empty or holds a line break; rename it"
+    try:
+        id_.encode()
+    except UnicodeEncodeError:  # names of files that are not UTF-8
+        return f"its id {id_!r} is not UTF-8; rename it"
+    return None
+
+
+def refuse_empty(split: str, bad: Sequence[BadFile]) -> None:
+    """Raises the `InputError` of a split without samples, which names the files that were left out."""
+    faults = first_few([f"{file.name}: {file.reason}" for file in bad])
+    raise InputError(f"the split {split!r} has no image that can be used: {faults or 'its archives are empty'}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Content:
+    """Encoded bytes that were read, as an `Encoded`."""
+
+    name: str
+    data: bytes
+
+    def open(self) -> BinaryIO:
+        """A stream over the bytes."""
+        return io.BytesIO(self.data)
+
+    def read(self) -> bytes:
+        """The bytes."""
+        return self.data
+
+
+def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sample | BadFile:
+    """A sample, if its id can be one, its image is whole (see `decode.probe_image`), and its label is one of it."""
+    if fault := id_fault(id_):
+        return BadFile(image.name, fault)
+    try:
+        size = probe_image(image).size
+    except UnreadableError as error:
+        return BadFile(image.name, reason(error, image.name))
+    if label is None:
+        return Sample(id_, image.data)
+    try:
+        facts = probe_image(label)
+    except UnreadableError as error:
+        return BadFile(label.name, reason(error, label.name))
+    if facts.mode not in _LABEL_MODES:
+        expected = "class indices as a palette (P) or 8-bit gray (L) PNG"
+        return BadFile(label.name, f"label image has mode {facts.mode}, expected {expected}")
+    if facts.size != size:
+        return BadFile(label.name, f"label image has (height, width) {facts.size}, its photograph {size}")
+    return Sample(id_, image.data, label.data)
+
+
+def row_units(images: Path, rows: Sequence[Row], labels: Path | None = None) -> list[Unit]:
+    """Units of `UNIT_IMAGES` rows each.
+
+    Args:
+        images: Archive or folder of the images.
+        rows: In the order wanted.
+        labels: Archive or folder of the labels.
+    """
+    units = []
+    for start in range(0, len(rows), UNIT_IMAGES):
+        part = tuple(rows[start : start + UNIT_IMAGES])
+        name = f"{images}: images {start}-{start + len(part) - 1}"
+        units.append(Unit(name, functools.partial(read_rows, images, part, labels)))
+    return units
+
+
+def read_rows(images: Path, rows: Sequence[Row], labels: Path | None = None) -> Iterator[Sample | BadFile]:
+    """Reads images and labels one after the other; arguments as of `row_units`."""
+    for row in rows:
+        image = _read_member(images, row.image)
+        label = _read_member(labels, row.label) if labels is not None and row.label is not None else None
+        if isinstance(image, BadFile):
+            yield image
+        elif isinstance(label, BadFile):
+            yield label
+        else:
+            yield checked_sample(row.id, image, label)
+
+
+def image_rows(members: Members, folder: str = "") -> list[Row]:
+    """Every image of an archive or folder, by suffix, sorted by name; those in hidden folders are left out.
+
+    Args:
+        members: The files.
+        folder: Path that ids leave out where names begin with it.
+
+    Raises:
+        InputError: There is no image, or several have the same id.
+    """
+    paths = {name.removeprefix(f"{folder}/"): name for name in members.names() if is_shown_image(name)}
+    if not paths:
+        raise InputError(f"{members.path}: no image in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    if faults := collisions(paths):
+        raise InputError(f"{members.path}: {first_few(faults)}")
+    return [Row(record_id(path), name) for path, name in paths.items()]
+
+
+def is_shown_image(name: str) -> bool:
+    """Whether a member is an image, by its suffix, and neither it nor a folder above it is hidden."""
+    return is_image(name) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def names_by_stem(members: Members, suffix: str, folder: str = "") -> dict[str, str]:
+    """Names of the files with a suffix, by their stems.
+
+    Args:
+        members: The files; hidden ones are left out.
+        suffix: Such as ".png".
+        folder: Name of the folder that they must lie in; "" for any.
+
+    Raises:
+        InputError: There is none, or several have the same stem.
+    """
+    found: dict[str, str] = {}
+    for name in members.names():
+        path = PurePosixPath(name)
+        if path.suffix.lower() != suffix or path.name.startswith(".") or folder not in ("", path.parent.name):
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{members.path}: {found[path.stem]} and {name} stand for the same image; keep one of them"
+            )
+        found[path.stem] = name
+    if not found:
+        raise InputError(f"{members.path}: holds no {folder or '.'}/*{suffix}; get it again from its source")
+    return found
+
+
+def _read_member(archive: Path, name: str) -> Content | BadFile:
+    path = member_path(archive, name)
+    try:
+        return Content(path, opened_members(archive).read(name))
+    except UnreadableError as error:
+        return BadFile(path, reason(error, path))
+
+
+def reason(error: UnreadableError, name: str) -> str:
+    """The message of an error without the name that it begins with."""
+    return str(error).removeprefix(f"{name}: ")
