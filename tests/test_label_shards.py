@@ -122,6 +122,7 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert list(manifest["pixels"].values()) == pixels.sum(0).tolist()
     label(images, tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == (undisturbed / FILE_NAME).read_bytes()
     found = read_class_pixels(tmp_path)
     assert found.ids == ids
     np.testing.assert_array_equal(found.pixels, pixels)
@@ -235,11 +236,14 @@ def test_stale_labels_are_refused(ood, undisturbed):
     assert contents(undisturbed) == before
 
 
-def test_labels_never_overwrite_another_dataset(ood):
-    before = {path: path.read_bytes() for path in ood.iterdir()}
-    with pytest.raises(InputError, match=r"holds a dataset without manifest\.json.*labels_dir"):
-        label(ood, ood)
-    assert {path: path.read_bytes() for path in ood.iterdir()} == before
+def test_labels_never_overwrite_another_dataset(images, tmp_path):
+    ood = tmp_path / "1.0.0"
+    prepare_images(images, ood)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (ood, tmp_path):
+        with pytest.raises(InputError, match=r"holds a dataset without manifest\.json.*labels_dir"):
+            label(tmp_path, folder)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_labels_of_files_stay_valid_for_shards_of_the_same_images(images, ood, tmp_path):
