@@ -148,6 +148,30 @@ def record_id(image: str) -> str:
     return str(PurePosixPath(image).with_suffix(""))
 
 
+def is_image(path: str) -> bool:
+    """Whether a file is an image, by its suffix; hidden files are not."""
+    name = PurePosixPath(path)
+    return not name.name.startswith(".") and name.suffix.lower() in IMAGE_SUFFIXES
+
+
+def files_below(root: Path) -> list[str]:
+    """Every file below a folder, relative to it, sorted; follows links, leaves out what is hidden."""
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        here = Path(folder).relative_to(root)
+        found += [(here / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def collisions(images: Iterable[str]) -> list[str]:
+    """Different images whose ids are equal: their labels would overwrite each other."""
+    ids = Counter(record_id(image) for image in set(images))
+    return [
+        f"{id_} stands for {n} images with different suffixes, rename all but one" for id_, n in ids.items() if n > 1
+    ]
+
+
 def cached_path(cache: Path, kind: str, id_: str) -> Path:
     """Where the cached plane `kind` ("labels" or "confidence") of the image `id_` lies."""
     return cache / kind / f"{id_}.png"
@@ -246,7 +270,7 @@ def _read_split(
         raise InputError(f"{path}: the split is empty; list one `IMAGE LABEL` pair a line")
     faults = [f"line {n}: {fault}" for n, columns in rows if (fault := _line_fault(columns, with_labels))]
     if not faults:
-        faults = _collisions(columns[0] for _, columns in rows)
+        faults = collisions(columns[0] for _, columns in rows)
     if faults:
         raise InputError(f"{path}: {len(faults)} fault(s): {first_few(faults)}")
     images = tuple(columns[0] for _, columns in rows)
@@ -265,32 +289,16 @@ def _line_fault(columns: Sequence[str], with_labels: bool) -> str | None:
 
 
 def _images_below(root: Path) -> tuple[str, ...]:
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        here = Path(folder).relative_to(root)
-        found += [(here / name).as_posix() for name in files if _is_image(name)]
+    found = [path for path in files_below(root) if is_image(path)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
             f"config.data.ood_root={root}: no image below this folder (looked for {suffixes}); put images "
             "there, or set config.data.ood_root to the folder that holds them"
         )
-    if faults := _collisions(found):
+    if faults := collisions(found):
         raise InputError(f"config.data.ood_root={root}: {first_few(faults)}")
-    return tuple(sorted(found))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _collisions(images: Iterable[str]) -> list[str]:
-    """Different images whose ids are equal: their labels would overwrite each other."""
-    ids = Counter(record_id(image) for image in set(images))
-    return [
-        f"{id_} stands for {n} images with different suffixes, rename all but one" for id_, n in ids.items() if n > 1
-    ]
+    return tuple(found)
 
 
 def first_few(faults: Sequence[str], limit: int = 5) -> str:
