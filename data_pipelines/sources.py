@@ -201,7 +201,7 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
     if stream == "ood":
         root = _existing_folder(data_config.ood_root, "config.data.ood_root")
         cache = Path(ood_labels_dir) if ood_labels_dir else None
-        if prepared := _prepared_dataset(root):
+        if prepared := prepared_dataset(root):
             from data_pipelines.shards import open_shards  # importing it takes a while
 
             return open_shards(prepared, data_config.ood_split, cache)
@@ -242,7 +242,7 @@ def _existing_folder(value: str, field: str) -> Path:
     return root
 
 
-def _prepared_dataset(root: Path) -> Path | None:
+def prepared_dataset(root: Path) -> Path | None:
     """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
     if (root / "dataset_info.json").is_file():
         return root
