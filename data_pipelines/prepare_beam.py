@@ -93,11 +93,15 @@ def main() -> None:
     """Command line; an `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards, with Apache Beam.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write DATASET/VERSION to; all workers see it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to; all workers see it"
+    )
     parser.add_argument("--manual_dir", type=Path, help="folder of archives that are here already, or what they hold")
     parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
     parser.add_argument("--evaluation_root", default="", help="folder of evaluation images, or a prepared dataset")
-    parser.add_argument("--evaluation_split", default="", help="list of them, relative to --evaluation_root; or a split")
+    parser.add_argument(
+        "--evaluation_split", default="", help="list of them, relative to --evaluation_root; or a split"
+    )
     parser.add_argument(
         "--leakage_distance",
         type=int,

@@ -4,14 +4,17 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from data_pipelines.builders.archives import Members, member_path, opened_members
+from data_pipelines.builders.downloads import Archive, describe, locate, origin
+from data_pipelines.builders.downloads import download_config as verified
 from data_pipelines.decode import probe_image
 from data_pipelines.errors import InputError
 from data_pipelines.sources import IMAGE_SUFFIXES, UnreadableError, collisions, first_few, is_image, record_id
@@ -76,10 +79,16 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     An example holds `image` and, if LABELED, `label` (the bytes of the source's files: read them with
     `tfds.decode.SkipDecoding`), `id` (text) and `sha256` (of the image's bytes, hexadecimal). Beside the shards of a
-    split lie its ids (`ids_path`). `info.metadata` holds `bad`, the files left out and why.
+    split lie its ids (`ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and `bad`, the
+    files left out and why.
+
+    Attributes:
+        LABELED: Whether the samples have labels.
+        ARCHIVES: What the dataset is made from; of each entry one archive serves.
     """
 
     LABELED = False
+    ARCHIVES: Mapping[str, Sequence[Archive]] = MappingProxyType({})
 
     def __init__(self, *, file_format: str = "array_record", **options: Any):
         super().__init__(file_format=file_format, **options)
@@ -94,6 +103,19 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             InputError: The source is missing, is another than expected, or cannot be used.
         """
         raise NotImplementedError
+
+    def locate(self, role: str, dl_manager: Any) -> Path:
+        """An archive of ARCHIVES or the folder it was extracted to (see `downloads.locate`)."""
+        return locate(self.ARCHIVES[role], dl_manager, self.url_infos)
+
+    def origin(self, dl_manager: Any) -> dict[str, str]:
+        """What the dataset would be made from, as far as that is known without downloading or reading it."""
+        found = {role: origin(archives, dl_manager, self.url_infos) for role, archives in self.ARCHIVES.items()}
+        return {role: text for role, text in found.items() if text is not None}
+
+    def download_and_prepare(self, *, download_config: Any = None, **options: Any) -> None:
+        """As of the base class; without a config, downloads are verified (see `downloads.download_config`)."""
+        super().download_and_prepare(download_config=download_config or verified(), **options)
 
     def example(self, sample: Sample) -> dict[str, Any]:
         """A sample as the features of an example."""
@@ -120,7 +142,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         units = self.units(dl_manager)
-        self.info.metadata["bad"] = []
+        self.info.metadata.update(source=self.origin(dl_manager), bad=[])
         return {split: self._generate_examples(split, parts) for split, parts in units.items()}
 
     def _generate_examples(self, split: str, units: Sequence[Unit]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -137,6 +159,32 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
                 count += 1
         if not count:
             refuse_empty(split, [BadFile(**file) for file in bad])
+
+
+class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Base of the builders that are told what to read.
+
+    Attributes:
+        source: What to read.
+    """
+
+    def __init__(self, *, source: str | Path = "", **options: Any):
+        self.source = Path(source).expanduser().absolute() if source else None
+        super().__init__(**options)
+
+    def files(self) -> Sequence[Path]:
+        """The files of the source, in a fixed order; raises `InputError` if there are none."""
+        raise NotImplementedError
+
+    def origin(self, dl_manager: Any) -> dict[str, str]:
+        """The files of the source."""
+        return {"source": describe(self.given(), self.files())}
+
+    def given(self) -> Path:
+        """The source; raises `InputError` if none was given."""
+        if self.source is None:
+            raise InputError(f"--source is empty: name what {self.name} is to be made from")
+        return self.source
 
 
 def ids_path(folder: Any, split: str) -> Any:
@@ -186,7 +234,7 @@ def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sa
         try:
             probe_image(content)
         except UnreadableError as error:
-            return BadFile(content.name, _reason(error, content.name))
+            return BadFile(content.name, reason(error, content.name))
     return Sample(id_, image.data, None if label is None else label.data)
 
 
@@ -229,13 +277,17 @@ def image_rows(members: Members, folder: str = "") -> list[Row]:
     Raises:
         InputError: There is no image, or several have the same id.
     """
-    shown = (name for name in members.names() if not any(part.startswith(".") for part in name.split("/")))
-    paths = {name.removeprefix(f"{folder}/"): name for name in shown if is_image(name)}
+    paths = {name.removeprefix(f"{folder}/"): name for name in members.names() if is_shown_image(name)}
     if not paths:
         raise InputError(f"{members.path}: no image in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     if faults := collisions(paths):
         raise InputError(f"{members.path}: {first_few(faults)}")
     return [Row(record_id(path), name) for path, name in paths.items()]
+
+
+def is_shown_image(name: str) -> bool:
+    """Whether a member is an image, by its suffix, and neither it nor a folder above it is hidden."""
+    return is_image(name) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def names_by_stem(members: Members, suffix: str, folder: str = "") -> dict[str, str]:
@@ -269,8 +321,9 @@ def _read_member(archive: Path, name: str) -> Content | BadFile:
     try:
         return Content(path, opened_members(archive).read(name))
     except UnreadableError as error:
-        return BadFile(path, _reason(error, path))
+        return BadFile(path, reason(error, path))
 
 
-def _reason(error: UnreadableError, name: str) -> str:
+def reason(error: UnreadableError, name: str) -> str:
+    """The message of an error without the name that it begins with."""
     return str(error).removeprefix(f"{name}: ")

@@ -1,0 +1,1 @@
+"""The TFDS builder image_folder."""

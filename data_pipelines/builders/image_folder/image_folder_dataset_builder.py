@@ -1,0 +1,25 @@
+"""Every image below a folder, or in a zip or tar archive."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.builders.archives import opened_members
+from data_pipelines.builders.base import SourceBuilder, Unit, image_rows, row_units
+from data_pipelines.builders.downloads import files_in
+
+
+class Builder(SourceBuilder):
+    """One split, "train". The source is a folder, a zip archive, or a tar archive that is not compressed."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def files(self) -> Sequence[Path]:
+        """As of the base class."""
+        return list(files_in(self.given()))
+
+    def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
+        """As of the base class; ids are the paths without suffix, sorted."""
+        return {"train": row_units(self.given(), image_rows(opened_members(self.given())))}

@@ -1,0 +1,1 @@
+"""The TFDS builder pascal_context60."""

@@ -1,0 +1,1 @@
+"""The TFDS builder voc2012_semi."""
