@@ -25,6 +25,7 @@ by the bits that may differ:
 Mirrored, rotated and strongly cropped copies are not found. Needs the extra `beam` for `imagehash`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -154,10 +155,8 @@ def open_evaluation(root: str, split: str) -> Source:
 def _gray(image: Encoded) -> Image.Image:
     data = image.read()
     if data.startswith(b"\xff\xd8"):
-        try:
-            with Image.open(io.BytesIO(data)) as jpeg:
-                jpeg.draft("L", _DRAFT)
-                return jpeg.convert("L")
-        except Exception:  # noqa: S110, BLE001 whatever PIL refuses: the decoder of training judges it below
-            pass
+        # Whatever PIL refuses, by several types: the decoder of training judges it below.
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as jpeg:
+            jpeg.draft("L", _DRAFT)
+            return jpeg.convert("L")
     return Image.fromarray(decode_image(image)).convert("L")

@@ -10,7 +10,7 @@ report.json. A command that was killed goes on when it is run again (see `unit_s
 `--beam_runner` and `--beam_options` are Beam's own: `--beam_options='--direct_running_mode=multi_processing
 --direct_num_workers=8'` uses the cores of this machine, and
 
-    --beam_runner=DataflowRunner --beam_options='--project=P --region=R --temp_location=gs://B/tmp --setup_file=./setup.py'
+    --beam_runner=DataflowRunner --beam_options='--project=P --region=R --temp_location=gs://B/tmp ...'
     --beam_runner=FlinkRunner --beam_options='--flink_master=HOST:8081 --environment_type=LOOPBACK'
     --beam_runner=SparkRunner --beam_options='--job_endpoint=HOST:8099'
 
@@ -94,14 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards, with Apache Beam.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to; all workers see it"
+        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to, seen by all workers"
     )
     parser.add_argument("--manual_dir", type=Path, help="folder of archives that are here already, or what they hold")
     parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
     parser.add_argument("--evaluation_root", default="", help="folder of evaluation images, or a prepared dataset")
-    parser.add_argument(
-        "--evaluation_split", default="", help="list of them, relative to --evaluation_root; or a split"
-    )
+    parser.add_argument("--evaluation_split", default="", help="list relative to --evaluation_root, or a split")
     parser.add_argument(
         "--leakage_distance",
         type=int,

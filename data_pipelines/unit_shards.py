@@ -30,7 +30,8 @@ _REPORT = "report.json"
 _UNITS = "units"
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """A unit and its place in the dataset.
 
     Attributes:
@@ -193,8 +194,13 @@ def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Rep
 def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
     folder, builder = preparation.folder, preparation.builder
     parts = [Part(split, i, len(found), unit) for split, found in units.items() for i, unit in enumerate(found)]
-    reports = [_unit_report(preparation, part) for part in parts]
-    if faults := [_fault(preparation, part) for part, found in zip(parts, reports, strict=True) if found is None]:
+    reports, faults = [], []
+    for part in parts:
+        if (found := _unit_report(preparation, part)) is None:
+            faults.append(_fault(preparation, part))
+        else:
+            reports.append(found)
+    if faults:
         raise InputError(f"{len(faults)} of {len(parts)} unit(s) are not prepared: {first_few(faults)}")
     shards: dict[str, list[Shard]] = {split: [] for split in units}
     bad, dropped, digests = [], [], []
@@ -215,7 +221,7 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
             )
     report = Report(
         images={split: sum(len(shard.ids) for shard in written) for split, written in shards.items()},
-        evaluation_images=preparation.evaluation and len(preparation.evaluation.ids),
+        evaluation_images=None if preparation.evaluation is None else len(preparation.evaluation.ids),
         bad=bad,
         dropped=dropped,
         repeated=len(digests) - len(set(digests)),
