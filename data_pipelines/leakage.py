@@ -7,8 +7,8 @@ A scraped image that is an evaluation image makes evaluation too good. Two hashe
   differ grow with what a person would see ("near"). A copy of the same pixels in another file has distance 0, so
   decoded pixels need no hash of their own.
 
-`DISTANCE` was chosen on the benchmark "shapes": 100 validation images of 189x152 pixels, copies of each, and all pairs of
-900 images. Found by the bits that may differ:
+`DISTANCE` was chosen on the benchmark "shapes": 100 validation images of 189x152 pixels, copies of each, and all pairs
+of 900 images. Found by the bits that may differ:
 
     copy                                          4     6     8    10    12
     JPEG, quality 30                             95    99   100   100   100 %

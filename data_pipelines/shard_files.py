@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
 
@@ -57,7 +58,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
         writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
         try:
             for example in examples:
-                serialized = features.serialize_example(features.encode_example(example))
+                serialized = _serialized(features, example)
                 writer.write(serialized)
                 ids.append(_line(path, example["id"]))
                 length += len(serialized)
@@ -165,6 +166,12 @@ def read_ids(folder: Path, split: str) -> list[str] | None:
 def ids_path(folder: Path, split: str) -> Path:
     """Where the ids of a split's examples are listed."""
     return folder / f"{split}.ids.txt"
+
+
+def _serialized(features: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
+    # The map of features would otherwise come in an order of each process's own.
+    found = tf_example_pb2.Example.FromString(features.serialize_example(features.encode_example(example)))
+    return found.SerializeToString(deterministic=True)
 
 
 def _part_path(path: Path) -> Path:

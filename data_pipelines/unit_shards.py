@@ -211,7 +211,7 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
         digests += found["sha256"]
     for split, written in shards.items():
         if not any(shard.ids for shard in written):
-            refuse_empty(split, bad)
+            refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
         ids = Counter(id_ for shard in written for id_ in shard.ids)
         if len(ids) < (total := sum(ids.values())):
             twice = [f"{id_} stands for {count} images" for id_, count in ids.items() if count > 1]
