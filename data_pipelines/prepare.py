@@ -102,6 +102,8 @@ def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> No
             f"{builder.data_path}: is there already and does not say what it was made from; remove it, or name another "
             "--out"
         )
+    if manual_dir is None and not isinstance(builder, SourceBuilder):
+        return  # what was in --manual_dir may be gone
     manager = builder._make_download_manager(download_dir=None, download_config=download_config(manual_dir))
     for role, wanted in builder.origin(manager).items():
         if made_from.get(role) != wanted:
@@ -120,7 +122,7 @@ def _report(prepared: Prepared) -> str:
     ]
     if len(prepared.bad) > _LISTED:
         lines.append(f"  and {len(prepared.bad) - _LISTED:,} more: 'bad' in {prepared.folder / 'metadata.json'}")
-    return "\n".join(lines)
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
 
 
 def main() -> None:

@@ -11,15 +11,19 @@ from typing import Any, BinaryIO, NamedTuple
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tqdm import tqdm
 
 from data_pipelines.builders.archives import Members, member_path, opened_members
 from data_pipelines.builders.downloads import Archive, describe, locate, origin
 from data_pipelines.builders.downloads import download_config as verified
 from data_pipelines.decode import probe_image
 from data_pipelines.errors import InputError
+from data_pipelines.shard_files import Shard, shard_path, write_ids, write_shard
 from data_pipelines.sources import IMAGE_SUFFIXES, UnreadableError, collisions, first_few, is_image, record_id
 
 UNIT_IMAGES = 1000
+_LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
 
 
 class Sample(NamedTuple):
@@ -74,13 +78,13 @@ class Row(NamedTuple):
     label: str | None = None
 
 
-class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders: ArrayRecord files of encoded images in a fixed order, written and read without TensorFlow.
 
     An example holds `image` and, if LABELED, `label` (the bytes of the source's files: read them with
     `tfds.decode.SkipDecoding`), `id` (text) and `sha256` (of the image's bytes, hexadecimal). Beside the shards of a
-    split lie its ids (`ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and `bad`, the
-    files left out and why.
+    split lie its ids (`shard_files.ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and
+    `bad`, the files left out and why.
 
     Attributes:
         LABELED: Whether the samples have labels.
@@ -90,8 +94,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     LABELED = False
     ARCHIVES: Mapping[str, Sequence[Archive]] = MappingProxyType({})
 
-    def __init__(self, *, file_format: str = "array_record", **options: Any):
-        super().__init__(file_format=file_format, **options)
+    def __init__(self, **options: Any):
+        super().__init__(file_format="array_record", **options)
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
         """The parts of each split, in a fixed order.
@@ -140,25 +144,49 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             features=tfds.features.FeaturesDict(features), disable_shuffling=True, metadata=tfds.core.MetadataDict()
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        units = self.units(dl_manager)
-        self.info.metadata.update(source=self.origin(dl_manager), bad=[])
-        return {split: self._generate_examples(split, parts) for split, parts in units.items()}
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        # Of TensorFlow Datasets' own writers, one needs TensorFlow from 1 GiB on, the other holds shards in memory.
+        units_of, source = self.units(dl_manager), self.origin(dl_manager)
+        bad: list[BadFile] = []
+        infos = []
+        for split, units in units_of.items():
+            shards = self._write_split(split, units, bad)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(shard.ids) for shard in shards],
+                    num_bytes=sum(shard.bytes for shard in shards),
+                    filename_template=self._get_filename_template(split_name=split),
+                )
+            )
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        self.info.metadata.update(source=source, bad=[file._asdict() for file in bad])
 
-    def _generate_examples(self, split: str, units: Sequence[Unit]) -> Iterator[tuple[int, dict[str, Any]]]:
-        bad = self.info.metadata["bad"]
-        count = 0
-        with ids_path(self.data_path, split).open("wb") as ids:
-            for found in (found for unit in units for found in unit.samples()):
-                if isinstance(found, BadFile):
-                    logging.warning("%s: left out: %s", *found)
-                    bad.append(found._asdict())
-                    continue
-                ids.write(id_line(found.id))
-                yield count, self.example(found)
-                count += 1
-        if not count:
-            refuse_empty(split, [BadFile(**file) for file in bad])
+    def _write_split(self, split: str, units: Sequence[Unit], bad: list[BadFile]) -> list[Shard]:
+        """Writes a shard for each unit that has a sample, and the ids; appends to `bad`."""
+        folder = Path(self.data_path)
+        shards: dict[Path, Shard] = {}
+        for index, unit in enumerate(tqdm(units, desc=f"{self.name} {split}", unit="shard", disable=None)):
+            path = folder / f"{split}.{index}"
+            shard = write_shard(path, self.info.features, self._examples(unit, bad))
+            if shard.ids:
+                shards[path] = shard
+            else:
+                path.unlink()
+        if not shards:
+            refuse_empty(split, bad)
+        for index, path in enumerate(shards):
+            path.replace(shard_path(folder, self.name, split, index, len(shards)))
+        write_ids(folder, split, [id_ for shard in shards.values() for id_ in shard.ids])
+        return list(shards.values())
+
+    def _examples(self, unit: Unit, bad: list[BadFile]) -> Iterator[dict[str, Any]]:
+        for found in unit.samples():
+            if isinstance(found, BadFile):
+                bad.append(found)
+                logging.warning("%s: left out: %s", *found)
+            else:
+                yield self.example(found)
 
 
 class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -187,19 +215,15 @@ class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-
         return self.source
 
 
-def ids_path(folder: Any, split: str) -> Any:
-    """Where a prepared dataset keeps the ids of a split: one a line, in the order of its examples."""
-    return folder / f"{split}.ids.txt"
-
-
-def id_line(id_: str) -> bytes:
-    """The line of an id in the file of `ids_path`; raises `InputError` if an id cannot be one."""
-    if id_.splitlines() != [id_]:
-        raise InputError(f"the id {id_!r} is empty or has a line break in it; rename the file")
+def id_fault(id_: str) -> str | None:
+    """What forbids an id to be a line of UTF-8 text; None if it can be one."""
+    if not id_ or "\n" in id_ or "\r" in id_:
+        return f"its id {id_!r} is empty or holds a line break; rename it"
     try:
-        return f"{id_}\n".encode()
-    except UnicodeEncodeError as error:  # names of files that are not UTF-8
-        raise InputError(f"the id {id_!r} is not UTF-8; rename the file") from error
+        id_.encode()
+    except UnicodeEncodeError:  # names of files that are not UTF-8
+        return f"its id {id_!r} is not UTF-8; rename it"
+    return None
 
 
 def refuse_empty(split: str, bad: Sequence[BadFile]) -> None:
@@ -225,17 +249,25 @@ class Content:
 
 
 def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sample | BadFile:
-    """A sample, if its image and label are whole (see `decode.probe_image`) and its id can be one."""
+    """A sample, if its id can be one, its image is whole (see `decode.probe_image`), and its label is one of it."""
+    if fault := id_fault(id_):
+        return BadFile(image.name, fault)
     try:
-        id_line(id_)
-    except InputError as error:
-        return BadFile(image.name, str(error))
-    for content in (image, label) if label is not None else (image,):
-        try:
-            probe_image(content)
-        except UnreadableError as error:
-            return BadFile(content.name, reason(error, content.name))
-    return Sample(id_, image.data, None if label is None else label.data)
+        size = probe_image(image).size
+    except UnreadableError as error:
+        return BadFile(image.name, reason(error, image.name))
+    if label is None:
+        return Sample(id_, image.data)
+    try:
+        facts = probe_image(label)
+    except UnreadableError as error:
+        return BadFile(label.name, reason(error, label.name))
+    if facts.mode not in _LABEL_MODES:
+        expected = "class indices as a palette (P) or 8-bit gray (L) PNG"
+        return BadFile(label.name, f"label image has mode {facts.mode}, expected {expected}")
+    if facts.size != size:
+        return BadFile(label.name, f"label image has (height, width) {facts.size}, its photograph {size}")
+    return Sample(id_, image.data, label.data)
 
 
 def row_units(images: Path, rows: Sequence[Row], labels: Path | None = None) -> list[Unit]:

@@ -9,6 +9,8 @@ import tensorflow_datasets as tfds
 from data_pipelines.builders.archives import opened_members
 from data_pipelines.builders.base import SourceBuilder, Unit, image_rows, row_units
 from data_pipelines.builders.downloads import files_in
+from data_pipelines.errors import InputError
+from data_pipelines.sources import is_image
 
 
 class Builder(SourceBuilder):
@@ -17,9 +19,13 @@ class Builder(SourceBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def files(self) -> Sequence[Path]:
-        """As of the base class."""
-        return list(files_in(self.given()))
+        """The archive, or the images below the folder, sorted; raises `InputError` if it is missing."""
+        source = self.given()
+        if not source.exists():
+            raise InputError(f"--source={source}: no such folder or archive; name one that holds images")
+        return [path for path in files_in(source) if path == source or is_image(path.name)]
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
         """As of the base class; ids are the paths without suffix, sorted."""
+        self.files()
         return {"train": row_units(self.given(), image_rows(opened_members(self.given())))}
