@@ -27,8 +27,10 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.data.scale_range = (0.5, 2.0)  # of the long side, before the crop
     config.data.scale_short_side = 0  # > 0: scale_range times this side, as SemiVL scales
     config.data.max_bad_records = 0  # unreadable images that are skipped before a run gives up
-    config.data.num_threads = 8
+    config.data.num_workers = 0  # processes that build batches; 0: the one that trains
+    config.data.num_threads = 8  # of each process that builds batches
     config.data.prefetch = 8  # batches built ahead
+    config.data.stall_seconds = 600.0  # a batch that takes longer ends the run and names what was read; 0: never
 
     config.model = ConfigDict()
     config.model.backbone = "resnet101"

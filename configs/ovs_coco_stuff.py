@@ -41,8 +41,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.scale_range = (1.2, 2.0)  # of the long side; 1.6 takes 640 x 480 to a short side of 768
     config.data.scale_short_side = 0  # scale_range is that of the long side
     config.data.max_bad_records = 0
+    config.data.num_workers = 0
     config.data.num_threads = 8
     config.data.prefetch = 8
+    config.data.stall_seconds = 600.0
 
     config.model = ConfigDict()
     config.model.image_size = 768

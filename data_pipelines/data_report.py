@@ -133,7 +133,7 @@ def _survey(split: str, source: Source, info: DatasetInfo | None, pool: Executor
 
 def _ids(source: Source) -> list[str]:
     try:
-        return source.ids()
+        return list(source.ids())
     except InputError:  # the survey tells which record has none
         return []
 

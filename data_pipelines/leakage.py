@@ -30,7 +30,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +37,7 @@ from PIL import Image
 
 from data_pipelines.decode import decode_image
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Encoded, Source, open_list, prepared_dataset
+from data_pipelines.sources import Encoded, Source
 
 DISTANCE = 10
 _DRAFT = (64, 64)  # a JPEG is decoded no larger than needed for the hash's 32x32 pixels: three times as fast
@@ -133,23 +132,6 @@ def hash_evaluation_images(source: Source, distance: int = DISTANCE) -> Evaluati
     digests = tuple(hashlib.sha256(image.read()).digest() for image in images)
     hashes = np.array([perceptual_hash(image) for image in images], dtype=np.uint64)
     return EvaluationImages(tuple(source.ids()), digests, hashes, distance)
-
-
-def open_evaluation(root: str, split: str) -> Source:
-    """Opens evaluation images.
-
-    Args:
-        root: Folder that the list's paths are relative to, or a dataset prepared by TensorFlow Datasets.
-        split: List of `IMAGE LABEL` or `IMAGE` lines, relative to `root`; or the prepared dataset's split, "" for all.
-
-    Raises:
-        InputError: They are missing, empty or malformed.
-    """
-    if root and (folder := prepared_dataset(Path(root).expanduser())):
-        from data_pipelines.shards import open_shards  # importing it takes a while
-
-        return open_shards(folder, split)
-    return open_list(root, split, ("--evaluation_root", "--evaluation_split"), with_labels=False)
 
 
 def _gray(image: Encoded) -> Image.Image:

@@ -2,14 +2,12 @@
 
 Every stream is shuffled anew each epoch, repeated without end and drawn from independently, so streams of
 different lengths run side by side. What a step receives depends on the seed and the step alone, never on
-the number of threads or processes.
+the number of threads, worker processes or processes that train.
 """
 
 import dataclasses
 import functools
-import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,43 +18,15 @@ from data_pipelines import transforms
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size
 from data_pipelines.errors import InputError
+from data_pipelines.loader import BatchIterator
 from data_pipelines.sources import ConcatenatedSource, Record, Source, UnreadableError, open_stream
+from data_pipelines.worker_notes import BadRecords, HeldRecords
 
 STREAMS = ("labeled", "unlabeled", "mix", "ood")
 
+_NOT_NEGATIVE = ("scale_short_side", "num_workers", "num_threads", "prefetch", "stall_seconds")
+
 Element = dict[str, Any]
-
-
-class BadRecords:
-    """The records that could not be read: each is logged once, and too many are an error. Thread-safe."""
-
-    def __init__(self, maximum: int):
-        self._maximum = maximum
-        self._messages: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, id_: str, error: UnreadableError) -> None:
-        """Notes that the record `id_` could not be read.
-
-        Raises:
-            InputError: More records than `config.data.max_bad_records` could not be read.
-        """
-        with self._lock:
-            if id_ not in self._messages:
-                self._messages[id_] = str(error)
-                logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, error)
-            count = len(self._messages)
-            if count > self._maximum:
-                earlier = ", ".join(list(self._messages)[:5])
-                raise InputError(
-                    f"{error}; {count} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
-                    f"({earlier}): mend or remove the file(s), or raise the limit"
-                ) from error
-
-    def names(self) -> tuple[str, ...]:
-        """The ids of the records noted so far, in the order they were met."""
-        with self._lock:
-            return tuple(self._messages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +35,14 @@ class TrainData:
 
     Attributes:
         iterator: Yields `{stream: {field: array}}`, with arrays of `batch_size // process_count` rows. Its
-            position is saved and restored exactly by `grain.checkpoint` or `get_state` and `set_state`.
+            position is saved and restored exactly by `grain.checkpoint` or `get_state` and `set_state`; `close` ends
+            its threads and processes.
         lengths: Number of records by stream.
         steps_per_epoch: Full batches in one pass over the unlabeled records (the labeled ones where there
             is no unlabeled stream), at least 1.
     """
 
-    iterator: grain.DatasetIterator
+    iterator: BatchIterator
     lengths: dict[str, int]
     steps_per_epoch: int
     _bad: BadRecords
@@ -120,10 +91,11 @@ def make_train_iterator(
         )
     if unknown := [name for name in streams if name not in STREAMS]:
         raise InputError(f"unknown stream(s) {', '.join(unknown)}: use {', '.join(STREAMS)}")
-    if data_config.scale_short_side < 0:
-        raise InputError(f"config.data.scale_short_side={data_config.scale_short_side}: set it to pixels, or 0 for off")
+    for key in _NOT_NEGATIVE:
+        if data_config[key] < 0:
+            raise InputError(f"config.data.{key}={data_config[key]}: set it to 0 or more")
     info = load_dataset(data_config.dataset)
-    bad = BadRecords(data_config.max_bad_records)
+    bad, held = BadRecords(data_config.max_bad_records), HeldRecords()
     sources: dict[str, Source] = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
     if ood_as_unlabeled:
         ood = open_stream(data_config, "ood")
@@ -140,14 +112,21 @@ def make_train_iterator(
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
         order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
         order = grain.MapDataset.source(_ShuffledPositions(len(source), order_seed))
-        datasets.append(order.random_map(_View(source, info, bad, data_config.crop_size, draw), seed=view_seed))
+        datasets.append(order.random_map(_View(source, info, bad, held, data_config.crop_size, draw), seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
-    options = grain.ReadOptions(num_threads=data_config.num_threads, prefetch_buffer_size=data_config.prefetch)
-    batches = local.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(options)
+    iterator = BatchIterator(
+        local.batch(batch_size // process_count, drop_remainder=True),
+        num_workers=data_config.num_workers,
+        num_threads=data_config.num_threads,
+        prefetch=data_config.prefetch,
+        stall_seconds=data_config.stall_seconds,
+        bad=bad,
+        held=held,
+    )
     lengths = {name: len(source) for name, source in sources.items()}
     epoch = lengths.get("unlabeled", lengths.get("labeled", 0))
-    return TrainData(iter(batches), lengths, max(1, epoch // batch_size), bad)
+    return TrainData(iterator, lengths, max(1, epoch // batch_size), bad)
 
 
 class ValidationRecords(Sequence):
@@ -195,6 +174,16 @@ class _ShuffledPositions:
     def __init__(self, length: int, seed: int):
         self._length = length
         self._seed = seed
+        self._cache_orders()
+
+    def __getstate__(self) -> tuple[int, int]:
+        return self._length, self._seed
+
+    def __setstate__(self, state: tuple[int, int]) -> None:
+        self._length, self._seed = state
+        self._cache_orders()
+
+    def _cache_orders(self) -> None:
         self._order = functools.lru_cache(maxsize=2)(self._draw_order)  # threads may work across an epoch's end
 
     def __len__(self) -> int:
@@ -242,6 +231,7 @@ class _View(grain.transforms.RandomMap):
     source: Source
     info: DatasetInfo
     bad: BadRecords
+    held: HeldRecords
     crop_size: int
     draw: Callable[[np.random.Generator, transforms.Size], transforms.Geometry]
 
@@ -249,13 +239,14 @@ class _View(grain.transforms.RandomMap):
         for substituted in range(len(self.source)):
             position = (element + substituted) % len(self.source)
             record = self.source[position]
-            try:
-                decoded = _decode(record, self.info)
-            except UnreadableError as error:
-                self.bad.add(record.id, error)
-                continue
-            geometry = self.draw(rng, decoded["image"].shape[:2])
-            view = _shown(decoded, geometry, self.info, self.crop_size)
+            with self.held.hold(record.image.name):
+                try:
+                    decoded = _decode(record, self.info)
+                except UnreadableError as error:
+                    self.bad.add(record.id, error)
+                    continue
+                geometry = self.draw(rng, decoded["image"].shape[:2])
+                view = _shown(decoded, geometry, self.info, self.crop_size)
             return {**view, "index": np.int32(position), "substituted": np.int32(substituted)}
         count, bad = len(self.source), ", ".join(self.bad.names()[:5])
         raise InputError(f"none of the {count} records of a stream can be read: {bad}")

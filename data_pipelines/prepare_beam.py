@@ -28,8 +28,9 @@ from typing import Any
 
 from data_pipelines.builders.downloads import download_config
 from data_pipelines.errors import InputError
-from data_pipelines.leakage import DISTANCE, hash_evaluation_images, open_evaluation
+from data_pipelines.leakage import DISTANCE, hash_evaluation_images
 from data_pipelines.prepare import DATASETS, make_builder
+from data_pipelines.sources import open_split
 from data_pipelines.unit_shards import Part, Preparation, Report, begin, finish, prepare_part
 
 
@@ -79,7 +80,8 @@ def _run(flags: argparse.Namespace) -> str:
     builder = make_builder(flags.dataset, flags.out, flags.source)
     evaluation = None
     if flags.evaluation_root or flags.evaluation_split:
-        source = open_evaluation(flags.evaluation_root, flags.evaluation_split)
+        names = ("--evaluation_root", "--evaluation_split")
+        source = open_split(flags.evaluation_root, flags.evaluation_split, names, with_labels=False)
         evaluation = hash_evaluation_images(source, flags.leakage_distance)
     config = download_config(flags.manual_dir)
     manager = builder._make_download_manager(download_dir=flags.out / "downloads", download_config=config)

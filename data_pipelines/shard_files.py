@@ -9,10 +9,11 @@ Datasets does.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
@@ -147,7 +148,33 @@ def replace_file(path: Path, content: bytes) -> None:
         ) from error
 
 
-def read_ids(folder: Path, split: str) -> list[str] | None:
+class IdList(Sequence[str]):
+    """The ids in a file, which stays on disk: workers share its pages, and a copy for one is the file's path."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._bytes = np.fromfile(path, np.uint8) if not path.stat().st_size else np.memmap(path, np.uint8, "r")
+        self._ends = np.flatnonzero(self._bytes == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One id, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] + 1 if index else 0
+        return self._bytes[start : self._ends[index]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bytes.tobytes().decode().split("\n")[:-1])
+
+    def __reduce__(self) -> Any:
+        return IdList, (self._path,)
+
+
+def read_ids(folder: Path, split: str) -> IdList | None:
     """The ids of a split's examples in order, or None where the dataset was prepared without such a list.
 
     Raises:
@@ -155,12 +182,13 @@ def read_ids(folder: Path, split: str) -> list[str] | None:
     """
     path = ids_path(folder, split)
     try:
-        text = path.read_text(encoding="utf-8")
+        ids = IdList(path)
+        list(ids)  # decodes all
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); remove it to have the shards read instead") from error
-    return text.split("\n")[:-1]
+    return ids
 
 
 def ids_path(folder: Path, split: str) -> Path:

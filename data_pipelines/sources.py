@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from data_pipelines.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -86,7 +88,7 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""
         ...
 
@@ -120,6 +122,30 @@ class FolderSource:
     def ids(self) -> list[str]:
         """The ids of all records, in order."""
         return [record_id(image) for image in self.images]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SelectedSource:
+    """Some records of a source.
+
+    Attributes:
+        source: The source.
+        positions: Which of its records, in order, int64 [N].
+    """
+
+    source: Source
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.positions[index])]
+
+    def ids(self) -> list[str]:
+        """The ids of the selected records, in order."""
+        ids = self.source.ids()
+        return [ids[position] for position in self.positions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +213,10 @@ def cached_planes(cache: Path | None, id_: str) -> tuple[File | None, File | Non
 def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
     """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
 
-    "ood" reads image files below `ood_root`, those of the list `ood_split` if one is given; or, where `ood_root` is a
-    dataset prepared by TensorFlow Datasets (see `shards`), its split `ood_split`.
+    Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
+    TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
+    image files below `ood_root`, those of the list `ood_split` if one is given; or the split `ood_split` of a
+    prepared dataset.
 
     Args:
         data_config: The `data` section of the config.
@@ -201,7 +229,7 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
     if stream == "ood":
         root = _existing_folder(data_config.ood_root, "config.data.ood_root")
         cache = Path(ood_labels_dir) if ood_labels_dir else None
-        if prepared := prepared_dataset(root):
+        if prepared := _prepared_dataset(root):
             from data_pipelines.shards import open_shards  # importing it takes a while
 
             return open_shards(prepared, data_config.ood_split, cache)
@@ -211,11 +239,29 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
         return FolderSource(root, images, cache=cache)
     field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
     names = ("config.data.root", f"config.data.{field}")
-    return open_list(data_config.root, data_config[field], names, with_labels=stream in ("labeled", "val"))
+    return open_split(data_config.root, data_config[field], names, with_labels=stream in ("labeled", "val"))
+
+
+def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> Source:
+    """Opens the files that a split list names; or, where `root` is a prepared dataset, its examples of those ids.
+
+    Args:
+        root: Folder that the list's paths are relative to, or a dataset prepared by TensorFlow Datasets.
+        split: As of `open_list`; or the name of one of the prepared dataset's own splits.
+        names: What error messages call `root` and `split`.
+        with_labels: Whether the records have labels.
+
+    Raises:
+        InputError: The root, the list or an example is missing, or one is empty or malformed.
+    """
+    folder = _existing_folder(root, names[0])
+    if prepared := _prepared_dataset(folder):
+        return _open_prepared_list(prepared, folder, split, names[1], with_labels=with_labels)
+    return open_list(root, split, names, with_labels=with_labels)
 
 
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
-    """Opens the records of a split list.
+    """Opens the files that a split list names.
 
     Args:
         root: Folder that the list's paths are relative to.
@@ -231,6 +277,32 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
     return FolderSource(folder, images, labels)
 
 
+def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, with_labels: bool) -> Source:
+    """The examples of a prepared dataset that a split list names by their ids, or one of the dataset's own splits."""
+    from data_pipelines.shards import open_shards  # importing it takes a while
+
+    if split and not (root / split).exists():
+        return open_shards(folder, split, labeled=with_labels, field=field)
+    images, _ = _read_split(root, split, field, with_labels=False)
+    source = open_shards(folder, labeled=with_labels, field=field)
+    return _select(source, [record_id(image) for image in images], root / split)
+
+
+def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
+    """The records with these ids, which a list asks for."""
+    wanted = set(ids)
+    positions: dict[str, int] = {}
+    for position, id_ in enumerate(source.ids()):
+        if id_ in wanted:
+            positions.setdefault(id_, position)
+    if missing := [id_ for id_ in ids if id_ not in positions]:
+        raise InputError(
+            f"{path}: {len(missing)} of its {len(ids)} images are not in the prepared dataset: {first_few(missing)}; "
+            "prepare it from the images that the list is of"
+        )
+    return SelectedSource(source, np.array([positions[id_] for id_ in ids], np.int64))
+
+
 def _existing_folder(value: str, field: str) -> Path:
     if not value:
         raise InputError(f"{field} is empty: name the folder that holds the images")
@@ -242,7 +314,7 @@ def _existing_folder(value: str, field: str) -> Path:
     return root
 
 
-def prepared_dataset(root: Path) -> Path | None:
+def _prepared_dataset(root: Path) -> Path | None:
     """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
     if (root / "dataset_info.json").is_file():
         return root

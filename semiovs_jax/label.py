@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.pipeline import BadRecords
 from data_pipelines.sources import Record, open_stream
+from data_pipelines.worker_notes import BadRecords
 from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job

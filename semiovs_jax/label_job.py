@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.decode import decode_image, image_size
-from data_pipelines.pipeline import BadRecords
 from data_pipelines.sources import Record, UnreadableError
+from data_pipelines.worker_notes import BadRecords
 from semiovs_jax.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.label_store import LabelStore
 from semiovs_jax.labelers import OVS

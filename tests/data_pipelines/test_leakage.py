@@ -13,11 +13,10 @@ from data_pipelines.leakage import (
     Duplicate,
     EvaluationImages,
     hash_evaluation_images,
-    open_evaluation,
     perceptual_hash,
 )
 from data_pipelines.shapes import ShapesSpec, write_shapes
-from data_pipelines.sources import UnreadableError
+from data_pipelines.sources import Source, UnreadableError, open_split
 from tests.data_pipelines.test_shards import encoded, prepare
 
 
@@ -55,6 +54,10 @@ COPIES = {
 }
 
 
+def open_evaluation(root: Path, split: str = "splits/val.txt") -> Source:
+    return open_split(str(root), split, ("--evaluation_root", "--evaluation_split"), with_labels=False)
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("leakage") / "shapes"
@@ -64,7 +67,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(shapes) -> EvaluationImages:
-    return hash_evaluation_images(open_evaluation(str(shapes), "splits/val.txt"))
+    return hash_evaluation_images(open_evaluation(shapes))
 
 
 def files(shapes: Path, pattern: str) -> list[Path]:
@@ -114,17 +117,15 @@ def test_any_mode_and_size_has_a_hash():
 def test_a_prepared_dataset_and_a_list_give_the_same_hashes(shapes, evaluation, tmp_path):
     contents = {id_: content for id_, content in encoded(shapes).items() if id_.startswith("JPEGImages/val_")}
     folder = prepare(tmp_path, {"val": contents})
-    found = hash_evaluation_images(open_evaluation(str(folder.parent), "val"))
+    found = hash_evaluation_images(open_evaluation(folder.parent, "val"))
     assert (found.ids, found.fingerprint) == (evaluation.ids, evaluation.fingerprint)
     assert (found.hashes == evaluation.hashes).all()
 
 
 def test_evaluation_images_must_be_readable(shapes, tmp_path):
     with pytest.raises(InputError, match=r"--leakage_distance=65: a hash has 64 bits"):
-        hash_evaluation_images(open_evaluation(str(shapes), "splits/val.txt"), 65)
-    with pytest.raises(InputError, match="--evaluation_root is empty"):
-        open_evaluation("", "splits/val.txt")
+        hash_evaluation_images(open_evaluation(shapes), 65)
     (tmp_path / "val.txt").write_text("a.jpg a.png\n")
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.jpg: is damaged or not an image"):
-        hash_evaluation_images(open_evaluation(str(tmp_path), "val.txt"))
+        hash_evaluation_images(open_evaluation(tmp_path, "val.txt"))

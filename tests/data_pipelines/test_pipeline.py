@@ -196,7 +196,7 @@ def test_requests_that_cannot_be_met_are_refused(config):
         train_data(config, streams=("labeled", "odd"))
     negative = config.copy_and_resolve_references()
     negative.scale_short_side = -1
-    with pytest.raises(InputError, match=r"config\.data\.scale_short_side=-1: set it to pixels, or 0"):
+    with pytest.raises(InputError, match=r"config\.data\.scale_short_side=-1: set it to 0 or more"):
         train_data(negative)
 
 

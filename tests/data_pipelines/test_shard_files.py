@@ -1,5 +1,6 @@
 """Shards written without a TFDS builder: whole or not at all, and readable as a prepared dataset."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,19 @@ def test_written_shards_are_a_prepared_dataset(tmp_path: Path):
     assert builder.info.splits["train"].num_bytes == sum(shard.bytes for shard in shards)
     source = builder.as_data_source(split="train", decoders={"image": tfds.decode.SkipDecoding()})
     assert [source[i]["image"] for i in range(3)] == [b"bytes of a", b"bytes of folder/b", "bytes of ü c".encode()]
-    assert read_ids(tmp_path, "train") == ["a", "folder/b", "ü c"]
     assert read_ids(tmp_path, "val") is None
+
+
+@pytest.mark.parametrize("ids", [[], ["a"], ["a", "folder/b", "ü c"]])
+def test_ids_are_read_by_position_and_go_to_other_processes(ids: list[str], tmp_path: Path):
+    write_ids(tmp_path, "train", ids)
+    found = read_ids(tmp_path, "train")
+    assert found is not None
+    for same in (found, pickle.loads(pickle.dumps(found))):
+        assert (len(same), list(same), [same[i] for i in range(len(ids))], same[:]) == (len(ids), ids, ids, ids)
+        assert same[-1:] == ids[-1:]
+        with pytest.raises(IndexError):
+            same[len(ids)]
 
 
 def test_a_shard_that_fails_leaves_nothing_behind(tmp_path: Path):

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,10 +9,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.decode import decode_image, image_size
 from data_pipelines.errors import InputError
+from data_pipelines.pipeline import STREAMS, make_train_iterator, validation_records
+from data_pipelines.shard_files import shard_path, write_metadata, write_shard
 from data_pipelines.sources import UnreadableError, open_stream
 from semiovs_jax.contact_sheet import FILE_NAME
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh
+from tests.data_pipelines.tree import write_cached_labels, write_tree
 from tests.fake_ovs import ColorOVS, label_config, write_images
 
 FEATURES = {
@@ -164,3 +168,72 @@ def test_damaged_shards_are_named(images, tmp_path):
     shard.unlink()
     with pytest.raises(UnreadableError, match=r"1\.0\.0: example 0 cannot be read .*No such file"):
         ood(path).ids()
+
+
+def _as_shards(config: ConfigDict, folder: Path) -> ConfigDict:
+    """The tree of `config` as prepared datasets, images in another order than the lists'."""
+    root, ood_root = Path(config.root), Path(config.ood_root)
+    ids = [f"JPEGImages/{path.stem}" for path in sorted((root / "JPEGImages").iterdir(), reverse=True)]
+    plain = {"image": tfds.features.Image(shape=(None, None, 3)), "id": tfds.features.Text()}
+    labeled = tfds.features.FeaturesDict(plain | {"label": tfds.features.Image(shape=(None, None, 1))})
+    examples = [
+        {
+            "image": (root / f"{id_}.jpg").read_bytes(),
+            "id": id_,
+            "label": (root / "SegmentationClass" / f"{Path(id_).name}.png").read_bytes(),
+        }
+        for id_ in ids
+    ]
+    halves = [examples[:5], examples[5:]]
+    shards = [write_shard(shard_path(folder / "voc", "voc", "train", i, 2), labeled, halves[i]) for i in range(2)]
+    write_metadata(folder / "voc", "voc", labeled, {"train": shards})
+    plain = tfds.features.FeaturesDict(plain)
+    images = [{"image": content, "id": id_} for id_, content in encoded(ood_root).items()]
+    shards = [write_shard(shard_path(folder / "ood", "ood", "train", 0, 1), plain, images)]
+    write_metadata(folder / "ood", "ood", plain, {"train": shards})
+    for split in ("labeled", "unlabeled", "val"):
+        shutil.copy(root / f"{split}.txt", folder / "voc")
+    changed = config.copy_and_resolve_references()
+    changed.update(root=str(folder / "voc"), ood_root=str(folder / "ood"))
+    return changed
+
+
+def test_shards_and_folders_give_the_same_batches(tmp_path):
+    config = write_tree(tmp_path / "tree")
+    write_cached_labels(tmp_path / "tree", tmp_path / "cache", list(encoded(tmp_path / "tree" / "ood")))
+    in_shards = _as_shards(config, tmp_path / "shards")
+    options = {"batch_size": 2, "seed": 5, "streams": STREAMS, "ood_labels_dir": str(tmp_path / "cache")}
+    folder, shards = (make_train_iterator(c, **options).iterator for c in (config, in_shards))
+    for _ in range(20):
+        expected, found = next(folder), next(shards)
+        for stream in STREAMS:
+            assert found[stream].keys() == expected[stream].keys()
+            for field, array in expected[stream].items():
+                np.testing.assert_array_equal(found[stream][field], array, err_msg=f"{stream} {field}")
+    for expected, found in zip(validation_records(config), validation_records(in_shards), strict=True):
+        assert found["id"] == expected["id"]
+        np.testing.assert_array_equal(found["label"], expected["label"])
+        np.testing.assert_array_equal(found["image"], expected["image"])
+
+
+def test_splits_of_shards_are_lists_or_the_datasets_own(tmp_path):
+    config = _as_shards(write_tree(tmp_path / "tree"), tmp_path / "shards")
+    config.val_split = "train"
+    assert len(validation_records(config)) == 12
+    config.val_split = "nowhere.txt"
+    with pytest.raises(InputError, match=r"cannot open the split 'nowhere.txt'.*config\.data\.val_split names one of"):
+        validation_records(config)
+    config.val_split = "other.txt"
+    (tmp_path / "shards/voc/other.txt").write_text("JPEGImages/0001.jpg\nJPEGImages/none.jpg\n")
+    with pytest.raises(InputError, match=r"other\.txt: 1 of its 2 images are not in .*JPEGImages/none"):
+        validation_records(config)
+
+
+def test_a_list_of_ids_that_is_not_of_the_examples_is_refused(tmp_path):
+    config = _as_shards(write_tree(tmp_path / "tree"), tmp_path / "shards")
+    path = tmp_path / "shards" / "ood" / "train.ids.txt"
+    lines = path.read_text().splitlines()
+    for wrong in (lines[1:], lines[::-1]):
+        path.write_text("".join(f"{line}\n" for line in wrong))
+        with pytest.raises(InputError, match=r"train\.ids\.txt .*not list the ids of its examples; prepare"):
+            open_stream(config, "ood")

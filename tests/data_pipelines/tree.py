@@ -24,8 +24,10 @@ def data_config(root: Path, **changes) -> ConfigDict:
             "scale_range": (0.5, 2.0),
             "scale_short_side": 0,
             "max_bad_records": 0,
+            "num_workers": 0,
             "num_threads": 2,
             "prefetch": 2,
+            "stall_seconds": 60.0,
         }
     )
     config.update(changes)

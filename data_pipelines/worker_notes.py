@@ -1,0 +1,143 @@
+"""What the threads and processes that read records tell the one that trains: bad records, and what each holds now.
+
+Notes are files in a temporary folder of this machine, so that they outlive a worker that is killed.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.errors import InputError
+from data_pipelines.sources import UnreadableError
+
+_NOTE_BYTES = 1024
+
+
+class SharedFolder:
+    """A temporary folder that goes with the object that made it; its copies in other processes only use it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="semiovs_jax_"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.path = path
+
+
+class BadRecords:
+    """The records that could not be read: each is logged once, and too many are an error.
+
+    Threads, and processes that got a copy, share the count.
+    """
+
+    def __init__(self, maximum: int):
+        self._maximum = maximum
+        self._folder = SharedFolder()
+        self._logged: set[str] = set()
+        self._is_copy = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_is_copy": True}
+
+    def add(self, id_: str, error: UnreadableError) -> None:
+        """Notes that the record `id_` could not be read.
+
+        Raises:
+            InputError: More records than `config.data.max_bad_records` could not be read.
+        """
+        path = self._folder.path / f"{hashlib.sha256(id_.encode()).hexdigest()}.txt"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            part.write_text(f"{id_}\n{error}", encoding="utf-8")
+            part.replace(path)
+        self.log()
+        notes = self._notes()
+        if len(notes) > self._maximum:
+            earlier = ", ".join([note for note, _ in notes][:5])
+            raise InputError(
+                f"{error}; {len(notes)} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
+                f"({earlier}): mend or remove the file(s), or raise the limit"
+            ) from error
+
+    def log(self) -> None:
+        """Logs the records noted by anyone since the last call; copies in other processes leave it to this one."""
+        if self._is_copy:
+            return
+        for id_, message in self._notes():
+            if id_ not in self._logged:
+                self._logged.add(id_)
+                logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, message)
+
+    def names(self) -> tuple[str, ...]:
+        """The ids of the records noted so far, in the order they were met."""
+        return tuple(id_ for id_, _ in self._notes())
+
+    def _notes(self) -> list[tuple[str, str]]:
+        paths = sorted(self._folder.path.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
+        notes = (path.read_text(encoding="utf-8").partition("\n") for path in paths)
+        return [(id_, message) for id_, _, message in notes]
+
+
+class Holding(NamedTuple):
+    """What one thread of one process works on.
+
+    Attributes:
+        process: Its process id.
+        record: Name of the record.
+        seconds: For how long.
+    """
+
+    process: int
+    record: str
+    seconds: float
+
+
+class HeldRecords:
+    """The record that each thread of each worker holds at this moment."""
+
+    def __init__(self) -> None:
+        self._folder = SharedFolder()
+
+    @contextlib.contextmanager
+    def hold(self, record: str) -> Iterator[None]:
+        """Notes that this thread works on a record until the context ends."""
+        note = self._note().fileno()
+        os.pwrite(note, f"{time.time()} {record}".encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0"), 0)
+        try:
+            yield
+        finally:
+            os.pwrite(note, b"\0", 0)
+
+    def holdings(self) -> list[Holding]:
+        """What is held now, by the living and the dead, the longest first."""
+        found = []
+        for path in self._folder.path.iterdir():
+            note = path.read_bytes()
+            if note[:1].strip(b"\0"):
+                since, record = note.rstrip(b"\0").decode(errors="replace").split(" ", 1)
+                found.append(Holding(int(path.name.partition("-")[0]), record, time.time() - float(since)))
+        return sorted(found, key=lambda holding: -holding.seconds)
+
+    def _note(self) -> io.FileIO:
+        """This thread's note, kept open: opening a file for every record would cost more than writing to it."""
+        notes = _open_notes.__dict__.setdefault("notes", {})
+        folder = self._folder.path
+        if folder not in notes:
+            notes[folder] = io.FileIO(folder / f"{os.getpid()}-{threading.get_native_id()}", "w")
+        return notes[folder]
+
+
+_open_notes = threading.local()  # files close with their thread
