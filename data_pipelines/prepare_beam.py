@@ -8,24 +8,25 @@ files and duplicates of evaluation images (see `leakage`) are left out, counted,
 report.json. A command that was killed goes on when it is run again (see `unit_shards`).
 
 `--beam_runner` and `--beam_options` are Beam's own: `--beam_options='--direct_running_mode=multi_processing
---direct_num_workers=8'` uses the cores of this machine, and
+--direct_num_workers=8'` uses the cores of this machine;
 
-    --beam_runner=DataflowRunner --beam_options='--project=P --region=R --temp_location=gs://B/tmp ...'
-    --beam_runner=FlinkRunner --beam_options='--flink_master=HOST:8081 --environment_type=LOOPBACK'
-    --beam_runner=SparkRunner --beam_options='--job_endpoint=HOST:8099'
+    --beam_runner=DataflowRunner --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
+    --beam_runner=FlinkRunner --beam_options='--flink_master=HOST:8081'
+    --beam_runner=SparkRunner --beam_options='--spark_master_url=spark://HOST:7077'
 
-those of many. Their workers need this package with its extra `beam`, and must see sources and OUT by the same paths as
-the machine that starts them: on a network file system, or a bucket that is mounted.
+use those of many (and `--sdk_container_image` or `--environment_type=DOCKER --environment_config=IMAGE`: an image with
+this package and its extra `beam`). All workers must see the sources and OUT by the same paths as the machine that
+starts them: on a network file system, or in a bucket that is mounted.
 """
 
 import argparse
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from data_pipelines.builders.base import Unit
 from data_pipelines.builders.downloads import download_config
 from data_pipelines.errors import InputError
 from data_pipelines.leakage import DISTANCE, hash_evaluation_images
@@ -35,7 +36,10 @@ from data_pipelines.unit_shards import Part, Preparation, Report, begin, finish,
 
 
 def prepare_on_beam(
-    preparation: Preparation, units: dict[str, list[Any]], runner: str = "DirectRunner", options: Sequence[str] = ()
+    preparation: Preparation,
+    units: Mapping[str, Sequence[Unit]],
+    runner: str = "DirectRunner",
+    options: Sequence[str] = (),
 ) -> Report:
     """Prepares a dataset, or goes on where it was.
 
@@ -46,7 +50,7 @@ def prepare_on_beam(
         options: Options of Beam and its runner, `--NAME=VALUE`.
 
     Raises:
-        InputError: See `begin` and `finish`; or Beam is not installed, or knows no such runner or option.
+        InputError: See `begin` and `finish`; or Beam is not installed, or cannot use the runner.
     """
     parts = begin(preparation, units)
     if parts:
@@ -58,7 +62,7 @@ def run_parts(work: Callable[[Part], None], parts: Sequence[Part], runner: str, 
     """Has Beam's workers do `work` for each part, in any order, and waits for the end.
 
     Raises:
-        InputError: Beam is not installed, or knows no such runner or option.
+        InputError: Beam is not installed, or cannot use the runner.
     """
     try:
         import apache_beam as beam  # of an extra
@@ -70,7 +74,7 @@ def run_parts(work: Callable[[Part], None], parts: Sequence[Part], runner: str, 
         # Beam's own DirectRunner is this one, but for a try to fetch another from the internet beforehand.
         chosen = FnApiRunner() if runner == "DirectRunner" else beam.runners.create_runner(runner)
         pipeline = beam.Pipeline(runner=chosen, options=PipelineOptions(list(options)))
-    except (ValueError, ImportError, SystemExit) as error:
+    except (ValueError, ImportError) as error:
         raise InputError(f"--beam_runner={runner} --beam_options={shlex.join(options)}: {error}") from error
     with pipeline:
         _ = pipeline | beam.Create(parts, reshuffle=False) | beam.Reshuffle() | beam.Map(work)
@@ -86,7 +90,7 @@ def _run(flags: argparse.Namespace) -> str:
     config = download_config(flags.manual_dir)
     manager = builder._make_download_manager(download_dir=flags.out / "downloads", download_config=config)
     units = builder.units(manager)
-    preparation = Preparation(builder, Path(builder.data_path), builder.origin(manager), evaluation)
+    preparation = Preparation(builder, Path(builder.data_path).absolute(), builder.origin(manager), evaluation)
     report = prepare_on_beam(preparation, units, flags.beam_runner, shlex.split(flags.beam_options))
     return f"{preparation.folder}:\n{report.summary()}"
 
