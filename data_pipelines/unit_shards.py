@@ -3,7 +3,7 @@
     FOLDER/preparation.json                  what was asked for: the units and the settings
     FOLDER/units/SPLIT-00003.json            what came of a unit whose shard is whole; gone when all are
     FOLDER/NAME-SPLIT.array_record-...       the shards, SPLIT.ids.txt, dataset_info.json: see `shard_files`
-    FOLDER/report.json                       what was read, written and left out, and why
+    FOLDER/report.json                       the last: what was written and left out, and why
 
 FOLDER must be one and the same for all machines: a local or a mounted path. A unit is written as a whole or not at all,
 and passed over if it is there, so that a preparation that was killed goes on where it was, to the same bytes. Whatever
@@ -226,7 +226,6 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
         dropped=dropped,
         repeated=len(digests) - len(set(digests)),
     )
-    _write_json(folder / _REPORT, _plain(report))
     write_metadata(
         folder,
         builder.name,
@@ -236,6 +235,7 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
         description=builder.info.description,
         metadata={"source": dict(preparation.source), "bad": [file._asdict() for file in bad]},
     )
+    _write_json(folder / _REPORT, _plain(report))
     return report
 
 
@@ -311,11 +311,11 @@ def _fault(preparation: Preparation, part: Part) -> str:
 
 
 def _finished_report(folder: Path) -> Report | None:
-    """The report of a dataset that is complete; None if it is not."""
-    if not (folder / "dataset_info.json").is_file():
-        return None
+    """The report of a dataset that is complete, the last file to be written; None if it is not."""
     try:
         found = _read_json(folder / _REPORT)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / _REPORT}: cannot be read ({error}); remove {folder} to begin anew") from error
     found["bad"] = [BadFile(**file) for file in found["bad"]]

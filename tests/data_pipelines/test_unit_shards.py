@@ -1,12 +1,14 @@
 """Units become shards one by one: resumable, counted, and never mixed with what was asked for before."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data_pipelines import unit_shards
 from data_pipelines.builders.base import Content, Unit
 from data_pipelines.errors import InputError
 from data_pipelines.leakage import EvaluationImages, perceptual_hash
@@ -29,6 +31,14 @@ def prepare(job: Preparation, units: dict[str, list[Unit]]) -> Report:
     return finish(job, units)
 
 
+def interrupted(write: Callable[..., None]) -> Callable[..., None]:
+    def write_and_stop(*arguments, **options):
+        write(*arguments, **options)
+        raise KeyboardInterrupt
+
+    return write_and_stop
+
+
 def test_units_are_the_shards_of_a_prepared_dataset(tmp_path):
     job = preparation(tmp_path)
     report = prepare(job, UNITS)
@@ -45,7 +55,7 @@ def test_units_are_the_shards_of_a_prepared_dataset(tmp_path):
     assert not (job.folder / "units").exists()
 
 
-def test_what_is_finished_is_passed_over_and_what_is_damaged_written_again(tmp_path):
+def test_what_is_finished_is_passed_over_and_what_is_damaged_written_again(tmp_path, monkeypatch):
     whole = preparation(tmp_path / "whole")
     expected_report = prepare(whole, UNITS)
     job = preparation(tmp_path / "killed")
@@ -57,6 +67,9 @@ def test_what_is_finished_is_passed_over_and_what_is_damaged_written_again(tmp_p
     stamps = [path.stat().st_mtime_ns for path in shards]
     shards[1].write_bytes(b"cut")
     assert begin(job, UNITS) == [empty, last]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(unit_shards, "write_metadata", interrupted(unit_shards.write_metadata))
+        prepare(job, UNITS)
     assert prepare(job, UNITS) == expected_report
     assert shards[0].stat().st_mtime_ns == stamps[0]
     assert contents(job.folder) == contents(whole.folder)
