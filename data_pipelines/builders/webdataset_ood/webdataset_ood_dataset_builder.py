@@ -72,6 +72,8 @@ def tar_samples(path: Path) -> Iterator[Sample | BadFile]:
                 continue
             seen.add(key)
             yield checked_sample(f"{path.stem}/{key}", Content(name, file.read(path)))
+        if not seen:
+            yield BadFile(str(path), "holds no image")
     except UnreadableError as error:
         yield BadFile(str(path), reason(error, str(path)))
 

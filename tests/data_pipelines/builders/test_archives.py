@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.builders.archives import open_members, tar_files
+from data_pipelines.builders.archives import open_members, opened_members, tar_files
 from data_pipelines.builders.downloads import verify
 from data_pipelines.errors import InputError
 from data_pipelines.sources import UnreadableError
@@ -44,6 +44,13 @@ def test_members_are_the_files_of_an_archive_or_a_folder(tmp_path):
         members = open_members(path)
         assert members.names() == sorted(FILES)
         assert {name: members.read(name) for name in members.names()} == FILES
+
+
+def test_an_archive_is_opened_again_when_it_has_changed(tmp_path):
+    path = write_zip(tmp_path / "x.zip")
+    assert opened_members(path) is opened_members(path)
+    write_zip(path, {"b.jpg": b"more"})
+    assert opened_members(path).read("b.jpg") == b"more"
 
 
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:/x.jpg"])

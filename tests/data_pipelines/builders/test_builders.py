@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 from tensorflow_datasets.core.download.checksums import UrlInfo
@@ -71,12 +72,17 @@ def know(monkeypatch: pytest.MonkeyPatch, dataset: str, content: bytes, source: 
 
 def contents(folder: Path, split: str) -> dict[str, tuple[bytes, ...]]:
     """Image and, if there is one, label of each example by id, as stored; checks hashes and the list of ids."""
+    builder = tfds.builder_from_directory(folder)
+    kinds = [kind for kind in ("image", "label") if kind in builder.info.features]
+    examples = builder.as_data_source(split, decoders={kind: tfds.decode.SkipDecoding() for kind in kinds})
     source = open_shards(folder, split)
-    kinds = [kind for kind in ("image", "label") if kind in source.features]
-    found = {source[i].id: tuple(source.feature(i, kind) for kind in kinds) for i in range(len(source))}
-    assert read_ids(folder, split) == source.ids() == list(found)
-    hashes = [source.feature(i, "sha256").decode() for i in range(len(source))]
-    assert hashes == [hashlib.sha256(images[0]).hexdigest() for images in found.values()]
+    found = {}
+    for index, example in enumerate(examples):
+        record = source[index]
+        assert example["image"] == record.image.read()
+        assert example["sha256"].decode() == hashlib.sha256(example["image"]).hexdigest()
+        found[record.id] = tuple(example[kind] for kind in kinds)
+    assert list(read_ids(folder, split) or ()) == list(source.ids()) == list(found)
     assert "tensorflow" not in sys.modules
     return found
 
@@ -300,6 +306,11 @@ def test_another_prepared_dataset_is_not_taken_for_the_wanted(tmp_path):
         InputError, match=rf"is there already, made from {first} \(1 files.*not from {second} \(1 files"
     ):
         prepare(make_builder("image_folder", tmp_path / "out", str(second)))
+    (first / "notes.txt").write_bytes(b"x")
+    assert prepare(make_builder("image_folder", tmp_path / "out", str(first))).reused
+    (first / "a.jpg").rename(first / "c.jpg")
+    with pytest.raises(InputError, match=rf"made from {first} \(1 files.*not from {first} \(1 files"):
+        prepare(make_builder("image_folder", tmp_path / "out", str(first)))
     (first / "b.jpg").write_bytes(encoded(2))
     with pytest.raises(InputError, match=rf"made from {first} \(1 files.*not from {first} \(2 files"):
         prepare(make_builder("image_folder", tmp_path / "out", str(first)))
@@ -351,6 +362,7 @@ def test_damaged_tars_and_images_are_listed_and_the_rest_is_kept(tmp_path):
     write_tar(
         tmp_path / "3.tar", crawl(6) | {"7.jpg": encoded(7)[:150], "8.png": b"", "000000006.png": encoded(8, "PNG")}
     )
+    write_tar(tmp_path / "4.tar", {"0.txt": b"a caption"})
     found = prepare(make_builder("webdataset_ood", tmp_path / "out", str(tmp_path)))
     assert contents(found.folder, "train") == {
         "0/000000001": (encoded(1),),
@@ -359,9 +371,11 @@ def test_damaged_tars_and_images_are_listed_and_the_rest_is_kept(tmp_path):
     }
     names = [str(tmp_path / name) for name in ("0.tar", "1.tar", "2.tar")]
     names += [f"{tmp_path / '3.tar'}: {name}" for name in ("7.jpg", "8.png", "000000006.png")]
+    names.append(str(tmp_path / "4.tar"))
     assert [file.name for file in found.bad] == names
     reasons = ["cut short within member '000000003.jpg'", *["is damaged or no archive"] * 2]
     reasons += [*["is damaged or not an image"] * 2, "another image has the key '000000006' as well"]
+    reasons.append("holds no image")
     assert all(reason in file.reason for reason, file in zip(reasons, found.bad, strict=True))
     again = prepare(make_builder("webdataset_ood", tmp_path / "out", str(tmp_path)))
     assert (again.reused, again.bad) == (True, found.bad)
