@@ -67,9 +67,10 @@ def test_what_is_finished_is_passed_over_and_what_is_damaged_written_again(tmp_p
     stamps = [path.stat().st_mtime_ns for path in shards]
     shards[1].write_bytes(b"cut")
     assert begin(job, UNITS) == [empty, last]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(unit_shards, "write_metadata", interrupted(unit_shards.write_metadata))
-        prepare(job, UNITS)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(job, UNITS)
     assert prepare(job, UNITS) == expected_report
     assert shards[0].stat().st_mtime_ns == stamps[0]
     assert contents(job.folder) == contents(whole.folder)
