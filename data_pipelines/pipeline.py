@@ -7,7 +7,6 @@ the number of threads, worker processes or processes that train.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,9 +16,13 @@ import numpy as np
 from data_pipelines import transforms
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size
+from data_pipelines.draws import batches_at_most, draw_positions
 from data_pipelines.errors import InputError
 from data_pipelines.loader import BatchIterator
-from data_pipelines.sources import ConcatenatedSource, Record, Source, UnreadableError, open_stream
+from data_pipelines.mixture import Mixture
+from data_pipelines.ood_filter import filter_keys, select_images
+from data_pipelines.sources import ConcatenatedSource, Record, Source, UnreadableError
+from data_pipelines.streams import open_stream
 from data_pipelines.worker_notes import BadRecords, HeldRecords
 
 STREAMS = ("labeled", "unlabeled", "mix", "ood")
@@ -40,11 +43,13 @@ class TrainData:
         lengths: Number of records by stream.
         steps_per_epoch: Full batches in one pass over the unlabeled records (the labeled ones where there
             is no unlabeled stream), at least 1.
+        steps_at_most: Steps until an OOD source that is drawn once has been seen whole; None if there is none.
     """
 
     iterator: BatchIterator
     lengths: dict[str, int]
     steps_per_epoch: int
+    steps_at_most: int | None
     _bad: BadRecords
 
     @property
@@ -97,8 +102,10 @@ def make_train_iterator(
     info = load_dataset(data_config.dataset)
     bad, held = BadRecords(data_config.max_bad_records), HeldRecords()
     sources: dict[str, Source] = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
+    selections = {"ood": select_images(sources["ood"], data_config, ood_labels_dir, info)} if "ood" in sources else {}
     if ood_as_unlabeled:
         ood = open_stream(data_config, "ood")
+        _refuse_draws(data_config, ood)
         for name in {"unlabeled", "mix"} & set(sources):
             sources[name] = ConcatenatedSource((sources[name], ood))
     draw = functools.partial(
@@ -111,7 +118,7 @@ def make_train_iterator(
     for name, source in sources.items():
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
         order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
-        order = grain.MapDataset.source(_ShuffledPositions(len(source), order_seed))
+        order = draw_positions(source, order_seed, selections.get(name))
         datasets.append(order.random_map(_View(source, info, bad, held, data_config.crop_size, draw), seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
@@ -126,7 +133,19 @@ def make_train_iterator(
     )
     lengths = {name: len(source) for name, source in sources.items()}
     epoch = lengths.get("unlabeled", lengths.get("labeled", 0))
-    return TrainData(iterator, lengths, max(1, epoch // batch_size), bad)
+    most = batches_at_most(sources["ood"], batch_size, selections["ood"]) if "ood" in sources else None
+    return TrainData(iterator, lengths, max(1, epoch // batch_size), most, bad)
+
+
+def _refuse_draws(data_config: Any, source: Source) -> None:
+    """OOD images that join the unlabeled ones are shuffled among them, each once an epoch."""
+    if keys := filter_keys(data_config):
+        raise InputError(f"{keys}: there are no OVS labels with config.method.ood='unlabeled'; set 0")
+    if isinstance(source, Mixture) and any(part.weight != source.parts[0].weight or part.once for part in source.parts):
+        raise InputError(
+            f"config.data.ood_root={data_config.ood_root}: weights and 'once' have no meaning with "
+            "config.method.ood='unlabeled', which draws each image once an epoch; leave them out"
+        )
 
 
 class ValidationRecords(Sequence):
@@ -162,39 +181,6 @@ class ValidationRecords(Sequence):
 def validation_records(data_config: Any) -> ValidationRecords:
     """Opens the validation split; raises `InputError` if it is missing, empty or malformed."""
     return ValidationRecords(open_stream(data_config, "val"), load_dataset(data_config.dataset))
-
-
-class _ShuffledPositions:
-    """Endless positions 0..length-1, each epoch in an order of its own: the source under a stream.
-
-    Grain's `shuffle` takes milliseconds an element where there are fewer than some hundred records, which the
-    labeled split is: more than reading the record.
-    """
-
-    def __init__(self, length: int, seed: int):
-        self._length = length
-        self._seed = seed
-        self._cache_orders()
-
-    def __getstate__(self) -> tuple[int, int]:
-        return self._length, self._seed
-
-    def __setstate__(self, state: tuple[int, int]) -> None:
-        self._length, self._seed = state
-        self._cache_orders()
-
-    def _cache_orders(self) -> None:
-        self._order = functools.lru_cache(maxsize=2)(self._draw_order)  # threads may work across an epoch's end
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> int:
-        epoch, step = divmod(index, self._length)
-        return int(self._order(epoch)[step])
-
-    def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(self._length)
 
 
 class _ProcessRows(grain.MapDataset):

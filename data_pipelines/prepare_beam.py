@@ -31,7 +31,7 @@ from data_pipelines.builders.downloads import download_config
 from data_pipelines.errors import InputError
 from data_pipelines.leakage import DISTANCE, hash_evaluation_images
 from data_pipelines.prepare import DATASETS, make_builder
-from data_pipelines.sources import open_split
+from data_pipelines.streams import open_split
 from data_pipelines.unit_shards import Part, Preparation, Report, begin, finish, prepare_part
 
 

@@ -59,7 +59,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
         writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
         try:
             for example in examples:
-                serialized = _serialized(features, example)
+                serialized = _in_order(features.serialize_example(features.encode_example(example)))
                 writer.write(serialized)
                 ids.append(_line(path, example["id"]))
                 length += len(serialized)
@@ -196,10 +196,9 @@ def ids_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.ids.txt"
 
 
-def _serialized(features: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
-    # The map of features would otherwise come in an order of each process's own.
-    found = tf_example_pb2.Example.FromString(features.serialize_example(features.encode_example(example)))
-    return found.SerializeToString(deterministic=True)
+def _in_order(serialized: bytes) -> bytes:
+    """The same example with its features in order: the order of a map differs from process to process."""
+    return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
 
 
 def _part_path(path: Path) -> Path:

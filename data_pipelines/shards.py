@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
 from data_pipelines.shard_files import ids_path, read_ids
-from data_pipelines.sources import Record, UnreadableError, cached_planes
+from data_pipelines.sources import Record, UnreadableError
 
 _WANTED = {"image": tfds.features.Image, "id": tfds.features.Text}
 
@@ -53,24 +53,25 @@ class ShardSource:
         examples: Serialized examples by index.
         listed_ids: The ids by index, if the dataset lists them; otherwise they are read and remembered.
         labeled: Whether the records have the examples' labels.
-        cache: Folder of cached pseudo-labels, as of `sources.FolderSource`; excludes `labeled`.
     """
 
     folder: Path
     examples: Any
     listed_ids: Sequence[str] | None = None
     labeled: bool = False
-    cache: Path | None = None
     _read_ids: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def prepared(self) -> bool:
+        """Shards are written whole."""
+        return True
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Record:
-        id_ = self._id(index)
-        label, confidence = cached_planes(self.cache, id_)
-        own = ShardPlane(self, index, "label") if self.labeled else None
-        return Record(id_, ShardPlane(self, index, "image"), own or label, confidence)
+        label = ShardPlane(self, index, "label") if self.labeled else None
+        return Record(self._id(index), ShardPlane(self, index, "image"), label)
 
     def ids(self) -> Sequence[str]:
         """The ids of all records, in order; reads through the dataset once if it does not list them."""
@@ -114,7 +115,6 @@ _last = _LastExample()
 def open_shards(
     folder: Path,
     split: str = "",
-    cache: Path | None = None,
     *,
     labeled: bool = False,
     field: str = "config.data.ood_split",
@@ -124,7 +124,6 @@ def open_shards(
     Args:
         folder: The folder that holds dataset_info.json.
         split: Name of a split, in TensorFlow Datasets' notation ("train", "train+test"); "" reads them all.
-        cache: Folder of cached pseudo-labels to join by id.
         labeled: Whether the records have the examples' labels.
         field: What error messages call `split`.
 
@@ -160,7 +159,7 @@ def open_shards(
         ) from error
     if not count:
         raise InputError(f"{folder}: the split {split!r} is empty")
-    source = ShardSource(folder, examples, None, labeled, cache)
+    source = ShardSource(folder, examples, labeled=labeled)
     return dataclasses.replace(source, listed_ids=_listed_ids(source, [split] if split else list(splits)))
 
 

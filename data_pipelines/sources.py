@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -88,6 +88,11 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the images were looked at when the records were written, as those of shards were."""
+        ...
+
     def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""
         ...
@@ -101,23 +106,23 @@ class FolderSource:
         root: The folder.
         images: Path of each image, relative to `root`.
         labels: Path of each label, relative to `root`; None for images without labels.
-        cache: Folder of cached pseudo-labels with `labels/ID.png` and `confidence/ID.png`; excludes `labels`.
     """
 
     root: Path
     images: tuple[str, ...]
     labels: tuple[str, ...] | None = None
-    cache: Path | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Files may change at any time."""
+        return False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        id_ = record_id(self.images[index])
-        label, confidence = cached_planes(self.cache, id_)
-        if self.labels is not None:
-            label = File(self.root / self.labels[index])
-        return Record(id_, File(self.root / self.images[index]), label, confidence)
+        label = None if self.labels is None else File(self.root / self.labels[index])
+        return Record(record_id(self.images[index]), File(self.root / self.images[index]), label)
 
     def ids(self) -> list[str]:
         """The ids of all records, in order."""
@@ -136,6 +141,11 @@ class SelectedSource:
     source: Source
     positions: np.ndarray
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the source is."""
+        return self.source.prepared
+
     def __len__(self) -> int:
         return len(self.positions)
 
@@ -153,6 +163,11 @@ class ConcatenatedSource:
     """The records of several sources, one source after the other."""
 
     sources: tuple[Source, ...]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all sources are."""
+        return all(source.prepared for source in self.sources)
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -198,68 +213,6 @@ def collisions(images: Iterable[str]) -> list[str]:
     ]
 
 
-def cached_path(cache: Path, kind: str, id_: str) -> Path:
-    """Where the cached plane `kind` ("labels" or "confidence") of the image `id_` lies."""
-    return cache / kind / f"{id_}.png"
-
-
-def cached_planes(cache: Path | None, id_: str) -> tuple[File | None, File | None]:
-    """Cached label and confidence of the image `id_`; None without a cache."""
-    if cache is None:
-        return None, None
-    return File(cached_path(cache, "labels", id_)), File(cached_path(cache, "confidence", id_))
-
-
-def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
-    """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
-
-    Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
-    TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
-    image files below `ood_root`, those of the list `ood_split` if one is given; or the split `ood_split` of a
-    prepared dataset.
-
-    Args:
-        data_config: The `data` section of the config.
-        stream: Name of the stream. "mix" is a second reading of "unlabeled".
-        ood_labels_dir: Folder of cached pseudo-labels to join to the "ood" stream by id.
-
-    Raises:
-        InputError: A root or split is missing, empty or malformed.
-    """
-    if stream == "ood":
-        root = _existing_folder(data_config.ood_root, "config.data.ood_root")
-        cache = Path(ood_labels_dir) if ood_labels_dir else None
-        if prepared := _prepared_dataset(root):
-            from data_pipelines.shards import open_shards  # importing it takes a while
-
-            return open_shards(prepared, data_config.ood_split, cache)
-        if not data_config.ood_split:
-            return FolderSource(root, _images_below(root), cache=cache)
-        images, _ = _read_split(root, data_config.ood_split, "config.data.ood_split", with_labels=False)
-        return FolderSource(root, images, cache=cache)
-    field = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    names = ("config.data.root", f"config.data.{field}")
-    return open_split(data_config.root, data_config[field], names, with_labels=stream in ("labeled", "val"))
-
-
-def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> Source:
-    """Opens the files that a split list names; or, where `root` is a prepared dataset, its examples of those ids.
-
-    Args:
-        root: Folder that the list's paths are relative to, or a dataset prepared by TensorFlow Datasets.
-        split: As of `open_list`; or the name of one of the prepared dataset's own splits.
-        names: What error messages call `root` and `split`.
-        with_labels: Whether the records have labels.
-
-    Raises:
-        InputError: The root, the list or an example is missing, or one is empty or malformed.
-    """
-    folder = _existing_folder(root, names[0])
-    if prepared := _prepared_dataset(folder):
-        return _open_prepared_list(prepared, folder, split, names[1], with_labels=with_labels)
-    return open_list(root, split, names, with_labels=with_labels)
-
-
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
     """Opens the files that a split list names.
 
@@ -272,38 +225,30 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
     Raises:
         InputError: The root or the list is missing, empty or malformed.
     """
-    folder = _existing_folder(root, names[0])
-    images, labels = _read_split(folder, split, names[1], with_labels=with_labels)
+    folder = existing_folder(root, names[0])
+    images, labels = read_split(folder, split, names[1], with_labels=with_labels)
     return FolderSource(folder, images, labels)
 
 
-def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, with_labels: bool) -> Source:
-    """The examples of a prepared dataset that a split list names by their ids, or one of the dataset's own splits."""
-    from data_pipelines.shards import open_shards  # importing it takes a while
+def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
+    """Opens every image below a folder, or those that a list names.
 
-    if split and not (root / split).exists():
-        return open_shards(folder, split, labeled=with_labels, field=field)
-    images, _ = _read_split(root, split, field, with_labels=False)
-    source = open_shards(folder, labeled=with_labels, field=field)
-    return _select(source, [record_id(image) for image in images], root / split)
+    Args:
+        root: The folder.
+        split: The list, `IMAGE` or `IMAGE LABEL` lines, relative to `root`; "" for every image.
+        names: What error messages call `root` and `split`.
 
-
-def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
-    """The records with these ids, which a list asks for."""
-    wanted = set(ids)
-    positions: dict[str, int] = {}
-    for position, id_ in enumerate(source.ids()):
-        if id_ in wanted:
-            positions.setdefault(id_, position)
-    if missing := [id_ for id_ in ids if id_ not in positions]:
-        raise InputError(
-            f"{path}: {len(missing)} of its {len(ids)} images are not in the prepared dataset: {first_few(missing)}; "
-            "prepare it from the images that the list is of"
-        )
-    return SelectedSource(source, np.array([positions[id_] for id_ in ids], np.int64))
+    Raises:
+        InputError: The list is missing, empty or malformed, there is no image, or several have the same id.
+    """
+    if split:
+        images, _ = read_split(root, split, names[1], with_labels=False)
+        return FolderSource(root, images)
+    return FolderSource(root, _images_below(root, names[0]))
 
 
-def _existing_folder(value: str, field: str) -> Path:
+def existing_folder(value: str, field: str) -> Path:
+    """The folder `value`; raises `InputError`, which calls it `field`, if there is none."""
     if not value:
         raise InputError(f"{field} is empty: name the folder that holds the images")
     root = Path(value).expanduser()
@@ -314,7 +259,7 @@ def _existing_folder(value: str, field: str) -> Path:
     return root
 
 
-def _prepared_dataset(root: Path) -> Path | None:
+def prepared_dataset(root: Path) -> Path | None:
     """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
     if (root / "dataset_info.json").is_file():
         return root
@@ -324,10 +269,23 @@ def _prepared_dataset(root: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def _read_split(
+def read_split(
     root: Path, split: str, field: str, *, with_labels: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted)."""
+    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted).
+
+    Args:
+        root: Folder that the list's paths are relative to.
+        split: The list, relative to `root`.
+        field: What error messages call the list.
+        with_labels: Whether labels are wanted.
+
+    Returns:
+        The images' paths, and the labels' paths or None.
+
+    Raises:
+        InputError: The list is missing, empty or malformed.
+    """
     if not split:
         raise InputError(f"{field} is empty: name a list of `IMAGE LABEL` lines")
     path = root / split
@@ -360,16 +318,16 @@ def _line_fault(columns: Sequence[str], with_labels: bool) -> str | None:
     return None
 
 
-def _images_below(root: Path) -> tuple[str, ...]:
+def _images_below(root: Path, field: str) -> tuple[str, ...]:
     found = [path for path in files_below(root) if is_image(path)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
-            f"config.data.ood_root={root}: no image below this folder (looked for {suffixes}); put images "
-            "there, or set config.data.ood_root to the folder that holds them"
+            f"{field}={root}: no image below this folder (looked for {suffixes}); put images "
+            f"there, or set {field} to the folder that holds them"
         )
     if faults := collisions(found):
-        raise InputError(f"config.data.ood_root={root}: {first_few(faults)}")
+        raise InputError(f"{field}={root}: {first_few(faults)}")
     return tuple(found)
 
 

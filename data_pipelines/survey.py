@@ -10,7 +10,8 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label
 from data_pipelines.errors import Fault, InputError
 from data_pipelines.pipeline import size_fault
-from data_pipelines.sources import Encoded, Source, UnreadableError, open_stream
+from data_pipelines.sources import Encoded, Source, UnreadableError
+from data_pipelines.streams import open_stream
 
 Facts = TypeVar("Facts")
 

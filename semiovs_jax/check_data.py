@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.data_report import DataReport, SplitReport, report_data
-from data_pipelines.datasets import DatasetInfo, voc_palette
+from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from data_pipelines.label_cache import LabelCache, open_label_cache, unsettled
 from data_pipelines.sources import first_few
-from semiovs_jax.label_store import LabelStore
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 _SECTIONS = ("data", "method", "ovs")
@@ -66,7 +66,14 @@ def make_report(config: Any) -> Report:
         for vocabulary in vocabularies.values():
             faults += _moved_classes(vocabulary, data.dataset)
             warnings += _renamed_classes(vocabulary, data.dataset)
-    cached = _count_cached(config, data.ood_ids)
+    cached: dict[str, int] = {}
+    if data.ood_ids and config.method.ood == "ovs" and config.ovs.labels == "cached":
+        try:
+            cache = open_label_cache(Path(config.ovs.labels_dir))
+            cached = _count_cached(cache, data.ood_ids)
+            faults += cache.faults()
+        except InputError as error:
+            faults.append(str(error))
     return Report(data, vocabularies, cached, (*data.faults, *faults), (*data.warnings, *warnings))
 
 
@@ -116,11 +123,8 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower())) or name
 
 
-def _count_cached(config: Any, ood_ids: Sequence[str]) -> dict[str, int]:
-    if not ood_ids or config.method.ood != "ovs" or config.ovs.labels != "cached":
-        return {}
-    store = LabelStore(Path(config.ovs.labels_dir), {}, voc_palette())
-    labeled, missing = sum(map(store.is_labeled, ood_ids)), len(store.unsettled(ood_ids))
+def _count_cached(cache: LabelCache, ood_ids: Sequence[str]) -> dict[str, int]:
+    labeled, missing = sum(map(cache.is_labeled, ood_ids)), len(unsettled(cache, ood_ids))
     return {"labeled": labeled, "bad": len(ood_ids) - labeled - missing, "missing": missing}
 
 

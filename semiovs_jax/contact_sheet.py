@@ -8,7 +8,6 @@ photograph, its label on top of it, the confidence, and the share of each class.
 import base64
 import html
 import io
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +20,9 @@ from PIL import Image
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, cached_path, open_stream
-from semiovs_jax.label_store import write_whole
+from data_pipelines.label_cache import MANIFEST, RUN_LABEL, open_label_cache, read_manifest, write_whole
+from data_pipelines.sources import Record
+from data_pipelines.streams import open_stream
 
 FILE_NAME = "contact_sheet.html"
 
@@ -82,23 +82,16 @@ def write_contact_sheet(labels_dir: Path, records: Iterable[Record], dataset: Da
     """
     if images < 1:
         raise InputError(f"--images={images}: show at least 1")
-    manifest = _read_manifest(labels_dir)
-    labeled = [record for record in records if cached_path(labels_dir, "labels", record.id).exists()]
+    manifest = read_manifest(labels_dir)
+    if manifest is None:
+        raise InputError(f"{labels_dir / MANIFEST}: no such file; make the labels first: {RUN_LABEL}")
+    cache = open_label_cache(labels_dir)
+    labeled = [record for record in records if cache.is_labeled(record.id)]
     sample = np.linspace(0, max(0, len(labeled) - 1), min(images, len(labeled))).round().astype(int)
     page = _page(manifest, [_figure(labeled[i], dataset) for i in sample], dataset)
     path = labels_dir / FILE_NAME
     write_whole(path, page)
     return path
-
-
-def _read_manifest(labels_dir: Path) -> dict[str, Any]:
-    path = labels_dir / "manifest.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); make the labels first: python -m semiovs_jax.label --config=..."
-        ) from error
 
 
 def _page(manifest: Mapping[str, Any], figures: list[str], dataset: DatasetInfo) -> str:

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, open_stream
+from data_pipelines.label_cache import FILES, SHARDS, open_label_cache, read_manifest, unsettled
+from data_pipelines.sources import Record, Source, first_few
+from data_pipelines.streams import open_stream
 from data_pipelines.worker_notes import BadRecords
 from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job
-from semiovs_jax.label_store import LabelStore
+from semiovs_jax.label_store import FileStore, LabelStore
 from semiovs_jax.labelers import OVS
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.model_files import weights_path
@@ -55,11 +56,17 @@ def labels_complete(config: Any, ovs: OVS) -> bool:
     """Whether `config.ovs.labels_dir` holds this model's labels of all OOD images, bad ones aside.
 
     Raises:
-      InputError: it holds labels of another model, vocabulary or setting, or the OOD set cannot be listed.
+      InputError: it holds labels of another model, vocabulary or setting, finished shards of labels are damaged or
+        gone, or the OOD set cannot be listed.
     """
-    store = _store(config, ovs)
-    manifest = store.open()
-    return manifest is not None and manifest["finished"] and not store.unsettled(_records(config))
+    source = open_stream(config.data, "ood")
+    manifest = _open_store(config, ovs, source).open()
+    if manifest is None or not manifest["finished"]:
+        return False
+    cache = open_label_cache(Path(config.ovs.labels_dir))
+    if faults := cache.faults():
+        raise InputError(f"{config.ovs.labels_dir}: {len(faults)} fault(s) in cached labels: {first_few(faults)}")
+    return not unsettled(cache, _unique_ids(config, source))
 
 
 def label_images(
@@ -88,53 +95,65 @@ def label_images(
     count = jax.process_count() if process_count is None else process_count
     if not 0 <= index < count:
         raise InputError(f"process_index {index} of {count}: use 0 to {count - 1}, and give process_count with it")
-    info = load_dataset(config.data.dataset)
-    store = _store(config, ovs)
-    records = _records(config)
+    source = open_stream(config.data, "ood")
+    ids = _unique_ids(config, source)
+    store = _open_store(config, ovs, source)
     store.begin()
     start = time.perf_counter()
-    labeled: set[str] = set()
-    histogram = np.zeros(256, np.int64)
-    if any(not store.is_labeled(id_) for id_ in records):
+    labeled = 0
+    if store.has_work(ids):
         with ThreadPoolExecutor(max(1, config.data.num_threads)) as pool:
             bad = BadImages(store, BadRecords(config.data.max_bad_records))
-            job = Job(store, ovs, mesh.local_mesh, config.ovs.batch_size, info.ignore_index, bad, pool)
+            job = Job(store, ovs, mesh.local_mesh, config.ovs.batch_size, store.dataset.ignore_index, bad, pool)
             try:
-                groups = job.groups(list(records.values()))
-                labeled, histogram = job.run(groups[index::count], name=f"OVS labels {index + 1}/{count}")
+                parts = job.parts(list(_records(source).values()))
+                store.plan([[record.id for record in part.records] for part in parts])
+                labeled = job.run(parts[index::count], name=f"OVS labels {index + 1}/{count}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     seconds = time.perf_counter() - start
     if together:
         multihost_utils.sync_global_devices("every process has labeled its share")
-    finished = not store.unsettled(records)
-    unreadable = tuple(id_ for id_ in records if not store.is_labeled(id_)) if finished else ()
+    finished = store.finished(ids)
     if finished and (index == 0 or not together):
-        earlier = store.histogram(id_ for id_ in records if id_ not in labeled and store.is_labeled(id_))
-        last_run = {"labeled": len(labeled), "seconds": round(seconds, 1)}
-        store.finish(list(records), info.classes, histogram + earlier, last_run)
-        write_contact_sheet(store.folder, records.values(), info)
+        store.finish(ids, {"labeled": labeled, "seconds": round(seconds, 1)})
+        joined = _records(open_stream(config.data, "ood", config.ovs.labels_dir))
+        write_contact_sheet(store.folder, joined.values(), store.dataset)
     if together:
         multihost_utils.sync_global_devices("the manifest is finished")
-    return LabelReport(len(records), len(labeled), finished, unreadable, len(labeled) / seconds)
+    cache = open_label_cache(store.folder)
+    unreadable = tuple(id_ for id_ in ids if not cache.is_labeled(id_)) if finished else ()
+    return LabelReport(len(ids), labeled, finished, unreadable, labeled / seconds)
 
 
-def _records(config: Any) -> dict[str, Record]:
-    """The OOD images by id, joined to their cached labels, in the order of the set."""
-    source = open_stream(config.data, "ood", config.ovs.labels_dir)
+def _unique_ids(config: Any, source: Source) -> list[str]:
+    """Ids of the OOD images in the order of the set, each once; raises `InputError` if two images share one."""
+    ids = source.ids()
+    unique = list(dict.fromkeys(ids))
+    if len(unique) == len(ids):
+        return unique
+    first: dict[str, Record] = {}
+    for record in (source[i] for i in range(len(source))):
+        if first.setdefault(record.id, record).image != record.image:
+            raise InputError(
+                f"config.data.ood_root={config.data.ood_root}: {first[record.id].image.name} and {record.image.name} "
+                f"have the same id {record.id}: their labels would overwrite each other; give each image an id of its "
+                "own"
+            )
+    return unique
+
+
+def _records(source: Source) -> dict[str, Record]:
+    """The OOD images by id, in the order of the set."""
     records: dict[str, Record] = {}
     for record in (source[i] for i in range(len(source))):
-        first = records.setdefault(record.id, record)
-        if first.image != record.image:
-            raise InputError(
-                f"config.data.ood_root={config.data.ood_root}: {first.image.name} and {record.image.name} have the "
-                f"same id {record.id}: their labels would overwrite each other; give each image an id of its own"
-            )
+        records.setdefault(record.id, record)
     return records
 
 
-def _store(config: Any, ovs: OVS) -> LabelStore:
+def _open_store(config: Any, ovs: OVS, source: Source) -> LabelStore:
+    """The store in the form that is there already; a new one is of shards where the images are."""
     info = load_dataset(config.data.dataset)
     vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", ""))
     weights = weights_path(config.ovs.weights)
@@ -148,7 +167,17 @@ def _store(config: Any, ovs: OVS) -> LabelStore:
         "dataset": info.name,
         **{key: value for key, value in config.ovs.items() if key not in _NOT_SETTINGS},
     }
-    return LabelStore(Path(config.ovs.labels_dir), identity, info.palette)
+    folder = Path(config.ovs.labels_dir)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        form = FILES if not source.prepared or (folder / "labels").is_dir() else SHARDS
+    else:
+        form = manifest.get("form", FILES)
+    if form == FILES:
+        return FileStore(folder, identity, info)
+    from semiovs_jax.label_shard_store import ShardStore  # importing it takes a while
+
+    return ShardStore(folder, identity, info)
 
 
 def main(flags: Any) -> None:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -31,6 +32,20 @@ class Group(NamedTuple):
 
     canvas: Size
     records: tuple[Record, ...]
+
+
+class Part(NamedTuple):
+    """Batches that one process labels and the store writes together.
+
+    Attributes:
+      number: place in the store's plan.
+      records: all images of the part.
+      groups: batches of those that can be read.
+    """
+
+    number: int
+    records: tuple[Record, ...]
+    groups: tuple[Group, ...]
 
 
 class _Image(NamedTuple):
@@ -71,59 +86,86 @@ class Job:
     bad: BadImages
     pool: ThreadPoolExecutor
 
-    def groups(self, records: Sequence[Record]) -> list[Group]:
-        """Batches of images that share a canvas."""
+    def parts(self, records: Sequence[Record]) -> list[Part]:
+        """Divides the whole OOD set: batches of images that share a canvas, and what is written together."""
         sizes = list(self.pool.map(lambda record: self.bad.read(record, image_size), records))
-        readable = [(record, size) for record, size in zip(records, sizes, strict=True) if size is not None]
-        canvases = choose_buckets([size for _, size in readable], MAX_CANVASES)
+        canvases = choose_buckets([size for size in sizes if size is not None], MAX_CANVASES)
         members: list[list[Record]] = [[] for _ in canvases]
-        for record, size in readable:
-            members[bucket_of(size, canvases)].append(record)
-        rows = self.rows
+        unreadable: list[Record] = []
+        for record, size in zip(records, sizes, strict=True):
+            (unreadable if size is None else members[bucket_of(size, canvases)]).append(record)
+        length = self.store.part_length(len(records))
+        if length is None:
+            groups = self._groups(canvases, members)
+            return [Part(index, group.records, (group,)) for index, group in enumerate(groups)]
+        parts = []
+        placed: list[tuple[Size | None, Record]] = [(None, record) for record in unreadable]
+        placed += [(canvas, record) for canvas, found in zip(canvases, members, strict=True) for record in found]
+        for index, start in enumerate(range(0, len(placed), length)):
+            share = placed[start : start + length]
+            groups = self._groups(canvases, [[r for found, r in share if found == canvas] for canvas in canvases])
+            parts.append(Part(index, tuple(record for _, record in share), tuple(groups)))
+        return parts
+
+    def _groups(self, canvases: Sequence[Size], members: Sequence[Sequence[Record]]) -> list[Group]:
         return [
-            Group(canvas, tuple(found[i : i + rows]))
+            Group(canvas, tuple(found[i : i + self.rows]))
             for canvas, found in zip(canvases, members, strict=True)
-            for i in range(0, len(found), rows)
+            for i in range(0, len(found), self.rows)
         ]
 
-    def run(self, groups: Sequence[Group], name: str) -> tuple[set[str], np.ndarray]:
+    def run(self, parts: Sequence[Part], name: str) -> int:
         """Labels what is not labeled yet.
 
         Args:
-          groups: this process's share of what `groups` gave.
+          parts: this process's share of what `parts` gave.
           name: title of the progress bar.
 
         Returns:
-          Ids of the images labeled now, and their pixels per label, int64 [256].
+          Number of images labeled now.
         """
-        pending = [group for group in groups if any(not self.store.is_labeled(r.id) for r in group.records)]
+        pending = [part for part in parts if not self.store.is_written(part.number) or self._unlabeled(part.records)]
+        work = [(part.number, group) for part in pending for group in part.groups if self._unlabeled(group.records)]
+        left = Counter(index for index, _ in work)  # groups of each part
         label = self._label_function()
         weights = jax.device_put(self.ovs.weights, replicated(self.mesh))
-        labeled: set[str] = set()
-        histogram = np.zeros(256, np.int64)
-        images = sum(len(group.records) for group in groups)
-        todo = sum(not self.store.is_labeled(r.id) for group in pending for r in group.records)
+        images = sum(len(part.records) for part in parts)
+        todo = sum(self._unlabeled(part.records) for part in pending)
+        labeled = 0
         with tqdm(desc=name, total=images, initial=images - todo, unit="image") as progress:
 
-            def collect(writes: list[Future[tuple[str, np.ndarray]]]) -> None:
-                for id_, pixels in (write.result() for write in writes):
-                    labeled.add(id_)
-                    np.add(histogram, pixels, out=histogram)
+            def collect(index: int, writes: list[Future[None]]) -> None:
+                nonlocal labeled
+                for write in writes:
+                    write.result()
+                labeled += len(writes)
+                left[index] -= 1
+                if not left[index]:
+                    self.store.write_part(index)
                 progress.update(len(writes))
                 if bad := len(self.bad.records.names()):
                     progress.set_postfix(bad=bad)
 
+            for part in pending:
+                if part.number not in left:  # all its images are labeled elsewhere, or bad
+                    self.store.write_part(part.number)
             # The device computes a batch while the one before it is encoded and the ones after it are decoded.
-            in_flight: tuple[_Decoded, Any] | None = None
-            writes: list[Future[tuple[str, np.ndarray]]] = []
-            for group, decoded in self._decoded_ahead(pending):
-                launched = (decoded, label(weights, *self._batch(group, decoded), canvas=group.canvas))
-                collect(writes)
-                writes = self._write(in_flight) if in_flight else []
+            in_flight: tuple[int, _Decoded, Any] | None = None
+            writes: tuple[int, list[Future[None]]] | None = None
+            for index, group, decoded in self._decoded_ahead(work):
+                launched = (index, decoded, label(weights, *self._batch(group, decoded), canvas=group.canvas))
+                if writes:
+                    collect(*writes)
+                writes = self._write(*in_flight) if in_flight else None
                 in_flight = launched
-            collect(writes)
-            collect(self._write(in_flight) if in_flight else [])
-        return labeled, histogram
+            if writes:
+                collect(*writes)
+            if in_flight:
+                collect(*self._write(*in_flight))
+        return labeled
+
+    def _unlabeled(self, records: Sequence[Record]) -> int:
+        return sum(not self.store.is_labeled(record.id) for record in records)
 
     @property
     def rows(self) -> int:
@@ -147,15 +189,15 @@ class Job:
 
         return label_planes
 
-    def _decoded_ahead(self, groups: Sequence[Group]) -> Iterator[tuple[Group, _Decoded]]:
-        waiting: collections.deque[tuple[Group, list[Future[_Image | None]]]] = collections.deque()
-        for group in groups:
-            waiting.append((group, [self.pool.submit(self._decode, record) for record in group.records]))
+    def _decoded_ahead(self, work: Sequence[tuple[int, Group]]) -> Iterator[tuple[int, Group, _Decoded]]:
+        waiting: collections.deque[tuple[int, Group, list[Future[_Image | None]]]] = collections.deque()
+        for index, group in work:
+            waiting.append((index, group, [self.pool.submit(self._decode, record) for record in group.records]))
             if len(waiting) > _DECODED_AHEAD:
-                ready, futures = waiting.popleft()
-                yield ready, [future.result() for future in futures]
-        for ready, futures in waiting:
-            yield ready, [future.result() for future in futures]
+                ready, first, futures = waiting.popleft()
+                yield ready, first, [future.result() for future in futures]
+        for ready, first, futures in waiting:
+            yield ready, first, [future.result() for future in futures]
 
     def _decode(self, record: Record) -> _Image | None:
         if self.store.is_labeled(record.id):
@@ -174,15 +216,13 @@ class Job:
                 squares[row], sizes[row] = image.square, image.size
         return shard_batch((squares, sizes), self.mesh)
 
-    def _write(self, launched: tuple[_Decoded, Any]) -> list[Future[tuple[str, np.ndarray]]]:
-        """Waits for the device, then encodes and writes in threads."""
-        decoded, outputs = launched
+    def _write(self, index: int, decoded: _Decoded, outputs: Any) -> tuple[int, list[Future[None]]]:
+        """Waits for the device, then encodes and writes a group of part `index` in threads."""
         labels, confidences = jax.device_get(outputs)
 
-        def write(row: int, image: _Image) -> tuple[str, np.ndarray]:
+        def write(row: int, image: _Image) -> None:
             height, width = image.size
-            label = np.ascontiguousarray(labels[row, :height, :width])
-            self.store.write(image.id, label, np.ascontiguousarray(confidences[row, :height, :width]))
-            return image.id, np.bincount(label.ravel(), minlength=256)
+            planes = (np.ascontiguousarray(plane[row, :height, :width]) for plane in (labels, confidences))
+            self.store.write(image.id, *planes)
 
-        return [self.pool.submit(write, row, image) for row, image in enumerate(decoded) if image is not None]
+        return index, [self.pool.submit(write, row, image) for row, image in enumerate(decoded) if image is not None]

@@ -74,6 +74,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         process_count=jax.process_count(),
     )
     steps = total_steps(config, data.steps_per_epoch)
+    _refuse_seeing_twice(config, steps, data.steps_at_most)
     eval_every = config.train.eval_every_steps or data.steps_per_epoch
     save_every = config.train.checkpoint_every_steps or data.steps_per_epoch
 
@@ -192,6 +193,14 @@ def _mesh(config: ml_collections.ConfigDict) -> Mesh:
             f"set it to a multiple of {mesh.size}"
         )
     return mesh
+
+
+def _refuse_seeing_twice(config: ml_collections.ConfigDict, steps: int, steps_at_most: int | None) -> None:
+    if steps_at_most is not None and steps > steps_at_most:
+        raise InputError(
+            f"config.data.ood_root={config.data.ood_root}: a source that is drawn once lasts for {steps_at_most} of "
+            f"the {steps} steps; lower its weight, give it more images, or set config.train.steps"
+        )
 
 
 def _compile(

@@ -9,12 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines.shard_files import shard_path, write_metadata, write_shard
 from data_pipelines.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.layers import inside, resize_bilinear
+
+SHARD_RECORDS = 4  # of labels, in tests
 
 
 @dataclasses.dataclass
@@ -76,11 +80,22 @@ def write_images(root: Path, count: int) -> None:
         coarse.resize(size, Image.Resampling.BICUBIC).save(path)
 
 
+def prepare_images(root: Path, folder: Path) -> None:
+    """Makes the images below `root` a prepared dataset of one shard in `folder`."""
+    features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "image": tfds.features.Image()})
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    examples = [{"id": path.relative_to(root).with_suffix("").as_posix(), "image": path.read_bytes()} for path in paths]
+    shard = write_shard(shard_path(folder, "images", "train", 0, 1), features, examples)
+    write_metadata(folder, "images", features, {"train": [shard]})
+
+
 def main() -> None:
     """Labels slowly, to be killed meanwhile: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT."""
+    from semiovs_jax import label_shard_store
     from semiovs_jax.label import label_images
     from semiovs_jax.sharding import make_mesh
 
+    label_shard_store.FEWEST_RECORDS = SHARD_RECORDS
     replace = Path.replace
 
     def slow_replace(*args: Any) -> Path:

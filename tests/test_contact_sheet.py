@@ -11,10 +11,10 @@ from PIL import Image
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.sources import open_stream
+from data_pipelines.streams import open_stream
 from semiovs_jax import contact_sheet
 from semiovs_jax.contact_sheet import write_contact_sheet
-from semiovs_jax.label_store import LabelStore
+from semiovs_jax.label_store import FileStore
 from tests.fake_ovs import label_config
 
 AWKWARD = 'sub/<b>&"x"'
@@ -58,9 +58,7 @@ class Page(HTMLParser):
 def labels(tmp_path) -> Path:
     """Ten images, eight of them labeled: a third background, a third aeroplane, a third ignored."""
     info = load_dataset("voc21")
-    store = LabelStore(
-        tmp_path / "labels", {"fingerprint": "f" * 64, "ovs": "color", "vocabulary": "<i>"}, info.palette
-    )
+    store = FileStore(tmp_path / "labels", {"fingerprint": "f" * 64, "ovs": "color", "vocabulary": "<i>"}, info)
     store.begin()
     ids = [*(f"{i}" for i in range(9)), AWKWARD]
     label = np.repeat(np.array([0, 1, 255], np.uint8), 30)[None].repeat(60, 0)
@@ -72,7 +70,7 @@ def labels(tmp_path) -> Path:
             store.write(id_, label, np.where(label == 255, 0, 25 * i).astype(np.uint8))
         else:
             store.write_bad(id_, "damaged")
-    store.finish(ids, info.classes, 8 * np.bincount(label.ravel(), minlength=256), {})
+    store.finish(ids, {})
     return tmp_path
 
 
@@ -129,7 +127,7 @@ def test_the_sample_is_spread_evenly_and_always_the_same(labels):
 
 def test_large_images_are_shrunk(labels):
     Image.new("RGB", (900, 600)).save(labels / "ood/0.png")
-    store = LabelStore(labels / "labels", {"fingerprint": "f" * 64}, load_dataset("voc21").palette)
+    store = FileStore(labels / "labels", {"fingerprint": "f" * 64}, load_dataset("voc21"))
     store.write("0", np.zeros((600, 900), np.uint8), np.full((600, 900), 255, np.uint8))
     page = write(labels, images=1)
     assert {picture.size for _, picture in page.pictures} == {(320, 213)}

@@ -15,7 +15,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax import label as label_module
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.label_job import MAX_CANVASES
-from semiovs_jax.label_store import LabelStore
+from semiovs_jax.label_store import FileStore
 from semiovs_jax.sharding import make_mesh
 from tests.fake_ovs import ColorOVS, label_config, write_images
 
@@ -316,7 +316,7 @@ def test_a_failing_write_ends_the_run(images, tmp_path, monkeypatch):
     def fail(*args):
         raise InputError("disk full")
 
-    monkeypatch.setattr(LabelStore, "write", fail)
+    monkeypatch.setattr(FileStore, "write", fail)
     with pytest.raises(InputError, match="disk full"):
         label_images(label_config(images, tmp_path), ColorOVS(), make_mesh())
     assert not labels_complete(label_config(images, tmp_path), ColorOVS())

@@ -17,7 +17,7 @@ from absl import flags
 from data_pipelines.datasets import load_dataset
 from data_pipelines.decode import decode_image
 from data_pipelines.errors import InputError
-from data_pipelines.sources import open_stream
+from data_pipelines.streams import open_stream
 from semiovs_jax.ovs.sed import Sed, build_sed
 from semiovs_jax.runtime import run_command
 

@@ -16,7 +16,8 @@ from data_pipelines.leakage import (
     perceptual_hash,
 )
 from data_pipelines.shapes import ShapesSpec, write_shapes
-from data_pipelines.sources import Source, UnreadableError, open_split
+from data_pipelines.sources import Source, UnreadableError
+from data_pipelines.streams import open_split
 from tests.data_pipelines.test_shards import encoded, prepare
 
 

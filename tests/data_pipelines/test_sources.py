@@ -1,7 +1,8 @@
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import UnreadableError, open_stream
+from data_pipelines.sources import UnreadableError
+from data_pipelines.streams import open_stream
 from tests.data_pipelines.tree import write_cached_labels, write_tree
 
 

@@ -19,6 +19,8 @@ def data_config(root: Path, **changes) -> ConfigDict:
             "val_split": "val.txt",
             "ood_root": str(root / "ood"),
             "ood_split": "",
+            "ood_min_foreground": 0.0,
+            "ood_repeat_threshold": 0.0,
             "dataset": "voc21",
             "crop_size": 33,
             "scale_range": (0.5, 2.0),
