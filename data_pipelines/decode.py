@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError
@@ -46,7 +46,7 @@ def decode_image(encoded: Encoded) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except _DAMAGED as error:
-        raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
+        raise _damaged(encoded, error) from error
 
 
 def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
@@ -144,7 +144,7 @@ def image_size(encoded: Encoded) -> Size:
             with Image.open(stream) as image:
                 return image.height, image.width
         except _DAMAGED as error:
-            raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
+            raise _damaged(encoded, error) from error
 
 
 class ImageFacts(NamedTuple):
@@ -196,7 +196,7 @@ def _open_plane(encoded: Encoded) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except _DAMAGED as error:
-        raise UnreadableError(f"{encoded.name}: is damaged or not an image ({error})") from error
+        raise _damaged(encoded, error) from error
     return image
 
 
@@ -204,3 +204,9 @@ def _label_facts(encoded: Encoded, image: Image.Image) -> LabelFacts:
     counts = image.histogram() if image.mode in _INDEX_MODES else []
     values = {value: count for value, count in enumerate(counts) if count}
     return LabelFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), values)
+
+
+def _damaged(encoded: Encoded, error: Exception) -> UnreadableError:
+    # PIL's own message names the stream it was given, by its address in memory.
+    reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+    return UnreadableError(f"{encoded.name}: is damaged or not an image ({reason})")

@@ -8,7 +8,7 @@ A shard appears whole or not at all, and the metadata last. Importing this modul
 Datasets does.
 """
 
-import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
     Raises:
         InputError: The shard cannot be written, or an id is empty or holds a line break.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = _part_path(path)
     ids, length = [], 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +131,15 @@ def write_metadata(
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> None:
     """Writes the ids of a split's examples, in order; raises `InputError` if it cannot."""
     path = ids_path(folder, split)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    replace_file(path, "".join(f"{_line(path, id_)}\n" for id_ in ids).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, its folder as well; raises `InputError` if it cannot."""
+    part = _part_path(path)
     try:
-        part.write_text("".join(f"{_line(path, id_)}\n" for id_ in ids), encoding="utf-8", newline="\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -193,6 +199,11 @@ def ids_path(folder: Path, split: str) -> Path:
 def _in_order(serialized: bytes) -> bytes:
     """The same example with its features in order: the order of a map differs from process to process."""
     return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
+
+
+def _part_path(path: Path) -> Path:
+    """Where a file is written before it is whole; processes on several machines may write the same file at a time."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def _line(path: Path, id_: str) -> str:

@@ -44,11 +44,26 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
         source = _open_ood(data_config.ood_root, data_config.ood_split)
         return _labeled(source, open_label_cache(Path(ood_labels_dir))) if ood_labels_dir else source
     split = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    names, with_labels = (_ROOT, f"config.data.{split}"), stream in ("labeled", "val")
-    root = existing_folder(data_config.root, _ROOT)
-    if prepared := prepared_dataset(root):
-        return _open_prepared_list(prepared, root, data_config[split], names[1], with_labels=with_labels)
-    return open_list(data_config.root, data_config[split], names, with_labels=with_labels)
+    names = (_ROOT, f"config.data.{split}")
+    return open_split(data_config.root, data_config[split], names, with_labels=stream in ("labeled", "val"))
+
+
+def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> Source:
+    """Opens the files that a split list names; or, where `root` is a prepared dataset, its examples of those ids.
+
+    Args:
+        root: Folder that the list's paths are relative to, or a dataset prepared by TensorFlow Datasets.
+        split: As of `sources.open_list`; or the name of one of the prepared dataset's own splits.
+        names: What error messages call `root` and `split`.
+        with_labels: Whether the records have labels.
+
+    Raises:
+        InputError: The root, the list or an example is missing, or one is empty or malformed.
+    """
+    folder = existing_folder(root, names[0])
+    if prepared := prepared_dataset(folder):
+        return _open_prepared_list(prepared, folder, split, names[1], with_labels=with_labels)
+    return open_list(root, split, names, with_labels=with_labels)
 
 
 def _labeled(source: Source, cache: LabelCache) -> Source:
