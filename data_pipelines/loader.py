@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import threading
+import weakref
 from typing import Any
 
 import grain
@@ -99,6 +100,7 @@ class BatchIterator(grain.DatasetIterator):
                 buffer = max(1, self._prefetch // self._num_workers)
                 batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._num_workers, buffer))
             self._source = _Source(iter(batches))
+            self._end_source = weakref.finalize(self, self._source.close)
 
     def close(self) -> None:
         """Ends threads and processes; no batch can be taken any more."""
@@ -107,7 +109,7 @@ class BatchIterator(grain.DatasetIterator):
 
     def _stop(self) -> None:
         if self._source is not None:
-            self._source.close()
+            self._end_source()
             self._source = None
 
     def _stalled(self, holdings: list[Holding]) -> str:

@@ -1,5 +1,6 @@
 """A run from its inputs to its final table."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -87,7 +88,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     inspect = make_inspection(recipe, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
 
-    with Checkpointer(workdir) as checkpointer, Preemption() as preemption:
+    with Checkpointer(workdir) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
         restored = checkpointer.restore(state, data.iterator)
         if restored is not None:
             state = restored.state
