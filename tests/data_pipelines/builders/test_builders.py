@@ -24,7 +24,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.prepare import DATASETS, make_builder, prepare
 from data_pipelines.shard_files import read_ids
 from data_pipelines.shards import open_shards
-from data_pipelines.sources import open_list, open_stream
+from data_pipelines.sources import open_list
+from data_pipelines.streams import open_stream
 from tests.data_pipelines.builders.test_archives import write_tar, write_zip
 from tests.data_pipelines.builders.test_base import encoded
 
