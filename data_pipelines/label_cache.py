@@ -45,7 +45,7 @@ class LabelCache(Protocol):
         ...
 
     def faults(self) -> list[str]:
-        """Messages on files that are damaged or gone, as far as can be told without reading labels."""
+        """Messages on files of a finished set that are damaged or gone, as far as it shows without reading labels."""
         ...
 
 

@@ -241,15 +241,16 @@ class ShardLabels:
         return dict(zip(("label", "confidence"), planes, strict=True))
 
     def faults(self) -> list[str]:
-        """What is wrong with the shards, files of finished sets that are gone included; labels are not read."""
+        """What is wrong with the shards of a finished set, the ones that are gone included; labels are not read."""
+        manifest = read_manifest(self.folder)
+        if not manifest or not manifest["finished"]:
+            return []
         shards = {shard.path: shard for shard in read_shards(self.folder)}
         faults = [fault for shard in shards.values() if (fault := shard.fault())]
-        plan = (read_manifest(self.folder) or {}).get("shards")
-        if plan:
-            paths = shard_paths(self.folder, plan["name"], plan["count"])
-            if gone := [str(list_path(path)) for path in paths if path not in shards]:
-                lost = [id_ for id_ in read_ids(self.folder, SPLIT) or () if id_ not in self._places]
-                faults.append(f"{first_few(gone, 3)}: is missing; {lost_labels(lost)}")
+        paths = shard_paths(self.folder, manifest["shards"]["name"], manifest["shards"]["count"])
+        if gone := [str(list_path(path)) for path in paths if path not in shards]:
+            lost = [id_ for id_ in read_ids(self.folder, SPLIT) or () if id_ not in self._places]
+            faults.append(f"{first_few(gone, 3)}: is missing; {lost_labels(lost)}")
         return faults
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines.errors import InputError
 from data_pipelines.sources import Record, Source, first_few
@@ -21,8 +21,7 @@ _FIELDS = {"name": str, "root": str, "split": str, "weight": (int, float), "once
 _REQUIRED = ("name", "root")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """One source of a mixture.
 
     Attributes:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.label_cache import LabeledSource, open_label_cache
-from data_pipelines.mixture import open_mixture
+from data_pipelines.label_cache import LabelCache, LabeledSource, open_label_cache
+from data_pipelines.mixture import Mixture, open_mixture
 from data_pipelines.sources import (
     SelectedSource,
     Source,
@@ -42,7 +42,7 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
     """
     if stream == "ood":
         source = _open_ood(data_config.ood_root, data_config.ood_split)
-        return LabeledSource(source, open_label_cache(Path(ood_labels_dir))) if ood_labels_dir else source
+        return _labeled(source, open_label_cache(Path(ood_labels_dir))) if ood_labels_dir else source
     split = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
     names = (_ROOT, f"config.data.{split}")
     return open_split(data_config.root, data_config[split], names, with_labels=stream in ("labeled", "val"))
@@ -64,6 +64,12 @@ def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bo
     if prepared := prepared_dataset(folder):
         return _open_prepared_list(prepared, folder, split, names[1], with_labels=with_labels)
     return open_list(root, split, names, with_labels=with_labels)
+
+
+def _labeled(source: Source, cache: LabelCache) -> Source:
+    if isinstance(source, Mixture):
+        return Mixture(tuple(part._replace(source=LabeledSource(part.source, cache)) for part in source.parts))
+    return LabeledSource(source, cache)
 
 
 def _open_ood(root: str, split: str) -> Source:

@@ -10,7 +10,7 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label
 from data_pipelines.errors import Fault, InputError
 from data_pipelines.pipeline import size_fault
-from data_pipelines.sources import Encoded, Source, UnreadableError
+from data_pipelines.sources import Encoded, FolderSource, Source, UnreadableError
 from data_pipelines.streams import open_stream
 
 Facts = TypeVar("Facts")
@@ -53,7 +53,7 @@ def open_splits(config: Any) -> tuple[dict[str, Source], list[str]]:
             sources[split] = open_stream(config.data, split)
         except InputError as error:
             faults.append(str(error))
-    if "ood" in sources and (fault := _labels_dir_fault(config)):
+    if isinstance(sources.get("ood"), FolderSource) and (fault := _labels_dir_fault(config)):
         faults.append(fault)
     return sources, list(dict.fromkeys(faults))  # a missing root is one fault, not one of each split
 

@@ -87,8 +87,6 @@ class ShardStore(LabelStore):
         content = "\n\n".join("\n".join(part) for part in self._parts)
         self._name = f"ovs_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         self._paths = shard_paths(self.folder, self._name, len(parts))
-        if (manifest := self.open()) and manifest["finished"]:
-            self._write_manifest({"finished": False})  # shards that are being replaced are not damaged
 
     def is_written(self, part: int) -> bool:
         """Whether the plan's shard is there."""
@@ -101,6 +99,8 @@ class ShardStore(LabelStore):
         bad = {id_: self._bad[id_] for id_ in ids if id_ in self._bad}
         if not new and self.is_written(part) and self._found.shards[path].bad.keys() == bad.keys():
             return
+        if (self.open() or {}).get("finished"):
+            self._write_manifest({"finished": False})  # or a kill would leave what looks like damage
         write_label_shard(path, [self._example(id_) for id_ in ids if self.is_labeled(id_)], bad)
         self._written.update(new)
         for id_ in new:

@@ -68,7 +68,12 @@ class LabelStore(abc.ABC):
         """
         manifest = read_manifest(self.folder)
         if manifest is None:
-            for pattern, what in (("labels/**/*.png", "labels"), ("dataset_info.json", "a dataset")):
+            patterns = {
+                "labels/**/*.png": "labels",
+                "dataset_info.json": "a dataset",
+                "*/dataset_info.json": "a dataset",
+            }
+            for pattern, what in patterns.items():
                 if any(self.folder.glob(pattern)):
                     raise InputError(f"{self.folder}: holds {what} without {MANIFEST}; {LABEL_AGAIN}")
         elif manifest.get("fingerprint") != self.identity["fingerprint"]:

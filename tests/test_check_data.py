@@ -15,8 +15,11 @@ from configs import custom
 from data_pipelines.check import check_inputs
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
+from semiovs_jax.label import label_images
+from semiovs_jax.sharding import make_mesh
 from tests import custom_tree
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
+from tests.fake_ovs import ColorOVS, label_config, prepare_images
 
 
 @pytest.fixture
@@ -337,6 +340,20 @@ def test_cached_labels_are_counted(root, capsys):
         write_label(root / f"ovs_labels/labels/web/{i}.png", label())
     write_text(root / "ovs_labels/bad/web/2.txt", "damaged")
     assert "cached OVS labels: 2 labeled, 1 bad, 2 missing" in check(capsys)[1]
+
+
+def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys):
+    prepare_images(root / "ood", root / "prepared")
+    changes = {"data.ood_root": "data/custom/prepared", "ovs.labels_dir": "data/custom/prepared/labels"}
+    label_images(label_config(root / "prepared", root / "prepared/labels"), ColorOVS(), make_mesh())
+    status, text = check(capsys, **changes)
+    assert status == 0
+    assert "cached OVS labels: 5 labeled, 0 bad, 0 missing" in text
+    next((root / "prepared/labels").glob("*-of-00001")).unlink()
+    status, text = check(capsys, **changes)
+    assert status == 1
+    (fault,) = faults_of(text)
+    assert "00000-of-00001: is missing; it held 5 label(s) (web/0; web/1; web/2; and 2 more); put the file" in fault
 
 
 def test_a_config_of_something_else_is_refused(root, capsys):

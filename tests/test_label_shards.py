@@ -28,7 +28,7 @@ from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh
 from tests.fake_ovs import SHARD_RECORDS, ColorOVS, label_config, prepare_images, write_images
 
-COUNT = 13
+COUNT = 25
 SHARDS = -(-COUNT // SHARD_RECORDS)
 
 
@@ -98,7 +98,7 @@ def planes(folder: Path, ids: list[str]) -> list[bytes]:
 
 def test_labels_are_a_prepared_dataset_of_the_images_own(ood, undisturbed):
     builder = tfds.builder_from_directory(undisturbed)
-    assert builder.info.splits["ood"].shard_lengths == [4, 4, 4, 1]
+    assert builder.info.splits["ood"].shard_lengths == [4, 4, 4, 4, 4, 4, 1]
     assert builder.info.metadata["fingerprint"] == "a" * 64
     ids = ids_of(undisturbed)
     assert sorted(ids) == list(open_stream(label_config(ood, undisturbed).data, "ood").ids())
@@ -123,6 +123,7 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert list(manifest["pixels"].values()) == pixels.sum(0).tolist()
     label(images, tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == (undisturbed / FILE_NAME).read_bytes()
     found = read_class_pixels(tmp_path)
     assert found.ids == ids
     np.testing.assert_array_equal(found.pixels, pixels)
@@ -133,9 +134,13 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     np.testing.assert_array_equal(read_class_pixels(tmp_path).pixels, pixels)
 
 
+def start_process(ood: Path, folder: Path, index: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.fake_ovs", str(ood), str(folder), str(index), str(count)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
 def test_killed_and_restarted_ends_with_the_same_bytes(ood, undisturbed, tmp_path):
-    command = [sys.executable, "-m", "tests.fake_ovs", str(ood), str(tmp_path), "0", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = start_process(ood, tmp_path, 0, 1)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*-of-*.json")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -149,12 +154,44 @@ def test_killed_and_restarted_ends_with_the_same_bytes(ood, undisturbed, tmp_pat
     assert contents(tmp_path) == contents(undisturbed)
 
 
+@pytest.mark.slow
+def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
+    count, ood, folder = 200, tmp_path / "ood", tmp_path / "labels"
+    write_images(tmp_path / "images", count)
+    prepare_images(tmp_path / "images", ood)
+    rng = np.random.default_rng(3)
+    processes = [start_process(ood, folder, index, 2) for index in range(2)]
+
+    def shards() -> int:
+        return len(list(folder.glob("*-of-*.json")))
+
+    try:
+        for _ in range(5):
+            enough = shards() + int(rng.integers(2, 6))
+            while shards() < enough:
+                assert all(process.poll() in (None, 0) for process in processes)
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.2))
+            victim = int(rng.choice([index for index, process in enumerate(processes) if process.poll() is None]))
+            processes[victim].kill()
+            assert processes[victim].wait() == -signal.SIGKILL
+            assert shards() < count // SHARD_RECORDS
+            processes[victim] = start_process(ood, folder, victim, 2)
+        assert [process.wait() for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert shards() == count // SHARD_RECORDS
+    assert label(ood, tmp_path / "alone").labeled == count
+    assert contents(folder) == contents(tmp_path / "alone")
+
+
 def test_shares_are_disjoint_and_together_complete(ood, undisturbed, tmp_path):
     first = label(ood, tmp_path, share=(0, 2))
-    assert (first.finished, first.labeled) == (False, 8)
+    assert (first.finished, first.labeled) == (False, 13)
     assert not complete(ood, tmp_path)
     second = label(ood, tmp_path, share=(1, 2))
-    assert (second.finished, second.labeled) == (True, COUNT - 8)
+    assert (second.finished, second.labeled) == (True, COUNT - 13)
     assert contents(tmp_path) == contents(undisturbed)
 
 
@@ -184,11 +221,11 @@ def test_a_cache_reads_each_example_once_and_can_be_pickled(undisturbed, monkeyp
     [
         (
             lambda shard: shard.unlink(),
-            r"00001-of-00004: is missing; it held 4 label\(s\) \(\S+; \S+; \S+; and 1 more\)",
+            r"00001-of-00007: is missing; it held 4 label\(s\) \(\S+; \S+; \S+; and 1 more\)",
         ),
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-7]), r"00001-of-00004: has \d+ bytes, was written with"),
-        (lambda shard: shard.write_bytes(bytes(shard.stat().st_size)), r"00001-of-00004: has 0 examples; it held 4 "),
-        (lambda shard: (shard.unlink(), list_path(shard).unlink()), r"00001-of-00004\.json: is missing; it held 4 "),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-7]), r"00001-of-00007: has \d+ bytes, was written with"),
+        (lambda shard: shard.write_bytes(bytes(shard.stat().st_size)), r"00001-of-00007: has 0 examples; it held 4 "),
+        (lambda shard: (shard.unlink(), list_path(shard).unlink()), r"00001-of-00007\.json: is missing; it held 4 "),
     ],
     ids=["missing", "truncated", "zeroed", "gone with its list"],
 )
@@ -236,11 +273,14 @@ def test_stale_labels_are_refused(ood, undisturbed):
     assert contents(undisturbed) == before
 
 
-def test_labels_never_overwrite_another_dataset(ood):
-    before = {path: path.read_bytes() for path in ood.iterdir()}
-    with pytest.raises(InputError, match=r"holds a dataset without manifest\.json.*labels_dir"):
-        label(ood, ood)
-    assert {path: path.read_bytes() for path in ood.iterdir()} == before
+def test_labels_never_overwrite_another_dataset(images, tmp_path):
+    ood = tmp_path / "1.0.0"
+    prepare_images(images, ood)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (ood, tmp_path):
+        with pytest.raises(InputError, match=r"holds a dataset without manifest\.json.*labels_dir"):
+            label(tmp_path, folder)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_labels_of_files_stay_valid_for_shards_of_the_same_images(images, ood, tmp_path):
@@ -293,9 +333,9 @@ def test_bad_images_are_named_and_counted(tmp_path):
     assert set(read_class_pixels(labels).ids).isdisjoint(("001", "002"))
     with pytest.raises(UnreadableError, match=r"001 has no label; .* is damaged"):
         open_label_cache(labels).planes("001")[1].read()
-    before = contents(labels)
+    before = {path: path.read_bytes() for path in labels.iterdir()}
     assert label(ood, labels, max_bad_records=2).labeled == 0
-    assert contents(labels) == before
+    assert {path: path.read_bytes() for path in labels.iterdir()} == before
 
     write_images(tmp_path / "images", 7)  # mended
     prepare_images(tmp_path / "images", ood)
