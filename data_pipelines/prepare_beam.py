@@ -53,6 +53,8 @@ def prepare_on_beam(
         InputError: See `begin` and `finish`; or Beam is not installed, or cannot use the runner.
     """
     parts = begin(preparation, units)
+    total = sum(len(found) for found in units.values())
+    print(f"{preparation.folder}: {len(parts)} of {total} units to prepare", file=sys.stderr)
     if parts:
         run_parts(functools.partial(prepare_part, preparation), parts, runner, options)
     return finish(preparation, units)

@@ -104,7 +104,8 @@ def test_a_killed_preparation_of_shapes_goes_on_without_its_evaluation_images(cr
 
     run(monkeypatch, *flags(crawl, tmp_path / "killed"))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    summary = capsys.readouterr().out
+    summary, progress = capsys.readouterr()
+    assert f"{folder}: 4 of 6 units to prepare" in progress
     tars = crawl / "tars"
     for line in (
         "55 images in the split train",
