@@ -46,7 +46,7 @@ class BatchIterator(grain.DatasetIterator):
         self._batches = batches
         self._num_workers = num_workers
         self._prefetch = prefetch
-        ahead = min(1, num_threads) if num_workers else prefetch  # workers have a buffer of their own
+        ahead = num_threads if num_workers else prefetch  # workers have a buffer of their own, too
         self._read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
         self._stall_seconds = stall_seconds
         self._bad = bad
