@@ -44,9 +44,16 @@ def decode_image(encoded: Encoded) -> np.ndarray:
             pass
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_eight_bits(image).convert("RGB"))
     except _DAMAGED as error:
         raise _damaged(encoded, error) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Gray levels of 16 bits with 8, which PIL would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
