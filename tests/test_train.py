@@ -29,8 +29,11 @@ def two_devices() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Benchmark, weights and cached labels shared by the runs of this file."""
-    return tmp_path_factory.mktemp("experiment")
+    """Benchmark, weights and cached labels shared by the runs of this file, and its OOD images as a stream."""
+    folder = tmp_path_factory.mktemp("experiment")
+    source = {"name": "web", "root": "shapes/ood/JPEGImages", "once": True}
+    (folder / "stream.json").write_text(json.dumps({"sources": [source]}))
+    return folder
 
 
 def _state(workdir: Path, step: int):
@@ -132,7 +135,13 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
     [
         {"method.name": "supervised", "method.ood": "none"},
         {"method.ood": "unlabeled"},
-        {"ovs.labels": "online", "model.dtype": "bfloat16", "model.remat": True},
+        {
+            "ovs.labels": "online",
+            "model.dtype": "bfloat16",
+            "model.remat": True,
+            "data.ood_root": "stream.json",
+            "data.num_workers": 1,
+        },
         {
             **ROWS["SemiOVS on SemiVL"],
             "data.crop_size": 32,
@@ -142,10 +151,12 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
             "eval.stride": 24,
         },
     ],
-    ids=["supervised", "ood-as-unlabeled", "online-bfloat16-remat", "semivl-short-side-and-windows"],
+    ids=["supervised", "ood-as-unlabeled", "online-stream-worker-bfloat16-remat", "semivl-short-side-and-windows"],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
     changes = {**changes, "train.steps": 2, "train.panel_images": 0}
+    if "data.ood_root" in changes:
+        changes["data.ood_root"] = str(folder / changes["data.ood_root"])
     train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["loss"]) for record in lines if record["event"] == "train")
@@ -170,6 +181,12 @@ def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Pa
 )
 def test_bad_configs_are_refused_before_training(changes: dict, message: str, folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match=f"(?s){message}"):
+        train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path / "run")
+
+
+def test_a_stream_that_the_run_would_see_twice_is_refused(folder: Path, tmp_path: Path):
+    changes = {"data.ood_root": str(folder / "stream.json"), "ovs.labels": "online", "train.steps": 4}
+    with pytest.raises(InputError, match=r"stream\.json: a source that is drawn once lasts for 3 of the 4 steps"):
         train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path / "run")
 
 
