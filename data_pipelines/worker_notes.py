@@ -46,11 +46,17 @@ class BadRecords:
     def __init__(self, maximum: int):
         self._maximum = maximum
         self._folder = SharedFolder()
-        self._logged: set[str] = set()
+        self._notes: dict[str, tuple[str, str]] = {}  # id and message by name of the file
+        self._logged = 0
         self._is_copy = False
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_is_copy": True}
+        return {"_maximum": self._maximum, "_folder": self._folder, "_notes": {}, "_logged": 0, "_is_copy": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def add(self, id_: str, error: UnreadableError) -> None:
         """Notes that the record `id_` could not be read.
@@ -64,11 +70,10 @@ class BadRecords:
             part.write_text(f"{id_}\n{error}", encoding="utf-8")
             part.replace(path)
         self.log()
-        notes = self._notes()
-        if len(notes) > self._maximum:
-            earlier = ", ".join([note for note, _ in notes][:5])
+        if len(names := self.names()) > self._maximum:
+            earlier = ", ".join(names[:5])
             raise InputError(
-                f"{error}; {len(notes)} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
+                f"{error}; {len(names)} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
                 f"({earlier}): mend or remove the file(s), or raise the limit"
             ) from error
 
@@ -76,19 +81,24 @@ class BadRecords:
         """Logs the records noted by anyone since the last call; copies in other processes leave it to this one."""
         if self._is_copy:
             return
-        for id_, message in self._notes():
-            if id_ not in self._logged:
-                self._logged.add(id_)
-                logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, message)
+        with self._lock:
+            notes = self._read()
+            new, self._logged = notes[self._logged :], len(notes)
+        for id_, message in new:
+            logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, message)
 
     def names(self) -> tuple[str, ...]:
         """The ids of the records noted so far, in the order they were met."""
-        return tuple(id_ for id_, _ in self._notes())
+        with self._lock:
+            return tuple(id_ for id_, _ in self._read())
 
-    def _notes(self) -> list[tuple[str, str]]:
-        paths = sorted(self._folder.path.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
-        notes = (path.read_text(encoding="utf-8").partition("\n") for path in paths)
-        return [(id_, message) for id_, _, message in notes]
+    def _read(self) -> list[tuple[str, str]]:
+        """All notes, of which only new ones are opened: this is asked for at every batch."""
+        new = [path for path in self._folder.path.glob("*.txt") if path.name not in self._notes]
+        for path in sorted(new, key=lambda path: path.stat().st_mtime_ns):
+            id_, _, message = path.read_text(encoding="utf-8").partition("\n")
+            self._notes[path.name] = id_, message
+        return list(self._notes.values())
 
 
 class Holding(NamedTuple):

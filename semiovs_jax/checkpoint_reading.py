@@ -55,8 +55,8 @@ def read_meta(step_dir: epath.Path) -> dict[str, Any]:
 def read_data_position(step_dir: epath.Path) -> dict[str, Any]:
     """The Grain state of this process, also when another number of processes saved.
 
-    Records are dealt to the processes batch by batch, so that all processes stand at the same position and any
-    one's file serves. Where they differ (worker processes were interrupted unequally) the count must match.
+    The position is the number of the next batch, the same for all processes, so that any one's file serves. Where
+    they differ (files were mixed up) the count must match.
     """
     files = sorted(path for path in (step_dir / "data").iterdir() if path.name.startswith("process_"))
     own = step_dir / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
