@@ -1,0 +1,262 @@
+"""What the input costs, beside a PyTorch loader: python -m semiovs_jax.benchmarks.data.
+
+Writes synthetic photographs and prints, measured on them: the processor time of an image's decoding, scaling and
+cropping; images a second and core of each stream; batches of all four streams; the share of a run for which its device
+would wait; and what the views cost that we make on the device and PyTorch's loader on the host. Where PyTorch and
+torchvision are installed (extra `bench`), their loader for the same streams is measured in turn with ours.
+
+Each measurement is a process of its own, so that neither side's threads and imports burden the other. Rates per core
+divide by the processor time that the process and its workers used, which holds on a machine that others use, too.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from configs.common import semiovs_unimatch
+from data_pipelines import decode, transforms
+from data_pipelines.datasets import load_dataset
+from data_pipelines.pipeline import STREAMS, make_train_iterator
+from data_pipelines.resampling import bilinear_window
+from data_pipelines.sources import File
+from semiovs_jax.benchmarks import photographs
+from semiovs_jax.benchmarks.timing import Usage, consume, starvation
+from semiovs_jax.runtime import tune_cpu
+
+_INSTALL = "PyTorch's loader is not measured: pip install '.[bench]' (or torch and torchvision) to have it beside ours"
+
+
+def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.ConfigDict:
+    """The published data settings, reading the photographs below `root` in every stream."""
+    config = semiovs_unimatch().data
+    config.update(
+        dataset=photographs.DATASET,
+        root=str(root),
+        labeled_split="train.txt",
+        unlabeled_split="train.txt",
+        ood_root=str(root / "images"),
+        crop_size=crop_size,
+        num_threads=num_threads,
+    )
+    return config
+
+
+def our_batches(
+    config: ml_collections.ConfigDict, batch_size: int, streams: Sequence[str] = STREAMS
+) -> Iterator[dict[str, Any]]:
+    """Batches of our loader, OOD images with cached labels and confidences."""
+    data = make_train_iterator(config, batch_size=batch_size, seed=0, streams=streams, ood_labels_dir=config.root)
+    return data.iterator
+
+
+def stage_milliseconds(root: Path, crop_size: int, images: int, rounds: int) -> dict[str, float]:
+    """Processor time of each stage of one image in one thread: medians over rounds."""
+    config = data_config(root, crop_size, num_threads=1)
+    info, rng = load_dataset(config.dataset), np.random.default_rng(0)
+    files = {
+        kind: [File(root / kind / f"{index:06d}{suffix}") for index in range(images)]
+        for kind, suffix in (("images", ".jpg"), ("labels", ".png"), ("confidence", ".png"))
+    }
+    decoded = [decode.decode_image(file) for file in files["images"]]
+    planes = [decode.decode_label(file, info) for file in files["labels"]]
+    drawn = [transforms.draw_geometry(rng, image.shape[:2], crop_size, tuple(config.scale_range)) for image in decoded]
+
+    def scale(index: int) -> None:
+        (height, width), y, x = drawn[index].size, drawn[index].y, drawn[index].x
+        rows, columns = slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
+        bilinear_window(decoded[index], (height, width), rows, columns, mirrored=drawn[index].flip)
+
+    stages: dict[str, Callable[[int], Any]] = {
+        "image: read, decode": lambda i: decode.decode_image(files["images"][i]),
+        "image: scale the window": scale,
+        "image: scale, crop, pad, flip": lambda i: transforms.view_image(decoded[i], drawn[i], crop_size),
+        "label: read, decode, check": lambda i: decode.decode_label(files["labels"][i], info),
+        "label: scale, crop, pad, flip": lambda i: transforms.view_plane(planes[i], drawn[i], crop_size, 255),
+        "confidence: read, decode": lambda i: decode.decode_confidence(files["confidence"][i]),
+    }
+    found = {}
+    for name, stage in stages.items():
+        seconds = []
+        for _ in range(rounds):
+            start = time.thread_time()
+            for index in range(images):
+                stage(index)
+            seconds.append(time.thread_time() - start)
+        found[name] = 1e3 * float(np.median(seconds)) / images
+    return found
+
+
+def view_usage(batch: dict[str, Any], batches: int) -> Usage:
+    """What the train step's own views of a batch take on this processor: weak, strong, CutMix, normalization."""
+    import jax
+
+    from semiovs_jax import augment
+    from semiovs_jax.methods import CUTMIX_PARTNER, make_method
+    from semiovs_jax.train_step import make_views
+
+    method = make_method(semiovs_unimatch().method)
+
+    def views(key: jax.Array, batch: Any) -> Any:
+        made = make_views(key, batch, method, (), 255, {}, {})
+        strong = [
+            augment.paste(views[name], views[CUTMIX_PARTNER[name]], box)
+            for views, box in ((made.s1, made.box1), (made.s2, made.box2))
+            for name in method.predicted_streams
+        ]
+        return made.weak, strong, made.labels
+
+    compiled = jax.jit(views).lower(jax.random.key(0), batch).compile()
+    on_device = jax.device_put(batch)
+
+    def made() -> Iterator[Any]:
+        for key in jax.random.split(jax.random.key(0), batches + 2):
+            yield jax.block_until_ready(compiled(key, on_device))
+
+    return consume(made(), batches)
+
+
+def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
+    """One measurement, as a dictionary that JSON can hold."""
+    config = data_config(root, arguments.crop_size, arguments.num_threads)
+    side, _, detail = part.partition("/")
+    if side == "stages":
+        return stage_milliseconds(root, arguments.crop_size, min(arguments.images, 64), arguments.rounds)
+    if side == "views":
+        batch = next(our_batches(config, arguments.batch_size))
+        return dataclasses.asdict(view_usage(batch, arguments.batches))
+    if side == "torch":
+        from semiovs_jax.benchmarks.torch_streams import torch_batches
+
+        batches = torch_batches(root, arguments.batch_size, arguments.crop_size, arguments.torch_workers, seed=0)
+    else:
+        streams = STREAMS if detail not in STREAMS else (detail,)
+        batches = our_batches(config, arguments.batch_size, streams)
+    if detail.startswith("starvation"):
+        steps = [float(ms) / 1e3 for ms in arguments.step_ms]
+        return {f"{1e3 * step:g}": starvation(batches, arguments.batches, step) for step in steps}
+    return dataclasses.asdict(consume(batches, arguments.batches))
+
+
+def _measured(part: str, root: Path) -> dict[str, Any]:
+    """`run_part` in a process of its own."""
+    command = [sys.executable, "-m", "semiovs_jax.benchmarks.data", *sys.argv[1:], f"--part={part}", f"--root={root}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _usage(part: str, root: Path) -> Usage:
+    return Usage(**_measured(part, root))
+
+
+def print_report(root: Path, arguments: Any) -> None:
+    """Measures and prints everything."""
+    height, width = photographs.SIZE
+    length = sum(path.stat().st_size for path in (root / "images").iterdir()) / arguments.images
+    print(
+        f"{arguments.images} synthetic photographs of {width}x{height}, {length / 1e3:.0f} kB; crop "
+        f"{arguments.crop_size}; {arguments.batch_size} images of each stream in a batch; {os.cpu_count()} cores\n"
+        f"ours with {arguments.num_threads} threads; {arguments.rounds} rounds, {arguments.batches} batches each: "
+        "median (least to most)"
+    )
+    print("\nstages, ms of one core an image")
+    for stage, milliseconds in _measured("stages", root).items():
+        print(f"  {stage:<40}{milliseconds:7.2f}")
+
+    print("\nstreams, images a second")
+    for stream in STREAMS:
+        usages = [_usage(f"ours/{stream}", root) for _ in range(arguments.rounds)]
+        print(_row(f"{stream}, a core", [arguments.batch_size * usage.per_core_second for usage in usages]))
+        print(_row(f"{stream}, all cores", [arguments.batch_size * usage.per_second for usage in usages]), flush=True)
+
+    sides = {"ours": "ours"} | ({"torch": "PyTorch"} if _has_torch() else {})
+    found: dict[str, list[Usage]] = {side: [] for side in sides}
+    for number in range(arguments.rounds):
+        for side in sorted(sides, reverse=number % 2 == 1):
+            found[side].append(_usage(side, root))
+    views = _usage("views", root)
+    print("\nall four streams, batches a second")
+    for side, name in sides.items():
+        print(_row(f"{name}, a core", [usage.per_core_second for usage in found[side]]))
+        print(_row(f"{name}, all cores", [usage.per_second for usage in found[side]]))
+    if "torch" in sides:
+        pairs = list(zip(found["ours"], found["torch"], strict=True))
+        print(
+            _row("ours over PyTorch, a core", [ours.per_core_second / theirs.per_core_second for ours, theirs in pairs])
+        )
+        print(_row("ours over PyTorch, all cores", [ours.per_second / theirs.per_second for ours, theirs in pairs]))
+    print(
+        "\nviews (weak, strong, CutMix, normalization): ours are made on the device, inside the step; PyTorch's weak "
+        "and strong ones above, in its loader\n"
+        f"  on this processor as the device         {1e3 * views.core_seconds / views.batches:7.0f} core-ms a batch"
+    )
+    if "torch" in sides:
+        both = [
+            theirs.core_seconds
+            / theirs.batches
+            / ((ours.core_seconds / ours.batches) + views.core_seconds / views.batches)
+            for ours, theirs in pairs
+        ]
+        print(_row("ratio a core, were they made there", both))
+
+    print(
+        f"\nstarvation, share of a run that its device waits for data, by the time of a step; {arguments.batches} steps"
+    )
+    for side, name in sides.items():
+        shares = _measured(f"{side}/starvation", root)
+        print(
+            f"  {name:<40}" + "  ".join(f"{step} ms: {100 * share:.0f} %" for step, share in shares.items()), flush=True
+        )
+    if "torch" not in sides:
+        print(f"\n{_INSTALL}")
+
+
+def _row(name: str, values: Sequence[float]) -> str:
+    return f"  {name:<40}{np.median(values):7.2f}  ({min(values):.2f} to {max(values):.2f})"
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the photographs and prints the report, or measures the part that is asked for."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    arguments = flags.FLAGS
+    if arguments.part:
+        print(json.dumps(run_part(arguments.part, Path(arguments.root), arguments)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photographs.write_photographs(root, arguments.images)
+        print_report(root, arguments)
+
+
+if __name__ == "__main__":
+    tune_cpu()
+    flags.DEFINE_integer("images", 128, "Photographs that are written, and read by every stream.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 8, "Images of each stream in a batch.", lower_bound=1)
+    flags.DEFINE_integer("crop_size", 321, "Side of the square crop.", lower_bound=1)
+    flags.DEFINE_integer("num_threads", os.cpu_count(), "Threads of our loader.", lower_bound=1)
+    flags.DEFINE_integer(
+        "torch_workers", 1, "Processes of each stream's PyTorch loader; the official trainer's number."
+    )
+    flags.DEFINE_integer("batches", 20, "Batches of a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "How often a rate is measured.", lower_bound=1)
+    flags.DEFINE_list("step_ms", ["50", "100", "200"], "Durations of a step for which starvation is measured.")
+    flags.DEFINE_string("part", "", "Measure only this and print JSON.")
+    flags.DEFINE_string("root", "", "Folder of photographs that --part reads.")
+    app.run(main)
