@@ -89,22 +89,23 @@ def view_image(image: np.ndarray, geometry: Geometry, crop_size: int) -> np.ndar
     """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3], 0 on padding."""
     rows, columns = _window(geometry, crop_size)
     shown = bilinear_window(image, geometry.size, rows, columns, mirrored=geometry.flip)
-    return _padded(shown, geometry, crop_size, 0)
+    return _padded(shown, _left(columns, geometry, crop_size), crop_size, 0)
 
 
 def view_plane(plane: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
     """The view of a label or confidence plane: uint8 [H, W] to [crop_size, crop_size], `fill` on padding."""
     rows, columns = _window(geometry, crop_size)
     shown = nearest_window(plane, geometry.size, rows, columns, mirrored=geometry.flip)
-    return _padded(shown, geometry, crop_size, fill)
+    return _padded(shown, _left(columns, geometry, crop_size), crop_size, fill)
 
 
 def view_valid(geometry: Geometry, crop_size: int) -> np.ndarray:
     """Which pixels of a view show the image: bool [crop_size, crop_size], False on padding."""
     rows, columns = _window(geometry, crop_size)
     valid = np.zeros((crop_size, crop_size), np.bool_)
-    valid[: rows.stop - rows.start, : columns.stop - columns.start] = True
-    return flip(valid) if geometry.flip else valid
+    left = _left(columns, geometry, crop_size)
+    valid[: rows.stop - rows.start, left : left + columns.stop - columns.start] = True
+    return valid
 
 
 def flip(array: np.ndarray) -> np.ndarray:
@@ -128,12 +129,15 @@ def _window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
     return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
 
 
-def _padded(shown: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
-    """What a view shows, in place: to the left and at the top before it is mirrored."""
+def _left(columns: slice, geometry: Geometry, crop_size: int) -> int:
+    """Column of a view at which the image starts: padding is to its right until the view is mirrored."""
+    return crop_size - (columns.stop - columns.start) if geometry.flip else 0
+
+
+def _padded(shown: np.ndarray, left: int, crop_size: int, fill: int) -> np.ndarray:
     height, width = shown.shape[:2]
     if height == width == crop_size:
         return shown
     padded = np.full((crop_size, crop_size, *shown.shape[2:]), fill, shown.dtype)
-    left = crop_size - width if geometry.flip else 0
     padded[:height, left : left + width] = shown
     return padded

@@ -16,6 +16,7 @@ from data_pipelines.decode import (
 )
 from data_pipelines.errors import InputError
 from data_pipelines.sources import File, UnreadableError
+from data_pipelines.transforms import resize_image
 from tests.data_pipelines.tree import image, jpeg, label, write_label
 
 VOC = load_dataset("voc21")
@@ -64,6 +65,23 @@ def test_truncated_images_are_unreadable_and_named(tmp_path, keep):
     for read in (decode_image, probe_image):
         with pytest.raises(UnreadableError, match=r"x\.jpg: is damaged or not an image"):
             read(source)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [((375, 500), (375, 500)), ((189, 250), (375, 500)), ((188, 250), (188, 250)), ((10, 60), (47, 63))],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked_and_no_larger_than_need_be(tmp_path, at_least, size):
+    rows = np.linspace(0, 255, 375)[:, None, None]
+    smooth = np.broadcast_to(rows, (375, 500, 3)).astype(np.uint8)
+    found = decode_image(file(tmp_path, jpeg(smooth)), at_least)
+    assert found.shape == (*size, 3)
+    np.testing.assert_allclose(found, resize_image(smooth, size), atol=3)
+
+
+def test_other_formats_keep_their_size(tmp_path):
+    source = saved(tmp_path, Image.fromarray(image(7)), "x.png")
+    np.testing.assert_array_equal(decode_image(source, (2, 2)), image(7))
 
 
 def test_sizes_come_from_headers(tmp_path):
