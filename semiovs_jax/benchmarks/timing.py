@@ -37,8 +37,8 @@ class Usage:
 def core_seconds() -> float:
     """Processor time so far of this process, its finished children and the workers that `multiprocessing` runs."""
     workers = sum(_worker_seconds(child.pid) for child in multiprocessing.active_children())
-    times = os.times()
-    return workers + times.user + times.system + times.children_user + times.children_system
+    finished = os.times()
+    return time.process_time() + workers + finished.children_user + finished.children_system
 
 
 def consume(iterator: Iterator[Any], batches: int, warm_up: int = 2) -> Usage:
