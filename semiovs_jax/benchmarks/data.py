@@ -35,7 +35,14 @@ from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
 from semiovs_jax.runtime import tune_cpu
 
-_INSTALL = "PyTorch's loader is not measured: pip install '.[bench]' (or torch and torchvision) to have it beside ours"
+# How often each stage runs for the four images, two labels and one confidence in a row of a batch.
+_STAGES_OF_A_ROW = {
+    "image: read, decode": 4,
+    "image: scale, crop, pad, flip": 4,
+    "label: read, decode, check": 2,
+    "confidence: read, decode": 1,
+    "plane: scale, crop, pad, flip": 3,
+}
 
 
 def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.ConfigDict:
@@ -80,11 +87,11 @@ def stage_milliseconds(root: Path, crop_size: int, images: int, rounds: int) -> 
 
     stages: dict[str, Callable[[int], Any]] = {
         "image: read, decode": lambda i: decode.decode_image(files["images"][i]),
-        "image: scale the window": scale,
+        "image: scale the window alone": scale,
         "image: scale, crop, pad, flip": lambda i: transforms.view_image(decoded[i], drawn[i], crop_size),
         "label: read, decode, check": lambda i: decode.decode_label(files["labels"][i], info),
-        "label: scale, crop, pad, flip": lambda i: transforms.view_plane(planes[i], drawn[i], crop_size, 255),
         "confidence: read, decode": lambda i: decode.decode_confidence(files["confidence"][i]),
+        "plane: scale, crop, pad, flip": lambda i: transforms.view_plane(planes[i], drawn[i], crop_size, 255),
     }
     found = {}
     for name, stage in stages.items():
@@ -132,7 +139,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
     config = data_config(root, arguments.crop_size, arguments.num_threads)
     side, _, detail = part.partition("/")
     if side == "stages":
-        return stage_milliseconds(root, arguments.crop_size, min(arguments.images, 64), arguments.rounds)
+        return stage_milliseconds(root, arguments.crop_size, arguments.images, arguments.rounds)
     if side == "views":
         batch = next(our_batches(config, arguments.batch_size))
         return dataclasses.asdict(view_usage(batch, arguments.batches))
@@ -143,7 +150,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
     else:
         streams = STREAMS if detail not in STREAMS else (detail,)
         batches = our_batches(config, arguments.batch_size, streams)
-    if detail.startswith("starvation"):
+    if detail == "starvation":
         steps = [float(ms) / 1e3 for ms in arguments.step_ms]
         return {f"{1e3 * step:g}": starvation(batches, arguments.batches, step) for step in steps}
     return dataclasses.asdict(consume(batches, arguments.batches))
@@ -157,74 +164,80 @@ def _measured(part: str, root: Path) -> dict[str, Any]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def _usage(part: str, root: Path) -> Usage:
-    return Usage(**_measured(part, root))
-
-
 def print_report(root: Path, arguments: Any) -> None:
     """Measures and prints everything."""
     height, width = photographs.SIZE
     length = sum(path.stat().st_size for path in (root / "images").iterdir()) / arguments.images
     print(
         f"{arguments.images} synthetic photographs of {width}x{height}, {length / 1e3:.0f} kB; crop "
-        f"{arguments.crop_size}; {arguments.batch_size} images of each stream in a batch; {os.cpu_count()} cores\n"
-        f"ours with {arguments.num_threads} threads; {arguments.rounds} rounds, {arguments.batches} batches each: "
-        "median (least to most)"
+        f"{arguments.crop_size}; {arguments.batch_size} images of each stream in a batch; {os.cpu_count()} cores, "
+        f"{arguments.num_threads} threads\n{arguments.rounds} rounds of {arguments.batches} batches: median (least to "
+        "most)"
     )
-    print("\nstages, ms of one core an image")
-    for stage, milliseconds in _measured("stages", root).items():
-        print(f"  {stage:<40}{milliseconds:7.2f}")
+    stages = _measured("stages", root)
+    print("\nstages, core-ms an image")
+    for stage, milliseconds in stages.items():
+        print(f"  {stage:<40}{milliseconds:8.2f}")
 
-    print("\nstreams, images a second")
+    print("\nstreams, images a second", flush=True)
     for stream in STREAMS:
-        usages = [_usage(f"ours/{stream}", root) for _ in range(arguments.rounds)]
-        print(_row(f"{stream}, a core", [arguments.batch_size * usage.per_core_second for usage in usages]))
-        print(_row(f"{stream}, all cores", [arguments.batch_size * usage.per_second for usage in usages]), flush=True)
+        _print_rates(stream, [_usage(f"ours/{stream}", root) for _ in range(arguments.rounds)], arguments.batch_size)
 
     sides = {"ours": "ours"} | ({"torch": "PyTorch"} if _has_torch() else {})
     found: dict[str, list[Usage]] = {side: [] for side in sides}
     for number in range(arguments.rounds):
         for side in sorted(sides, reverse=number % 2 == 1):
             found[side].append(_usage(side, root))
-    views = _usage("views", root)
     print("\nall four streams, batches a second")
     for side, name in sides.items():
-        print(_row(f"{name}, a core", [usage.per_core_second for usage in found[side]]))
-        print(_row(f"{name}, all cores", [usage.per_second for usage in found[side]]))
-    if "torch" in sides:
-        pairs = list(zip(found["ours"], found["torch"], strict=True))
-        print(
-            _row("ours over PyTorch, a core", [ours.per_core_second / theirs.per_core_second for ours, theirs in pairs])
-        )
-        print(_row("ours over PyTorch, all cores", [ours.per_second / theirs.per_second for ours, theirs in pairs]))
+        _print_rates(name, found[side])
+    pairs = list(zip(found["ours"], found.get("torch", []), strict=False))
+    if pairs:
+        _print_row("ours over PyTorch, a core", [a.per_core_second / b.per_core_second for a, b in pairs])
+        _print_row("ours over PyTorch, by the clock", [a.per_second / b.per_second for a, b in pairs])
+    _print_split(stages, found["ours"], arguments.batch_size)
+
+    views = _usage("views", root)
     print(
-        "\nviews (weak, strong, CutMix, normalization): ours are made on the device, inside the step; PyTorch's weak "
-        "and strong ones above, in its loader\n"
-        f"  on this processor as the device         {1e3 * views.core_seconds / views.batches:7.0f} core-ms a batch"
+        "\nweak and strong views, CutMix, normalization: ours are made on the device inside the step, PyTorch's in its "
+        "loader (but for CutMix), as above\n"
+        f"  {'ours, core-ms a batch on this processor':<40}{1e3 / views.per_core_second:8.0f}"
     )
-    if "torch" in sides:
-        both = [
-            theirs.core_seconds
-            / theirs.batches
-            / ((ours.core_seconds / ours.batches) + views.core_seconds / views.batches)
-            for ours, theirs in pairs
-        ]
-        print(_row("ratio a core, were they made there", both))
+    if pairs:
+        both = [1 / (1 / a.per_core_second + 1 / views.per_core_second) / b.per_core_second for a, b in pairs]
+        _print_row("ours with them over PyTorch, a core", both)
 
     print(
-        f"\nstarvation, share of a run that its device waits for data, by the time of a step; {arguments.batches} steps"
+        "\nstarvation: share of the time that a device waits for batches, by the milliseconds of its step", flush=True
     )
     for side, name in sides.items():
         shares = _measured(f"{side}/starvation", root)
-        print(
-            f"  {name:<40}" + "  ".join(f"{step} ms: {100 * share:.0f} %" for step, share in shares.items()), flush=True
-        )
-    if "torch" not in sides:
-        print(f"\n{_INSTALL}")
+        row = "   ".join(f"{step}: {100 * share:.0f} %" for step, share in shares.items())
+        print(f"  {name:<43}{row}", flush=True)
+    if not pairs:
+        print("\nPyTorch's loader is measured beside ours where torch and torchvision are: pip install '.[bench]'")
 
 
-def _row(name: str, values: Sequence[float]) -> str:
-    return f"  {name:<40}{np.median(values):7.2f}  ({min(values):.2f} to {max(values):.2f})"
+def _usage(part: str, root: Path) -> Usage:
+    return Usage(**_measured(part, root))
+
+
+def _print_rates(name: str, usages: Sequence[Usage], scale: int = 1) -> None:
+    _print_row(f"{name}, a core", [scale * usage.per_core_second for usage in usages])
+    _print_row(f"{name}, by the clock", [scale * usage.per_second for usage in usages])
+
+
+def _print_row(name: str, values: Sequence[float]) -> None:
+    print(f"  {name:<40}{np.median(values):8.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True)
+
+
+def _print_split(stages: dict[str, float], usages: Sequence[Usage], batch_size: int) -> None:
+    """Prints what a batch's processor time goes into."""
+    split = {name: count * batch_size * stages[name] for name, count in _STAGES_OF_A_ROW.items()}
+    whole = 1e3 / float(np.median([usage.per_core_second for usage in usages]))
+    print("\nours, core-ms a batch")
+    for name, milliseconds in {**split, "drawing, batching, memory": whole - sum(split.values())}.items():
+        print(f"  {name:<40}{milliseconds:8.1f}  ({100 * milliseconds / whole:.0f} %)")
 
 
 def _has_torch() -> bool:
