@@ -74,11 +74,18 @@ def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
     """
     image = _open_plane(encoded)
     plane = np.asarray(image)
-    # Most labels have the dataset's own palette and classes in range, which is sooner seen than what they hold.
-    in_range = image.mode == "P" and np.where(plane == info.ignore_index, 0, plane).max() < info.num_classes
-    if not in_range and (fault := label_fault(_label_facts(encoded, image), info)):
+    if not (image.mode == "P" and _in_range(plane, info)) and (
+        fault := label_fault(_label_facts(encoded, image), info)
+    ):
         raise InputError(fault.message)
     return plane
+
+
+def _in_range(plane: np.ndarray, info: DatasetInfo) -> bool:
+    """Whether all values are classes or the ignore index, seen sooner than how many there are of each."""
+    # Counted from the ignore index around, which is above all classes, it comes first and they come next.
+    turned = plane - np.uint8(info.ignore_index)
+    return plane.max() <= info.ignore_index and turned.max() < 256 - info.ignore_index + info.num_classes
 
 
 class LabelFacts(NamedTuple):

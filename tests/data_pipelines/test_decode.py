@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -127,6 +128,18 @@ def test_labels_out_of_range_are_refused_by_value(tmp_path, value):
     ) as error:
         decode_label(File(tmp_path / "x.png"), VOC)
     assert not isinstance(error.value, UnreadableError)
+
+
+@pytest.mark.parametrize("ignore_index", [21, 22, 100, 254, 255])
+def test_exactly_the_classes_and_the_ignore_index_are_in_range(tmp_path, ignore_index):
+    info = dataclasses.replace(VOC, ignore_index=ignore_index)
+    for value in range(256):
+        write_label(tmp_path / "x.png", np.array([[0, value, ignore_index]], np.uint8))
+        if value < 21 or value == ignore_index:
+            assert decode_label(File(tmp_path / "x.png"), info)[0, 1] == value
+        else:
+            with pytest.raises(InputError, match=f"label {value} is out of range"):
+                decode_label(File(tmp_path / "x.png"), info)
 
 
 def test_a_truncated_label_is_unreadable(tmp_path):
