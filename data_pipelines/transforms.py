@@ -87,25 +87,42 @@ def draw_geometry(
 
 def view_image(image: np.ndarray, geometry: Geometry, crop_size: int) -> np.ndarray:
     """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3], 0 on padding."""
-    rows, columns = _window(geometry, crop_size)
-    shown = bilinear_window(image, geometry.size, rows, columns, mirrored=geometry.flip)
-    return _padded(shown, _left(columns, geometry, crop_size), crop_size, 0)
+    shown = bilinear_window(image, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
+    return pad_view(shown, geometry, crop_size, 0)
 
 
 def view_plane(plane: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
     """The view of a label or confidence plane: uint8 [H, W] to [crop_size, crop_size], `fill` on padding."""
-    rows, columns = _window(geometry, crop_size)
-    shown = nearest_window(plane, geometry.size, rows, columns, mirrored=geometry.flip)
-    return _padded(shown, _left(columns, geometry, crop_size), crop_size, fill)
+    shown = nearest_window(plane, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
+    return pad_view(shown, geometry, crop_size, fill)
 
 
 def view_valid(geometry: Geometry, crop_size: int) -> np.ndarray:
     """Which pixels of a view show the image: bool [crop_size, crop_size], False on padding."""
-    rows, columns = _window(geometry, crop_size)
-    valid = np.zeros((crop_size, crop_size), np.bool_)
-    left = _left(columns, geometry, crop_size)
-    valid[: rows.stop - rows.start, left : left + columns.stop - columns.start] = True
-    return valid
+    rows, columns = view_window(geometry, crop_size)
+    shown = np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    return pad_view(shown, geometry, crop_size, False)
+
+
+def view_window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
+    """Rows and columns of the resized image that a view shows."""
+    height, width = geometry.size
+    y, x = geometry.y, geometry.x
+    return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
+
+
+def pad_view(shown: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
+    """Fills what a view shows, already mirrored, up to its size: [H, W, ...] to [crop_size, crop_size, ...].
+
+    Padding is below and to the right; in a mirrored view, to the left.
+    """
+    height, width = shown.shape[:2]
+    if height == width == crop_size:
+        return shown
+    padded = np.full((crop_size, crop_size, *shown.shape[2:]), fill, shown.dtype)
+    left = crop_size - width if geometry.flip else 0
+    padded[:height, left : left + width] = shown
+    return padded
 
 
 def flip(array: np.ndarray) -> np.ndarray:
@@ -121,23 +138,3 @@ def resize_plane(plane: np.ndarray, size: Size) -> np.ndarray:
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Bilinear resize with PIL: [H, W, 3] uint8 to [size, 3] uint8."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
-    height, width = geometry.size
-    y, x = geometry.y, geometry.x
-    return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
-
-
-def _left(columns: slice, geometry: Geometry, crop_size: int) -> int:
-    """Column of a view at which the image starts: padding is to its right until the view is mirrored."""
-    return crop_size - (columns.stop - columns.start) if geometry.flip else 0
-
-
-def _padded(shown: np.ndarray, left: int, crop_size: int, fill: int) -> np.ndarray:
-    height, width = shown.shape[:2]
-    if height == width == crop_size:
-        return shown
-    padded = np.full((crop_size, crop_size, *shown.shape[2:]), fill, shown.dtype)
-    padded[:height, left : left + width] = shown
-    return padded

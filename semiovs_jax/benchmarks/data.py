@@ -38,10 +38,11 @@ from semiovs_jax.runtime import tune_cpu
 # How often each stage runs for the four images, two labels and one confidence in a row of a batch.
 _STAGES_OF_A_ROW = {
     "image: read, decode": 4,
-    "image: scale, crop, pad, flip": 4,
+    "image: scale, crop, flip": 4,
+    "image: pad": 4,
     "label: read, decode, check": 2,
     "confidence: read, decode": 1,
-    "plane: scale, crop, pad, flip": 3,
+    "plane: scale, crop, flip, pad": 3,
 }
 
 
@@ -68,7 +69,7 @@ def our_batches(
     return data.iterator
 
 
-def stage_milliseconds(root: Path, crop_size: int, images: int, rounds: int) -> dict[str, float]:
+def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
     """Processor time of each stage of one image in one thread: medians over rounds."""
     config = data_config(root, crop_size, num_threads=1)
     info, rng = load_dataset(config.dataset), np.random.default_rng(0)
@@ -80,29 +81,30 @@ def stage_milliseconds(root: Path, crop_size: int, images: int, rounds: int) -> 
     planes = [decode.decode_label(file, info) for file in files["labels"]]
     drawn = [transforms.draw_geometry(rng, image.shape[:2], crop_size, tuple(config.scale_range)) for image in decoded]
 
-    def scale(index: int) -> None:
-        (height, width), y, x = drawn[index].size, drawn[index].y, drawn[index].x
-        rows, columns = slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
-        bilinear_window(decoded[index], (height, width), rows, columns, mirrored=drawn[index].flip)
+    def scale(index: int) -> np.ndarray:
+        view = drawn[index]
+        window = transforms.view_window(view, crop_size)
+        return bilinear_window(decoded[index], view.size, *window, mirrored=view.flip)
 
+    scaled = [scale(index) for index in range(images)]
     stages: dict[str, Callable[[int], Any]] = {
         "image: read, decode": lambda i: decode.decode_image(files["images"][i]),
-        "image: scale the window alone": scale,
-        "image: scale, crop, pad, flip": lambda i: transforms.view_image(decoded[i], drawn[i], crop_size),
+        "image: scale, crop, flip": scale,
+        "image: pad": lambda i: transforms.pad_view(scaled[i], drawn[i], crop_size, 0),
         "label: read, decode, check": lambda i: decode.decode_label(files["labels"][i], info),
         "confidence: read, decode": lambda i: decode.decode_confidence(files["confidence"][i]),
-        "plane: scale, crop, pad, flip": lambda i: transforms.view_plane(planes[i], drawn[i], crop_size, 255),
+        "plane: scale, crop, flip, pad": lambda i: transforms.view_plane(planes[i], drawn[i], crop_size, 255),
     }
-    found = {}
-    for name, stage in stages.items():
-        seconds = []
-        for _ in range(rounds):
-            start = time.thread_time()
-            for index in range(images):
+    seconds = np.zeros((rounds, len(stages)))
+    for number in range(rounds):
+        # The allocator keeps freed memory up to the size of the largest block that it has seen: in a loader, a batch.
+        np.ones((batch_size, crop_size, crop_size, 3), np.uint8)
+        for index in range(images):
+            for column, stage in enumerate(stages.values()):
+                start = time.thread_time()
                 stage(index)
-            seconds.append(time.thread_time() - start)
-        found[name] = 1e3 * float(np.median(seconds)) / images
-    return found
+                seconds[number, column] += time.thread_time() - start
+    return dict(zip(stages, (1e3 / images * np.median(seconds, axis=0)).tolist(), strict=True))
 
 
 def view_usage(batch: dict[str, Any], batches: int) -> Usage:
@@ -139,7 +141,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
     config = data_config(root, arguments.crop_size, arguments.num_threads)
     side, _, detail = part.partition("/")
     if side == "stages":
-        return stage_milliseconds(root, arguments.crop_size, arguments.images, arguments.rounds)
+        return stage_milliseconds(root, arguments.batch_size, arguments.crop_size, arguments.images, arguments.rounds)
     if side == "views":
         batch = next(our_batches(config, arguments.batch_size))
         return dataclasses.asdict(view_usage(batch, arguments.batches))
