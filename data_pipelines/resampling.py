@@ -6,12 +6,17 @@ here is that of `src/libImaging/Resample.c` and `Geometry.c` of Pillow: weights 
 to 8 bits in between.
 """
 
+import math
+import threading
+
 import numpy as np
 from PIL import Image
 from scipy.sparse import csr_array
 
 _WEIGHT_BITS = 22
 _LARGEST_SHRINK = 2.0
+
+_local = threading.local()
 
 
 def bilinear_window(
@@ -38,11 +43,11 @@ def bilinear_window(
     window = image[top : top + height, left : left + width]
     # Each product mixes the lines of its right operand: columns of pixels first, then rows. Moving one channel at a
     # time is several times as fast as moving triples of bytes.
-    lines = np.empty((width, 3, height), np.int32)
+    lines = _work_array((width, 3, height))
     for channel in range(3):
         lines[:, channel] = window[..., channel].T
     mixed = _rounded(horizontal @ lines.reshape(width, -1)).reshape(-1, 3, height)
-    lines = np.empty((height, mixed.shape[0], 3), np.int32)
+    lines = _work_array((height, mixed.shape[0], 3))
     for channel in range(3):
         lines[..., channel] = mixed[:, channel].T
     return _rounded(vertical @ lines.reshape(height, -1)).astype(np.uint8).reshape(-1, *lines.shape[1:])
@@ -95,6 +100,14 @@ def _weights(source: int, size: int, window: slice, *, reverse: bool = False) ->
     ends = np.concatenate(([0], np.cumsum(last - first, dtype=np.int32)), dtype=np.int32)
     shape = (len(center), int(last.max()) - lowest)
     return lowest, csr_array((fixed[inside], position[inside] - lowest, ends), shape=shape)
+
+
+def _work_array(shape: tuple[int, ...]) -> np.ndarray:
+    """An int32 array that holds until this thread asks for the next: new memory costs more than what is done in it."""
+    size = math.prod(shape)
+    if getattr(_local, "work", np.empty(0)).size < size:
+        _local.work = np.empty(size, np.int32)
+    return _local.work[:size].reshape(shape)
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:
