@@ -28,6 +28,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.data.crop_size = 321
     config.data.scale_range = (0.5, 2.0)  # of the long side, before the crop
     config.data.scale_short_side = 0  # > 0: scale_range times this side, as SemiVL scales
+    config.data.scaled_decode = False  # True: decode JPEGs smaller where the drawn size is at most half; other pixels
     config.data.max_bad_records = 0  # unreadable images that are skipped before a run gives up
     config.data.num_workers = 0  # processes that build batches; 0: the one that trains
     config.data.num_threads = 8  # of each process that builds batches

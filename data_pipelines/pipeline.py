@@ -119,7 +119,8 @@ def make_train_iterator(
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
         order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
         order = draw_positions(source, order_seed, selections.get(name))
-        datasets.append(order.random_map(_View(source, info, bad, held, data_config.crop_size, draw), seed=view_seed))
+        view = _View(source, info, bad, held, data_config.crop_size, draw, data_config.scaled_decode)
+        datasets.append(order.random_map(view, seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
     iterator = BatchIterator(
@@ -220,6 +221,7 @@ class _View(grain.transforms.RandomMap):
     held: HeldRecords
     crop_size: int
     draw: Callable[[np.random.Generator, transforms.Size], transforms.Geometry]
+    scaled_decode: bool
 
     def random_map(self, element: int, rng: np.random.Generator) -> Element:
         for substituted in range(len(self.source)):
@@ -227,26 +229,29 @@ class _View(grain.transforms.RandomMap):
             record = self.source[position]
             with self.held.hold(record.image.name):
                 try:
-                    decoded = _decode(record, self.info)
+                    geometry = self.draw(rng, image_size(record.image)) if self.scaled_decode else None
+                    decoded = _decode(record, self.info, geometry.size if geometry else None)
                 except UnreadableError as error:
                     self.bad.add(record.id, error)
                     continue
-                geometry = self.draw(rng, decoded["image"].shape[:2])
+                geometry = geometry or self.draw(rng, decoded["image"].shape[:2])
                 view = _shown(decoded, geometry, self.info, self.crop_size)
             return {**view, "index": np.int32(position), "substituted": np.int32(substituted)}
         count, bad = len(self.source), ", ".join(self.bad.names()[:5])
         raise InputError(f"none of the {count} records of a stream can be read: {bad}")
 
 
-def _decode(record: Record, info: DatasetInfo) -> Element:
-    element: Element = {"id": record.id, "image": decode_image(record.image)}
+def _decode(record: Record, info: DatasetInfo, at_least: transforms.Size | None = None) -> Element:
+    image = decode_image(record.image, at_least)
+    element: Element = {"id": record.id, "image": image}
     if record.label is not None:
         element["label"] = decode_label(record.label, info)
     if record.confidence is not None:
         element["confidence"] = decode_confidence(record.confidence)
+    size = image_size(record.image) if at_least else image.shape[:2]
     for plane in ("label", "confidence"):
-        if plane in element and element[plane].shape != element["image"].shape[:2]:
-            raise InputError(size_fault(record, plane, element["image"].shape[:2], element[plane].shape))
+        if plane in element and element[plane].shape != size:
+            raise InputError(size_fault(record, plane, size, element[plane].shape))
     return element
 
 

@@ -6,10 +6,11 @@ labels, padding on the right and at the bottom only. SemiVL's scale rule is that
 """
 
 import dataclasses
-import math
 
 import numpy as np
 from PIL import Image
+
+from data_pipelines.resampling import bilinear_window, nearest_window
 
 Size = tuple[int, int]  # height, width
 
@@ -86,22 +87,42 @@ def draw_geometry(
 
 def view_image(image: np.ndarray, geometry: Geometry, crop_size: int) -> np.ndarray:
     """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3], 0 on padding."""
-    rows, columns = _window(geometry, crop_size)
-    return _mirrored(_pad(resize_image(image, geometry.size, rows, columns), crop_size, 0), geometry)
+    shown = bilinear_window(image, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
+    return pad_view(shown, geometry, crop_size, 0)
 
 
 def view_plane(plane: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
     """The view of a label or confidence plane: uint8 [H, W] to [crop_size, crop_size], `fill` on padding."""
-    rows, columns = _window(geometry, crop_size)
-    return _mirrored(_pad(resize_plane(plane, geometry.size)[rows, columns], crop_size, fill), geometry)
+    shown = nearest_window(plane, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
+    return pad_view(shown, geometry, crop_size, fill)
 
 
 def view_valid(geometry: Geometry, crop_size: int) -> np.ndarray:
     """Which pixels of a view show the image: bool [crop_size, crop_size], False on padding."""
-    rows, columns = _window(geometry, crop_size)
-    valid = np.zeros((crop_size, crop_size), np.bool_)
-    valid[: rows.stop - rows.start, : columns.stop - columns.start] = True
-    return _mirrored(valid, geometry)
+    rows, columns = view_window(geometry, crop_size)
+    shown = np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    return pad_view(shown, geometry, crop_size, False)
+
+
+def view_window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
+    """Rows and columns of the resized image that a view shows."""
+    height, width = geometry.size
+    y, x = geometry.y, geometry.x
+    return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
+
+
+def pad_view(shown: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
+    """Fills what a view shows, already mirrored, up to its size: [H, W, ...] to [crop_size, crop_size, ...].
+
+    Padding is below and to the right; in a mirrored view, to the left.
+    """
+    height, width = shown.shape[:2]
+    if height == width == crop_size:
+        return shown
+    padded = np.full((crop_size, crop_size, *shown.shape[2:]), fill, shown.dtype)
+    left = crop_size - width if geometry.flip else 0
+    padded[:height, left : left + width] = shown
+    return padded
 
 
 def flip(array: np.ndarray) -> np.ndarray:
@@ -114,58 +135,6 @@ def resize_plane(plane: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST))
 
 
-def resize_image(image: np.ndarray, size: Size, rows: slice | None = None, columns: slice | None = None) -> np.ndarray:
-    """Bilinear resize with PIL, of which only a window is wanted.
-
-    Where it enlarges, PIL resizes along rows, rounds to 8 bits, then resizes along columns. Cutting the window
-    out between the two passes saves most of the work and changes no pixel; PIL's own `box` argument would
-    change some, since it holds the window's corners in single precision.
-
-    Args:
-        image: uint8 [H, W, 3].
-        size: (height, width) of the whole result.
-        rows: Rows of the result to return; None for all.
-        columns: Columns of the result to return; None for all.
-
-    Returns:
-        uint8 [rows, columns, 3].
-    """
-    height, width = image.shape[:2]
-    rows, columns = rows or slice(0, size[0]), columns or slice(0, size[1])
-    if size == (height, width):
-        return image[rows, columns]
-    if size[0] <= height:
-        return np.asarray(_bilinear(Image.fromarray(image), size))[rows, columns]
-    ratio = height / size[0]
-    first = max(0, math.floor(rows.start * ratio) - 2)  # a result row reads its source row's two neighbors
-    last = min(height, math.ceil(rows.stop * ratio) + 2)
-    band = _bilinear(Image.fromarray(image[first:last]), (last - first, size[1]))
-    band = band.crop((columns.start, 0, columns.stop, last - first))
-    # The second pass must see the full height to keep its sampling positions.
-    canvas = Image.new("RGB", (band.width, height))
-    canvas.paste(band, (0, first))
-    resized = _bilinear(canvas, (size[0], band.width))
-    return np.asarray(resized.crop((0, rows.start, band.width, rows.stop)))
-
-
-def _bilinear(image: Image.Image, size: Size) -> Image.Image:
-    return image.resize(size[::-1], Image.Resampling.BILINEAR)
-
-
-def _window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
-    height, width = geometry.size
-    y, x = geometry.y, geometry.x
-    return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
-
-
-def _pad(array: np.ndarray, crop_size: int, fill: int) -> np.ndarray:
-    height, width = array.shape[:2]
-    if height == width == crop_size:
-        return array
-    padded = np.full((crop_size, crop_size, *array.shape[2:]), fill, array.dtype)
-    padded[:height, :width] = array
-    return padded
-
-
-def _mirrored(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    return flip(array) if geometry.flip else array
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Bilinear resize with PIL: [H, W, 3] uint8 to [size, 3] uint8."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_pipelines.decode import (
 )
 from data_pipelines.errors import InputError
 from data_pipelines.sources import File, UnreadableError
+from data_pipelines.transforms import resize_image
 from tests.data_pipelines.tree import image, jpeg, label, write_label
 
 VOC = load_dataset("voc21")
@@ -66,6 +68,23 @@ def test_truncated_images_are_unreadable_and_named(tmp_path, keep):
             read(source)
 
 
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [((375, 500), (375, 500)), ((189, 250), (375, 500)), ((188, 250), (188, 250)), ((10, 60), (47, 63))],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked_and_no_larger_than_need_be(tmp_path, at_least, size):
+    rows = np.linspace(0, 255, 375)[:, None, None]
+    smooth = np.broadcast_to(rows, (375, 500, 3)).astype(np.uint8)
+    found = decode_image(file(tmp_path, jpeg(smooth)), at_least)
+    assert found.shape == (*size, 3)
+    np.testing.assert_allclose(found, resize_image(smooth, size), atol=3)
+
+
+def test_other_formats_keep_their_size(tmp_path):
+    source = saved(tmp_path, Image.fromarray(image(7)), "x.png")
+    np.testing.assert_array_equal(decode_image(source, (2, 2)), image(7))
+
+
 def test_sizes_come_from_headers(tmp_path):
     data = jpeg(np.zeros((30, 50, 3), np.uint8))
     assert image_size(file(tmp_path, data[:-20])) == (30, 50)
@@ -109,6 +128,18 @@ def test_labels_out_of_range_are_refused_by_value(tmp_path, value):
     ) as error:
         decode_label(File(tmp_path / "x.png"), VOC)
     assert not isinstance(error.value, UnreadableError)
+
+
+@pytest.mark.parametrize("ignore_index", [21, 22, 100, 254, 255])
+def test_exactly_the_classes_and_the_ignore_index_are_in_range(tmp_path, ignore_index):
+    info = dataclasses.replace(VOC, ignore_index=ignore_index)
+    for value in range(256):
+        write_label(tmp_path / "x.png", np.array([[0, value, ignore_index]], np.uint8))
+        if value < 21 or value == ignore_index:
+            assert decode_label(File(tmp_path / "x.png"), info)[0, 1] == value
+        else:
+            with pytest.raises(InputError, match=f"label {value} is out of range"):
+                decode_label(File(tmp_path / "x.png"), info)
 
 
 def test_a_truncated_label_is_unreadable(tmp_path):

@@ -98,6 +98,20 @@ def test_images_may_be_scaled_by_their_short_side(config):
             assert max(columns) <= 23
 
 
+def test_scaled_decoding_shows_the_same_views_a_little_differently(config):
+    small, scaled = config.copy_and_resolve_references(), config.copy_and_resolve_references()
+    small.scale_range = scaled.scale_range = (0.2, 0.4)
+    scaled.scaled_decode = True
+    differences = []
+    runs = (take(train_data(c, ood_labels_dir=config.root + "/cache"), 4) for c in (small, scaled))
+    for whole, other in zip(*runs, strict=True):
+        for stream in STREAMS:
+            images = [batch[stream].pop("image").astype(int) for batch in (whole, other)]
+            differences.append(abs(images[0] - images[1]).max())
+        assert_equal([whole], [other])
+    assert 0 < max(differences) < 12
+
+
 def test_lengths_and_steps_per_epoch(config):
     data = train_data(config, batch_size=3)
     assert data.lengths == {"labeled": 3, "unlabeled": 7, "mix": 7, "ood": 5}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from data_pipelines import transforms
 from data_pipelines.transforms import Geometry
@@ -70,27 +69,6 @@ def test_a_drawn_crop_lies_inside_the_padded_image(height, width, crop_size, top
     for start, side in ((geometry.y, geometry.size[0]), (geometry.x, geometry.size[1])):
         assert start == (max(side - crop_size, 0) if top else 0)
     assert geometry.flip is not top
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_window_of_the_resize_is_the_window_of_pils_resize(data):
-    height, width = data.draw(SIDES), data.draw(SIDES)
-    size = data.draw(st.integers(1, 130)), data.draw(st.integers(1, 130))
-    y, x = data.draw(st.integers(0, size[0] - 1)), data.draw(st.integers(0, size[1] - 1))
-    rows, columns = slice(y, data.draw(st.integers(y + 1, size[0]))), slice(x, data.draw(st.integers(x + 1, size[1])))
-    image = picture(height, width)
-    whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(transforms.resize_image(image, size, rows, columns), whole[rows, columns])
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.73, 1.25, 1.6, 2.0])
-def test_a_window_of_a_photograph_sized_resize_is_pils(scale):
-    image = picture(375, 500)
-    size = int(375 * scale), int(500 * scale)
-    whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-    rows, columns = slice(size[0] // 5, size[0] // 5 + 100), slice(size[1] // 3, size[1] // 3 + 120)
-    np.testing.assert_array_equal(transforms.resize_image(image, size, rows, columns), whole[rows, columns])
 
 
 @settings(max_examples=100, deadline=None)

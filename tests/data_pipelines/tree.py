@@ -25,6 +25,7 @@ def data_config(root: Path, **changes) -> ConfigDict:
             "crop_size": 33,
             "scale_range": (0.5, 2.0),
             "scale_short_side": 0,
+            "scaled_decode": False,
             "max_bad_records": 0,
             "num_workers": 0,
             "num_threads": 2,
