@@ -10,7 +10,7 @@ import pytest
 from semiovs_jax.runtime import CPU_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 # Most of the tests' time is compilation, and runs of one config compile the same programs. Workers and
 # subprocesses inherit the folder.

@@ -184,7 +184,8 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
         for found in unit.samples():
             if isinstance(found, BadFile):
                 bad.append(found)
-                logging.warning("%s: left out: %s", *found)
+                message = f"{found.name}: left out: {found.reason}"
+                logging.warning("%s", message.encode(errors="backslashreplace").decode())  # names need not be UTF-8
             else:
                 yield self.example(found)
 
