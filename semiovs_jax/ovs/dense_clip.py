@@ -71,11 +71,6 @@ def label_scores(
     return PseudoLabel(label, jnp.max(probabilities, axis=-1), valid)
 
 
-def reject_unsure(found: PseudoLabel, threshold: float) -> PseudoLabel:
-    """SemiVL's dense CLIP labels: pixels whose confidence is below `threshold` are invalid."""
-    return found._replace(valid=found.valid & (found.confidence >= threshold))
-
-
 @dataclasses.dataclass(eq=False)
 class DenseClip:
     """CLIP's image tower and the embedded vocabulary, as an OVS (see `labelers.OVS`).

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import InputError
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_vit import MASKCLIP
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.clip_weights import load_clip
@@ -20,7 +19,6 @@ from semiovs_jax.ovs.dense_clip import (
     label_scores,
     make_dense_clip,
     normalize,
-    reject_unsure,
 )
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.golden import Golden, assert_matches, golden_path
@@ -108,12 +106,6 @@ def test_confidence_is_the_softmax_of_the_winner():
     probabilities = jax.nn.softmax(7.0 * scores)
     np.testing.assert_array_equal(found.label, scores.argmax(-1))
     np.testing.assert_allclose(found.confidence, probabilities.max(-1), atol=1e-6)
-
-
-def test_unsure_pixels_are_invalid():
-    confidence = jnp.asarray([[[0.2, 0.5, 0.9]]])
-    found = PseudoLabel(jnp.zeros((1, 1, 3), jnp.int32), confidence, jnp.asarray([[[True, True, False]]]))
-    np.testing.assert_array_equal(reject_unsure(found, 0.5).valid, [[[False, True, False]]])
 
 
 def test_label_of_a_crop_is_that_of_the_resized_crop(ovs):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
-from semiovs_jax.ovs.dense_clip import class_scores, label_scores, normalize, reject_unsure
+from semiovs_jax.ovs.dense_clip import class_scores, label_scores, normalize
 from tests.golden import Golden
 from tests.replays.maskclip_vit import build, forward, image_of
 
@@ -44,8 +44,8 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
             ("labels_t05", 0.5),
             ("labels_unfiltered", 0.0),
         ):
-            sure = reject_unsure(found, threshold)
-            outputs[f"{case}_{name}"] = np.where(sure.valid, sure.label, _IGNORE_INDEX).astype(np.uint8)
+            sure = found.valid & (found.confidence >= threshold)  # the gate of the method's terms
+            outputs[f"{case}_{name}"] = np.where(sure, found.label, _IGNORE_INDEX).astype(np.uint8)
     return outputs
 
 
