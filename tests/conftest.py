@@ -10,10 +10,12 @@ import pytest
 from semiovs_jax.runtime import CPU_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+# Most of the tests' time is compilation, and of that LLVM's optimization a third.
+os.environ.setdefault(
+    "XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
-# Most of the tests' time is compilation, and runs of one config compile the same programs. Workers and
-# subprocesses inherit the folder.
+# Runs of one config compile the same programs. Workers and subprocesses inherit the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)

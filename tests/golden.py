@@ -209,8 +209,13 @@ def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: fl
     return None if error <= limit else f"max error {error:.3g} (<= {limit:.3g})"
 
 
-def assert_matches(golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False) -> None:
-    """Asserts that every compared key of `golden` is in `outputs` and inside the published tolerance."""
+def assert_matches(
+    golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, partial: bool = False
+) -> None:
+    """Asserts that every compared key of `golden` is in `outputs` and inside the published tolerance.
+
+    `partial` outputs are of the first iterations: they lack keys, and arrays with a row an iteration are shorter.
+    """
     name = family(golden.path, _INPUTS)
     inputs, optional = re.compile(_INPUTS[name]), re.compile(_OPTIONAL[name])
     noise = _reference_noise(golden.meta)
@@ -218,10 +223,15 @@ def assert_matches(golden: Golden, outputs: Mapping[str, np.ndarray], double: bo
     for key in golden.keys:
         if inputs.search(key) or _is_double(key) != double or (key not in outputs and optional.search(key)):
             continue
+        if partial and key not in outputs:
+            continue
         compared += 1
         if key not in outputs:
             faults.append(f"{key}: missing")
-        elif fault := _shortfall(name, key, golden[key], np.asarray(outputs[key]), noise.get(key, 0.0)):
+            continue
+        got = np.asarray(outputs[key])
+        want = golden[key][: len(got)] if partial else golden[key]
+        if fault := _shortfall(name, key, want, got, noise.get(key, 0.0)):
             faults.append(f"{key}: {fault}")
     assert compared, f"{golden.path}: nothing to compare"
     assert not faults, f"{golden.path.name}: {len(faults)} of {compared} fall short:\n" + "\n".join(faults)

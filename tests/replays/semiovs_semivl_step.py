@@ -32,8 +32,8 @@ TERM_NAMES = {f"u_{p}{ours}": f"loss{theirs}_{p}{end}" for p in ("s1", "s2", "fp
 )}  # fmt: skip
 
 
-def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
-    """Trains for the stored iterations and evaluates the student before and after."""
+def replay(golden: Golden, double: bool, iterations: int | None = None) -> dict[str, np.ndarray]:
+    """Trains for the stored iterations, or the first few, and after all of them evaluates the student."""
     dtype = jnp.float64 if double else jnp.float32
     meta, source = golden.meta, golden.state_dict()
     config = meta["config"]
@@ -65,7 +65,8 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     def evaluate(state: TrainState, image: jax.Array) -> jax.Array:
         return student.apply(state.params, state.batch_stats, image, train=False)[0]
 
-    views = [_views(golden, index, label_maker, ignore_index, dtype) for index in range(meta["niter"])]
+    count = iterations or meta["niter"]
+    views = [_views(golden, index, label_maker, ignore_index, dtype) for index in range(count)]
     state = TrainState.create(params, batch_stats, recipe.optimizer)
     updates = []
     for given in views:
@@ -74,14 +75,15 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
 
     found = _losses(updates, recipe) | _predictions(updates, views)
     names = [name for name, *_ in meta["trainable"]]
-    found["param_l2"] = _norms(names, state.params)
-    found["delta_l2"] = _norms(names, jax.tree.map(lambda new, old: new - old, state.params, params))
     for index, done in enumerate(updates):
         found[f"grad_l2_it{index}"] = _norms(names, done.gradient)
-    for key, stream in (("probe_x0", "labeled"), ("probe_w0", "unlabeled")):
-        logits = evaluate(state, views[0].weak[stream])
-        found[f"{key}_s8"] = _sampled(logits)
-        found[f"{key}_stats"] = np.array([logits.mean(), logits.std(), jnp.abs(logits).max()])
+    if count == meta["niter"]:
+        found["param_l2"] = _norms(names, state.params)
+        found["delta_l2"] = _norms(names, jax.tree.map(lambda new, old: new - old, state.params, params))
+        for key, stream in (("probe_x0", "labeled"), ("probe_w0", "unlabeled")):
+            logits = evaluate(state, views[0].weak[stream])
+            found[f"{key}_s8"] = _sampled(logits)
+            found[f"{key}_stats"] = np.array([logits.mean(), logits.std(), jnp.abs(logits).max()])
     suffix = "_f64" if double else ""
     return {key + suffix: value for key, value in found.items() if key + suffix in golden}
 
