@@ -104,9 +104,9 @@ def _command(folder: Path, workdir: Path) -> list[str]:
         "ovs.weights": folder / "sed.safetensors",
         "ovs.image_size": 64,
         "ovs.labels_dir": folder / "labels",
-        "train.steps": 4,
+        "train.steps": 3,
         "train.log_every_steps": 1,
-        "train.eval_every_steps": 4,
+        "train.eval_every_steps": 3,
         "train.checkpoint_every_steps": 2,
         "train.panel_images": 0,
         "eval.batch_size": 2,
@@ -124,7 +124,7 @@ def _command(folder: Path, workdir: Path) -> list[str]:
 
 def _state(workdir: Path):
     with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(workdir / "checkpoints" / "4" / "state")
+        return reader.restore(workdir / "checkpoints" / "3" / "state")
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_voc92_killed_after_two_steps_equals_an_uninterrupted_run(tmp_path: Path
     peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory {peak_gib:.1f} GiB")
     assert peak_gib < 16
-    assert not (killed / "checkpoints" / "4").exists()
+    assert not (killed / "checkpoints" / "3").exists()
 
     subprocess.run(_command(tmp_path, killed), check=True, cwd=ROOT, env=environment)
     jax.tree.map(np.testing.assert_array_equal, _state(whole), _state(killed))
