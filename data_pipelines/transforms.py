@@ -125,16 +125,6 @@ def pad_view(shown: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -
     return padded
 
 
-def flip(array: np.ndarray) -> np.ndarray:
-    """Mirrors [H, W, ...] left to right, as a view."""
-    return array[:, ::-1]
-
-
-def resize_plane(plane: np.ndarray, size: Size) -> np.ndarray:
-    """Nearest-neighbor resize with PIL: [H, W] uint8 to [size] uint8."""
-    return np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST))
-
-
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Bilinear resize with PIL: [H, W, 3] uint8 to [size, 3] uint8."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from data_pipelines import transforms
+from data_pipelines.resampling import bilinear_window, nearest_window
 from tests.golden import Golden
 from tests.replays.transforms_device import device_outputs
 
@@ -19,18 +20,23 @@ def host_outputs(golden: Golden) -> dict[str, np.ndarray]:
     for case in golden.meta["resize"]:
         image, label = golden[f"img_{case['source']}"], golden[f"mask_{case['source']}"]
         size = transforms.scaled_size(*label.shape, case["long_side"])
-        outputs[f"{case['key']}_img"] = transforms.resize_image(image, size)
-        outputs[f"{case['key']}_mask"] = transforms.resize_plane(label, size)
+        outputs[f"{case['key']}_img"] = bilinear_window(image, size, *_whole(size))
+        outputs[f"{case['key']}_mask"] = nearest_window(label, size, *_whole(size))
     for case in golden.meta["crop"]:
         image, label = golden[f"img_{case['source']}"], golden[f"mask_{case['source']}"]
         geometry = transforms.Geometry(label.shape, case["y"], case["x"])
         outputs[f"{case['key']}_img"] = transforms.view_image(image, geometry, case["size"])
         outputs[f"{case['key']}_mask"] = transforms.view_plane(label, geometry, case["size"], case["ignore_value"])
-    outputs["hflip/img"] = transforms.flip(golden["img_land"])
-    outputs["hflip/mask"] = transforms.flip(golden["mask_land"])
+    image, label = golden["img_land"], golden["mask_land"]
+    outputs["hflip/img"] = bilinear_window(image, label.shape, *_whole(label.shape), mirrored=True)
+    outputs["hflip/mask"] = nearest_window(label, label.shape, *_whole(label.shape), mirrored=True)
     for item in golden.meta.get("items", ()):
         outputs |= _weak_view(golden, item)
     return outputs
+
+
+def _whole(size: transforms.Size) -> tuple[slice, slice]:
+    return slice(0, size[0]), slice(0, size[1])
 
 
 def _weak_view(golden: Golden, item: dict) -> dict[str, np.ndarray]:
