@@ -152,7 +152,7 @@ def _read_list(path: Path) -> LabelShard:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ShardPlane:
+class LabelPlane:
     """The "label" or "confidence" of one image, read when asked for."""
 
     labels: "ShardLabels"
@@ -206,9 +206,9 @@ class ShardLabels:
         """Whether the image has its label."""
         return id_ in self._places
 
-    def planes(self, id_: str) -> tuple[ShardPlane, ShardPlane]:
+    def planes(self, id_: str) -> tuple[LabelPlane, LabelPlane]:
         """Label and confidence of the image, which need not be there."""
-        return ShardPlane(self, id_, "label"), ShardPlane(self, id_, "confidence")
+        return LabelPlane(self, id_, "label"), LabelPlane(self, id_, "confidence")
 
     def shard_of(self, id_: str) -> Path | None:
         """The shard that holds the image's label, None if it has none."""

@@ -1,5 +1,6 @@
 """What the builders have in common: the parts a split is prepared in, and from files to examples."""
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -97,6 +98,7 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
     def __init__(self, **options: Any):
         super().__init__(file_format="array_record", **options)
 
+    @abc.abstractmethod
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
         """The parts of each split, in a fixed order.
 
@@ -106,7 +108,6 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
         Raises:
             InputError: The source is missing, is another than expected, or cannot be used.
         """
-        raise NotImplementedError
 
     def locate(self, role: str, dl_manager: Any) -> Path:
         """An archive of ARCHIVES or the folder it was extracted to (see `downloads.locate`)."""
@@ -201,9 +202,9 @@ class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-
         self.source = Path(source).expanduser().absolute() if source else None
         super().__init__(**options)
 
+    @abc.abstractmethod
     def files(self) -> Sequence[Path]:
         """The files of the source, in a fixed order; raises `InputError` if there are none."""
-        raise NotImplementedError
 
     def origin(self, dl_manager: Any) -> dict[str, str]:
         """The files of the source."""

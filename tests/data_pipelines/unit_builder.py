@@ -4,6 +4,7 @@ import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +20,10 @@ class Toy(ImageBuilder, skip_registration=True):
     """Images; units are given beside it."""
 
     VERSION = tfds.core.Version("1.0.0")
+
+    def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
+        """None of its own."""
+        return {}
 
 
 def image(seed: int) -> bytes:
