@@ -10,7 +10,6 @@ FOLDER/bad/ID.txt          why an image could not be read; such an image has no 
 import dataclasses
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import replace_file
 from data_pipelines.sources import Encoded, File, Record, Source
 
 MANIFEST = "manifest.json"
@@ -186,18 +186,5 @@ def class_row(counts: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarra
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name, then renames it: readers never see a part of it.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{path}: cannot be written ({reason}); make room or set config.ovs.labels_dir to a folder you may write to"
-        ) from error
+    """Writes a file of a folder of labels whole or not at all; raises `InputError` if it cannot be written."""
+    replace_file(path, content, mend="set config.ovs.labels_dir to a folder you may write to")

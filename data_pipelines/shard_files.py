@@ -8,7 +8,6 @@ A shard appears whole or not at all, and the metadata last. Importing this modul
 Datasets does.
 """
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import part_path, replace_file, write_fault
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _WRITER_OPTIONS = "group_size:1"  # every example can be read alone
@@ -52,7 +52,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
     Raises:
         InputError: The shard cannot be written, or an id is empty or holds a line break.
     """
-    part = _part_path(path)
+    part = part_path(path)
     ids, length = [], 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
             writer.close()
         part.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{path}: cannot be written ({reason}); make room or choose a folder you may write to"
-        ) from error
+        raise write_fault(path, error) from error
     finally:
         part.unlink(missing_ok=True)
     return Shard(tuple(ids), length)
@@ -134,20 +131,6 @@ def write_ids(folder: Path, split: str, ids: Sequence[str]) -> None:
     replace_file(path, "".join(f"{_line(path, id_)}\n" for id_ in ids).encode())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, its folder as well; raises `InputError` if it cannot."""
-    part = _part_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{path}: cannot be written ({reason}); make room or choose a folder you may write to"
-        ) from error
-
-
 class IdList(Sequence[str]):
     """The ids in a file, which stays on disk: workers share its pages, and a copy for one is the file's path."""
 
@@ -199,11 +182,6 @@ def ids_path(folder: Path, split: str) -> Path:
 def _in_order(serialized: bytes) -> bytes:
     """The same example with its features in order: the order of a map differs from process to process."""
     return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
-
-
-def _part_path(path: Path) -> Path:
-    """Where a file is written before it is whole; processes on several machines may write the same file at a time."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def _line(path: Path, id_: str) -> str:

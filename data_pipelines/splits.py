@@ -17,7 +17,6 @@ is a list that is there already and is another.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -28,6 +27,7 @@ import numpy as np
 from data_pipelines.balanced_draw import classes_present, draw_balanced
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.errors import InputError
+from data_pipelines.files import replace_file
 from data_pipelines.published_splits import fetch_lists, load_published, read_lists
 from data_pipelines.sources import File, first_few, open_list, record_id
 
@@ -105,7 +105,7 @@ def write_lists(folder: Path, contents: Mapping[str, bytes]) -> int:
             )
         missing = [path for path in contents if path not in present]
         for path in missing:
-            _write_whole(folder / path, contents[path])
+            replace_file(folder / path, contents[path], mend="name an --out you may write to")
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); name an --out you may "
@@ -134,13 +134,6 @@ def overlaps(contents: Mapping[str, bytes]) -> list[str]:
 
 def _lines(content: bytes) -> Iterator[str]:
     return (line for line in content.decode("utf-8-sig", errors="replace").splitlines() if line.strip())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _class_table(split: DrawnSplit, info: DatasetInfo) -> str:

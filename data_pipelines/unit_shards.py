@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from data_pipelines.builders.base import BadFile, Content, ImageBuilder, Unit, refuse_empty
 from data_pipelines.errors import InputError
+from data_pipelines.files import replace_file
 from data_pipelines.leakage import EvaluationImages
-from data_pipelines.shard_files import Shard, replace_file, shard_path, write_metadata, write_shard
+from data_pipelines.shard_files import Shard, shard_path, write_metadata, write_shard
 from data_pipelines.sources import UnreadableError, first_few
 
 _PLAN = "preparation.json"
