@@ -209,12 +209,19 @@ def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: fl
     return None if error <= limit else f"max error {error:.3g} (<= {limit:.3g})"
 
 
+def _comes_later(key: str, iterations: int) -> bool:
+    """Whether a key of SemiVL's golden is of a later iteration, or of the state after all of them."""
+    number = re.search(r"it(\d+)", key)
+    return int(number[1]) >= iterations if number else key.startswith(("param_", "delta_", "probe_"))
+
+
 def assert_matches(
-    golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, partial: bool = False
+    golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, iterations: int = 0
 ) -> None:
     """Asserts that every compared key of `golden` is in `outputs` and inside the published tolerance.
 
-    `partial` outputs are of the first iterations: they lack keys, and arrays with a row an iteration are shorter.
+    Outputs of the first `iterations` alone lack what later ones give, and arrays with a row an iteration are shorter;
+    0 stands for all.
     """
     name = family(golden.path, _INPUTS)
     inputs, optional = re.compile(_INPUTS[name]), re.compile(_OPTIONAL[name])
@@ -223,14 +230,14 @@ def assert_matches(
     for key in golden.keys:
         if inputs.search(key) or _is_double(key) != double or (key not in outputs and optional.search(key)):
             continue
-        if partial and key not in outputs:
+        if iterations and _comes_later(key, iterations):
             continue
         compared += 1
         if key not in outputs:
             faults.append(f"{key}: missing")
             continue
         got = np.asarray(outputs[key])
-        want = golden[key][: len(got)] if partial else golden[key]
+        want = golden[key][:iterations] if iterations and not re.search(r"it\d", key) else golden[key]
         if fault := _shortfall(name, key, want, got, noise.get(key, 0.0)):
             faults.append(f"{key}: {fault}")
     assert compared, f"{golden.path}: nothing to compare"
