@@ -24,6 +24,7 @@ from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from data_pipelines.files import remove_abandoned_parts
 from data_pipelines.label_cache import (
     FILES,
     LABEL_AGAIN,
@@ -93,8 +94,7 @@ class LabelStore(abc.ABC):
           ids: all images; each has a label or is bad.
           last_run: facts of the run that ends now, plain data.
         """
-        for part in self.folder.rglob("*.part"):  # of processes that were killed
-            part.unlink(missing_ok=True)
+        remove_abandoned_parts(self.folder)
         form_state = self._finish_form()
         cache = open_label_cache(self.folder)
         labeled = [id_ for id_ in ids if cache.is_labeled(id_)]

@@ -1,8 +1,12 @@
 """An OVS without weights to speak of, for the tests of everything around one."""
 
+import contextlib
 import dataclasses
+import itertools
+import os
+import signal
+import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.layers import inside, resize_bilinear
 
 SHARD_RECORDS = 4  # of labels, in tests
+NEVER = -1  # renames until a process kills itself
 
 
 @dataclasses.dataclass
@@ -89,21 +94,38 @@ def prepare_images(root: Path, folder: Path) -> None:
     write_metadata(folder, "images", features, {"train": [shard]})
 
 
+def start_labeling(ood_root: Path, labels_dir: Path, index: int, count: int, *, renames: int) -> subprocess.Popen:
+    """Starts a process that labels a share of the images; in the place of a rename after so many it kills itself."""
+    arguments = map(str, (ood_root, labels_dir, index, count, renames))
+    return subprocess.Popen([sys.executable, "-m", "tests.fake_ovs", *arguments], stderr=subprocess.DEVNULL)
+
+
+def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
+    """Waits for a process that kills itself and ages what it leaves, as if it had died long ago."""
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    parts = list(labels_dir.rglob("*.part"))
+    assert parts
+    for part in parts:
+        with contextlib.suppress(FileNotFoundError):  # of another process, which is alive
+            os.utime(part, (0, 0))
+
+
 def main() -> None:
-    """Labels slowly, to be killed meanwhile: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT."""
+    """Labels a share: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT RENAMES."""
     from semiovs_jax import label_shard_store
     from semiovs_jax.label import label_images
     from semiovs_jax.sharding import make_mesh
 
     label_shard_store.FEWEST_RECORDS = SHARD_RECORDS
-    replace = Path.replace
+    root, folder, index, count, renames = sys.argv[1:]
+    replace, done = Path.replace, itertools.count()
 
-    def slow_replace(*args: Any) -> Path:
-        time.sleep(0.05)  # with files half done on disk
+    def replace_or_die(*args: Any) -> Path:
+        if next(done) == int(renames):
+            os.kill(os.getpid(), signal.SIGKILL)
         return replace(*args)
 
-    Path.replace = slow_replace
-    root, folder, index, count = sys.argv[1:]
+    Path.replace = replace_or_die
     config = label_config(Path(root), Path(folder))
     label_images(config, ColorOVS(), make_mesh(), process_index=int(index), process_count=int(count))
 

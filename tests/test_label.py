@@ -1,8 +1,4 @@
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,7 +13,7 @@ from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.label_job import MAX_CANVASES
 from semiovs_jax.label_store import FileStore
 from semiovs_jax.sharding import make_mesh
-from tests.fake_ovs import ColorOVS, label_config, write_images
+from tests.fake_ovs import NEVER, ColorOVS, assert_killed, label_config, start_labeling, write_images
 
 COUNT = 29
 
@@ -123,25 +119,19 @@ def test_finished_labels_are_recognized_and_kept(images, undisturbed):
     assert {path: path.stat().st_mtime_ns for path in kept} == times
 
 
-def start_process(images: Path, folder: Path, index: int, count: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.fake_ovs", str(images), str(folder), str(index), str(count)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+def label_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (folder / "labels").rglob("*.png")}
 
 
 def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_path):
-    process = start_process(images, tmp_path, 0, 1)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.rglob("labels/**/*.png"))) < 5 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").rglob("*.png")}
+    assert_killed(start_labeling(images, tmp_path, 0, 1, renames=20), tmp_path)
+    done = label_times(tmp_path)
     assert 5 <= len(done) < COUNT
     config = label_config(images, tmp_path)
     assert not labels_complete(config, ColorOVS())
     report = label_images(config, ColorOVS(), make_mesh())
     assert report.labeled == COUNT - len(done)
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert label_times(tmp_path).items() >= done.items()
     assert contents(tmp_path) == contents(undisturbed)
 
 
@@ -149,38 +139,18 @@ def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_
 def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
     count, images, folder = 200, tmp_path / "ood", tmp_path / "labels"
     write_images(images, count)
-    rng = np.random.default_rng(3)
-    processes = [start_process(images, folder, index, 2) for index in range(2)]
+    renames = {0: [25, 40, 33, NEVER], 1: [40, 17, NEVER]}
+    processes = {index: start_labeling(images, folder, index, 2, renames=renames[index].pop(0)) for index in renames}
+    for index in (0, 1, 0, 1, 0):
+        assert_killed(processes[index], folder)
+        assert 0 < len(label_times(folder)) < count
+        processes[index] = start_labeling(images, folder, index, 2, renames=renames[index].pop(0))
+    assert [process.wait(timeout=240) for process in processes.values()] == [0, 0]
 
-    def labels() -> list[Path]:
-        return list((folder / "labels").rglob("*.png"))
-
-    kills_with_parts = 0
-    try:
-        for _ in range(5):
-            enough = len(labels()) + int(rng.integers(10, 25))
-            while len(labels()) < enough:
-                assert all(process.poll() in (None, 0) for process in processes)
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.1))
-            running = [index for index, process in enumerate(processes) if process.poll() is None]
-            victim = int(rng.choice(running))
-            processes[victim].kill()
-            assert processes[victim].wait() == -signal.SIGKILL
-            kills_with_parts += any(f".{processes[victim].pid}.part" in path.name for path in folder.rglob("*.part"))
-            assert len(labels()) < count
-            processes[victim] = start_process(images, folder, victim, 2)
-        assert [process.wait() for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    assert kills_with_parts > 0  # files were half done
-
-    found = contents(folder)
-    assert len(labels()) == count
-    assert not [name for name in found if name.endswith(".part")]
+    assert len(label_times(folder)) == count
+    assert label_images(label_config(images, folder), ColorOVS(), make_mesh()).labeled == 0  # no part is left
     label_images(label_config(images, tmp_path / "alone"), ColorOVS(), make_mesh())
-    assert found == contents(tmp_path / "alone")
+    assert contents(folder) == contents(tmp_path / "alone")
 
 
 def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path):

@@ -3,10 +3,6 @@
 import json
 import pickle
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +22,16 @@ from semiovs_jax import label_shard_store
 from semiovs_jax.contact_sheet import FILE_NAME
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh
-from tests.fake_ovs import SHARD_RECORDS, ColorOVS, label_config, prepare_images, write_images
+from tests.fake_ovs import (
+    NEVER,
+    SHARD_RECORDS,
+    ColorOVS,
+    assert_killed,
+    label_config,
+    prepare_images,
+    start_labeling,
+    write_images,
+)
 
 COUNT = 25
 SHARDS = -(-COUNT // SHARD_RECORDS)
@@ -134,23 +139,17 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     np.testing.assert_array_equal(read_class_pixels(tmp_path).pixels, pixels)
 
 
-def start_process(ood: Path, folder: Path, index: int, count: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.fake_ovs", str(ood), str(folder), str(index), str(count)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+def list_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*-of-*.json")}
 
 
 def test_killed_and_restarted_ends_with_the_same_bytes(ood, undisturbed, tmp_path):
-    process = start_process(ood, tmp_path, 0, 1)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*-of-*.json")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-of-*.json")}
+    assert_killed(start_labeling(ood, tmp_path, 0, 1, renames=6), tmp_path)
+    done = list_times(tmp_path)
     assert 1 <= len(done) < SHARDS
     assert not complete(ood, tmp_path)
     assert label(ood, tmp_path).labeled < COUNT
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert list_times(tmp_path).items() >= done.items()
     assert contents(tmp_path) == contents(undisturbed)
 
 
@@ -159,29 +158,15 @@ def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
     count, ood, folder = 200, tmp_path / "ood", tmp_path / "labels"
     write_images(tmp_path / "images", count)
     prepare_images(tmp_path / "images", ood)
-    rng = np.random.default_rng(3)
-    processes = [start_process(ood, folder, index, 2) for index in range(2)]
-
-    def shards() -> int:
-        return len(list(folder.glob("*-of-*.json")))
-
-    try:
-        for _ in range(5):
-            enough = shards() + int(rng.integers(2, 6))
-            while shards() < enough:
-                assert all(process.poll() in (None, 0) for process in processes)
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.2))
-            victim = int(rng.choice([index for index, process in enumerate(processes) if process.poll() is None]))
-            processes[victim].kill()
-            assert processes[victim].wait() == -signal.SIGKILL
-            assert shards() < count // SHARD_RECORDS
-            processes[victim] = start_process(ood, folder, victim, 2)
-        assert [process.wait() for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    assert shards() == count // SHARD_RECORDS
+    renames = {0: [7, 8, 13, NEVER], 1: [12, 5, NEVER]}
+    processes = {index: start_labeling(ood, folder, index, 2, renames=renames[index].pop(0)) for index in renames}
+    for index in (0, 1, 0, 1, 0):
+        assert_killed(processes[index], folder)
+        assert 0 < len(list_times(folder)) < count // SHARD_RECORDS
+        processes[index] = start_labeling(ood, folder, index, 2, renames=renames[index].pop(0))
+    assert [process.wait(timeout=240) for process in processes.values()] == [0, 0]
+    assert len(list_times(folder)) == count // SHARD_RECORDS
+    assert label(ood, folder).labeled == 0  # no part is left
     assert label(ood, tmp_path / "alone").labeled == count
     assert contents(folder) == contents(tmp_path / "alone")
 

@@ -1,0 +1,31 @@
+import os
+
+import pytest
+
+from data_pipelines.errors import InputError
+from data_pipelines.files import part_path, remove_abandoned_parts, replace_file
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    replace_file(path, "first")
+    replace_file(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_mend(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/below: cannot be written \(.*\); make room or name another folder"):
+        replace_file(tmp_path / "file" / "below", "", mend="name another folder")
+
+
+def test_only_parts_that_nobody_writes_any_more_are_removed(tmp_path):
+    (tmp_path / "below").mkdir()
+    young, old, whole = part_path(tmp_path / "a"), part_path(tmp_path / "below" / "a"), tmp_path / "b.png"
+    for path in (young, old, whole):
+        path.touch()
+    for path in (old, whole):
+        os.utime(path, (0, 0))
+    remove_abandoned_parts(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {young, whole}
