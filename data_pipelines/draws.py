@@ -24,12 +24,11 @@ def draw_positions(source: Source, seed: int, selection: Selection | None = None
     Raises:
         InputError: The selection leaves nothing of a part of a mixture.
     """
-    parts = source.parts if isinstance(source, Mixture) else (Part(source),)
-    starts = source.starts if isinstance(source, Mixture) else [0]
+    parts = source.parts if isinstance(source, Mixture) else [Part(source)]
     orders = []
-    for index, (part, start) in enumerate(zip(parts, starts, strict=True)):
+    for index, part in enumerate(parts):
         part_seed = seed if len(parts) == 1 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-        orders.append(grain.MapDataset.source(_order_of(part, start, part_seed, selection)))
+        orders.append(grain.MapDataset.source(_order_of(part, part_seed, selection)))
     if len(parts) == 1:
         return orders[0]
     return grain.MapDataset.mix(orders, [part.weight for part in parts])
@@ -39,12 +38,8 @@ def batches_at_most(source: Source, batch_size: int, selection: Selection | None
     """Batches until a part that is drawn once has been seen whole; None where every part may be drawn again."""
     if not isinstance(source, Mixture):
         return None
-    total = sum(part.weight for part in source.parts)
-    lengths = (
-        (part, _order_of(part, start, 0, selection).length)
-        for part, start in zip(source.parts, source.starts, strict=True)
-        if part.once
-    )
+    total = sum(source.weights)
+    lengths = ((part, _order_of(part, 0, selection).length) for part in source.parts if part.once)
     # The first draws hold a part's share of them, give or take one.
     return min((int((length - 1) * total / part.weight // batch_size) for part, length in lengths), default=None)
 
@@ -96,8 +91,8 @@ class _Order:
         return rng.permutation(np.minimum(drawn, self.length - 1))
 
 
-def _order_of(part: Part, start: int, seed: int, selection: Selection | None) -> _Order:
-    count = len(part.source)
+def _order_of(part: Part, seed: int, selection: Selection | None) -> _Order:
+    start, count = part.start, len(part.source)
     part_seed = None if part.once else seed
     if selection is None:
         return _Order(start, count, part_seed)

@@ -9,13 +9,14 @@ at most once in a run. The id of an image is that in its source behind the sourc
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import Record, Source, first_few
+from data_pipelines.sources import ConcatenatedSource, Record, Source, first_few
 
 _FIELDS = {"name": str, "root": str, "split": str, "weight": (int, float), "once": bool}
 _REQUIRED = ("name", "root")
@@ -26,45 +27,34 @@ class Part(NamedTuple):
 
     Attributes:
         source: Its records.
+        start: Position of its first record in the mixture.
         weight: Its share of the draws, relative to the other parts'.
         once: Whether its records come in order, each at most once in a run.
     """
 
     source: Source
+    start: int = 0
     weight: float = 1.0
     once: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mixture:
-    """The records of several sources, one source after the other, to be drawn by their weights."""
+class Mixture(ConcatenatedSource):
+    """The records of several sources, one source after the other, to be drawn by their weights.
 
-    parts: tuple[Part, ...]
+    Attributes:
+        weights: Each source's share of the draws, relative to the others'.
+        once: Whether each source's records come in order, each at most once in a run.
+    """
 
-    def __len__(self) -> int:
-        return sum(len(part.source) for part in self.parts)
-
-    def __getitem__(self, index: int) -> Record:
-        for part in self.parts:
-            if index < len(part.source):
-                return part.source[index]
-            index -= len(part.source)
-        raise IndexError(index)
+    weights: tuple[float, ...]
+    once: tuple[bool, ...]
 
     @property
-    def prepared(self) -> bool:
-        """Whether all parts are."""
-        return all(part.source.prepared for part in self.parts)
-
-    @property
-    def starts(self) -> list[int]:
-        """Position of each part's first record."""
-        lengths = [len(part.source) for part in self.parts]
-        return [sum(lengths[:index]) for index in range(len(lengths))]
-
-    def ids(self) -> list[str]:
-        """The ids of all records, in order."""
-        return [id_ for part in self.parts for id_ in part.source.ids()]
+    def parts(self) -> list[Part]:
+        """What is known of each source."""
+        starts = itertools.accumulate(map(len, self.sources), initial=0)
+        return [Part(*facts) for facts in zip(self.sources, starts, self.weights, self.once, strict=False)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,13 +103,13 @@ def open_mixture(path: Path, open_source: Callable[[Path, str, str], Source]) ->
     names = [entry["name"] for entry in entries]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{path}: the name(s) {', '.join(repeated)} stand for several sources; rename all but one")
-    parts = []
+    sources = []
     for entry in entries:
         root = path.parent / Path(entry["root"]).expanduser()
         source = open_source(root, entry.get("split", ""), f"{path}: source {entry['name']}")
-        weight, once = float(entry.get("weight", 1)), entry.get("once", False)
-        parts.append(Part(NamedSource(entry["name"], source), weight, once))
-    return Mixture(tuple(parts))
+        sources.append(NamedSource(entry["name"], source))
+    weights = tuple(float(entry.get("weight", 1)) for entry in entries)
+    return Mixture(tuple(sources), weights, tuple(entry.get("once", False) for entry in entries))
 
 
 def _faults(index: int, entry: dict[str, Any]) -> list[str]:

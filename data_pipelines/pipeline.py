@@ -142,7 +142,7 @@ def _refuse_draws(data_config: Any, source: Source) -> None:
     """OOD images that join the unlabeled ones are shuffled among them, each once an epoch."""
     if keys := filter_keys(data_config):
         raise InputError(f"{keys}: there are no OVS labels with config.method.ood='unlabeled'; set 0")
-    if isinstance(source, Mixture) and any(part.weight != source.parts[0].weight or part.once for part in source.parts):
+    if isinstance(source, Mixture) and (len(set(source.weights)) > 1 or any(source.once)):
         raise InputError(
             f"config.data.ood_root={data_config.ood_root}: weights and 'once' have no meaning with "
             "config.method.ood='unlabeled', which draws each image once an epoch; leave them out"

@@ -158,9 +158,13 @@ class SelectedSource:
         return [ids[position] for position in self.positions]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ConcatenatedSource:
-    """The records of several sources, one source after the other."""
+    """The records of several sources, one source after the other.
+
+    Attributes:
+        sources: The sources.
+    """
 
     sources: tuple[Source, ...]
 

@@ -1,5 +1,6 @@
 """Opens the source of each stream that a config names: lists of files, folders, prepared datasets, mixtures."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bo
 
 def _labeled(source: Source, cache: LabelCache) -> Source:
     if isinstance(source, Mixture):
-        return Mixture(tuple(part._replace(source=LabeledSource(part.source, cache)) for part in source.parts))
+        return dataclasses.replace(source, sources=tuple(LabeledSource(part, cache) for part in source.sources))
     return LabeledSource(source, cache)
 
 

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.draws import batches_at_most, draw_positions
 from data_pipelines.errors import InputError
 from data_pipelines.label_cache import write_class_pixels
-from data_pipelines.mixture import Mixture, Part
+from data_pipelines.mixture import Mixture
 from data_pipelines.ood_filter import Selection, repeat_factors
 from data_pipelines.pipeline import make_train_iterator
 from data_pipelines.sources import FolderSource
@@ -37,7 +37,7 @@ def test_every_epoch_is_a_new_order_of_all_records():
 
 
 def test_parts_of_a_mixture_are_drawn_by_their_weights():
-    mixture = Mixture((Part(source(4), 3.0), Part(source(100, "b"), 1.0)))
+    mixture = Mixture((source(4), source(100, "b")), weights=(3.0, 1.0), once=(False, False))
     found = draws(draw_positions(mixture, seed=0), 400)
     assert sum(position < 4 for position in found) == 300
     for start in range(0, 400, 8):  # every batch is close to the shares
@@ -49,7 +49,7 @@ def test_parts_of_a_mixture_are_drawn_by_their_weights():
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize(("length", "weight"), [(50, 1.0), (9, 5.0), (2, 1.0)])
 def test_a_stream_comes_in_order_and_is_not_seen_twice(length: int, weight: float, batch_size: int):
-    mixture = Mixture((Part(source(7), 2.0), Part(source(length, "b"), weight, once=True)))
+    mixture = Mixture((source(7), source(length, "b")), weights=(2.0, weight), once=(False, True))
     positions = draw_positions(mixture, seed=0)
     batches = batches_at_most(mixture, batch_size)
     assert batches is not None
@@ -75,7 +75,7 @@ def test_rare_classes_are_drawn_more_often():
 
 
 def test_a_selection_draws_only_its_images():
-    mixture = Mixture((Part(source(6)), Part(source(6, "b"))))
+    mixture = Mixture((source(6), source(6, "b")), weights=(1.0, 1.0), once=(False, False))
     selection = Selection(np.array([1, 4, 5, 9]), None)
     assert set(draws(draw_positions(mixture, 0, selection), 60)) == {1, 4, 5, 9}
     with pytest.raises(InputError, match=r"leaves none of the 6 images of a source \(b/0, ...\)"):
