@@ -3,6 +3,7 @@
 import contextlib
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
@@ -10,9 +11,35 @@ from data_pipelines.errors import InputError
 _ABANDONED_SECONDS = 600.0  # nobody takes as long between two writes to a part
 
 
-def part_path(path: Path) -> Path:
-    """Where a file is written before it is whole; processes on several machines may write the same file at a time."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+@contextlib.contextmanager
+def whole_file(path: Path, *, mend: str = "choose a folder you may write to") -> Iterator[Path]:
+    """Gives another name to write a file under, and renames it in the end: readers never see a part of it.
+
+    Processes on several machines may write the same file at a time. The file's folder is made.
+
+    Args:
+        path: The file.
+        mend: What to do if it cannot be written and there is room.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or {mend}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def replace_file(path: Path, content: str | bytes, **options: str) -> None:
+    """Writes text, as UTF-8, or bytes as `whole_file` does; raises what it raises."""
+    with whole_file(path, **options) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove_abandoned_parts(folder: Path) -> None:
@@ -21,28 +48,3 @@ def remove_abandoned_parts(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its process renamed it meanwhile
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
                 part.unlink()
-
-
-def replace_file(path: Path, content: str | bytes, *, mend: str = "choose a folder you may write to") -> None:
-    """Writes a file, and its folder, under another name, then renames it: readers never see a part of it.
-
-    Args:
-        path: The file.
-        content: Text, written as UTF-8, or bytes.
-        mend: What to do if it cannot be written and there is room.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    part = part_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        raise write_fault(path, error, mend) from error
-
-
-def write_fault(path: Path, error: OSError, mend: str = "choose a folder you may write to") -> InputError:
-    """What to raise for a file that cannot be written."""
-    return InputError(f"{path}: cannot be written ({error.strerror or error}); make room or {mend}")

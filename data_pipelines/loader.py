@@ -29,6 +29,9 @@ class BatchIterator(grain.DatasetIterator):
         stall_seconds: A batch that takes longer is an error; 0: wait without end.
         bad: Unreadable records, which are logged here.
         held: What the makers of batches hold, for errors.
+
+    Attributes:
+        stall_seconds: As given; may be changed between batches.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class BatchIterator(grain.DatasetIterator):
         self._prefetch = prefetch
         ahead = num_threads if num_workers else prefetch  # workers have a buffer of their own, too
         self._read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
-        self._stall_seconds = stall_seconds
+        self.stall_seconds = stall_seconds
         self._bad = bad
         self._held = held
         self._position = 0
@@ -64,7 +67,7 @@ class BatchIterator(grain.DatasetIterator):
         self.start_prefetch()
         assert self._source is not None
         try:
-            batch = self._source.next(self._stall_seconds or None)
+            batch = self._source.next(self.stall_seconds or None)
         except TimeoutError:
             holdings = self._held.holdings()
             for process in {holding.process for holding in holdings} - {os.getpid()}:
@@ -115,7 +118,7 @@ class BatchIterator(grain.DatasetIterator):
     def _stalled(self, holdings: list[Holding]) -> str:
         held = _listed(holdings) or "no record is held: the reading of shards or the machine hangs"
         return (
-            f"no batch came for {self._stall_seconds:g} s (config.data.stall_seconds); {held}; see whether the "
+            f"no batch came for {self.stall_seconds:g} s (config.data.stall_seconds); {held}; see whether the "
             "storage answers, or raise the limit"
         )
 

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import part_path, replace_file, write_fault
+from data_pipelines.files import replace_file, whole_file
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _WRITER_OPTIONS = "group_size:1"  # every example can be read alone
@@ -52,10 +52,8 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
     Raises:
         InputError: The shard cannot be written, or an id is empty or holds a line break.
     """
-    part = part_path(path)
     ids, length = [], 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
         writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
         try:
             for example in examples:
@@ -65,11 +63,6 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
                 length += len(serialized)
         finally:
             writer.close()
-        part.replace(path)
-    except OSError as error:
-        raise write_fault(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
     return Shard(tuple(ids), length)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import replace_file
 from data_pipelines.sources import UnreadableError
 
 _NOTE_BYTES = 1024
@@ -66,9 +67,7 @@ class BadRecords:
         """
         path = self._folder.path / f"{hashlib.sha256(id_.encode()).hexdigest()}.txt"
         if not path.exists():
-            part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            part.write_text(f"{id_}\n{error}", encoding="utf-8")
-            part.replace(path)
+            replace_file(path, f"{id_}\n{error}")
         self.log()
         if len(names := self.names()) > self._maximum:
             earlier = ", ".join(names[:5])

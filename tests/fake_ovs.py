@@ -102,7 +102,7 @@ def start_labeling(ood_root: Path, labels_dir: Path, index: int, count: int, *, 
 
 def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
     """Waits for a process that kills itself and ages what it leaves, as if it had died long ago."""
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert process.wait(timeout=300) == -signal.SIGKILL
     parts = list(labels_dir.rglob("*.part"))
     assert parts
     for part in parts:

@@ -63,7 +63,7 @@ def run_both(workdir, task):
         for index in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=240) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -145,6 +145,6 @@ def test_a_step_that_does_not_fit_says_what_to_make_smaller(error):
 
 def test_the_command_prints_an_input_error_and_exits_with_2():
     command = [sys.executable, "-m", "semiovs_jax.compile", "--config=configs/demo.py", "--topology=cpu:3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
     assert "error: config.batch_size=8 cannot be split over 3 devices" in done.stderr

@@ -145,7 +145,7 @@ def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
         assert_killed(processes[index], folder)
         assert 0 < len(label_times(folder)) < count
         processes[index] = start_labeling(images, folder, index, 2, renames=renames[index].pop(0))
-    assert [process.wait(timeout=240) for process in processes.values()] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes.values()] == [0, 0]
 
     assert len(label_times(folder)) == count
     assert label_images(label_config(images, folder), ColorOVS(), make_mesh()).labeled == 0  # no part is left

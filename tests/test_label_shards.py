@@ -164,7 +164,7 @@ def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
         assert_killed(processes[index], folder)
         assert 0 < len(list_times(folder)) < count // SHARD_RECORDS
         processes[index] = start_labeling(ood, folder, index, 2, renames=renames[index].pop(0))
-    assert [process.wait(timeout=240) for process in processes.values()] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes.values()] == [0, 0]
     assert len(list_times(folder)) == count // SHARD_RECORDS
     assert label(ood, folder).labeled == 0  # no part is left
     assert label(ood, tmp_path / "alone").labeled == count

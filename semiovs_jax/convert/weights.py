@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import whole_file
 
 
 def tensors_sha256(flat: Mapping[str, Any]) -> str:
@@ -36,13 +37,13 @@ def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[st
       flat: Arrays by "/" path, as `keys.flatten` gives them.
       metadata: Provenance. Converted weights carry at least `kind`, `source` and `source_sha256`. `sha256`,
         the digest of the tensors, is added.
+
+    Raises:
+      InputError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-    unfinished = path.with_name(path.name + ".part")
-    save_file(arrays, unfinished, metadata={**metadata, "sha256": tensors_sha256(arrays)})
-    unfinished.replace(path)
+    with whole_file(Path(path)) as part:
+        save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,8 +127,9 @@ def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndar
         _log.warning("cached text embeddings cannot be used, they are computed again: %s", error)
     embeddings = compute()
     try:
-        _write(_cache_folder() / "text_embeddings" / f"{digest}.safetensors", embeddings, key)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        path = _cache_folder() / "text_embeddings" / f"{digest}.safetensors"
+        save_weights(path, {"embeddings": embeddings}, key)
+    except (InputError, RuntimeError, SafetensorError) as error:
         _log.warning("text embeddings cannot be cached: %s; set SEMIOVS_CACHE to a folder you may write to", error)
     return embeddings
 
@@ -139,15 +139,6 @@ def _cache_folder() -> Path:
     if folder := os.environ.get("SEMIOVS_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "semiovs_jax"
-
-
-def _write(path: Path, embeddings: np.ndarray, key: Mapping[str, str]) -> None:
-    """Writes an entry whole or not at all, also where processes write the same one at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        unfinished = Path(scratch) / path.name
-        save_weights(unfinished, {"embeddings": embeddings}, key)
-        unfinished.replace(path)
 
 
 def _forward(

@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipelines.files import whole_file
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -36,9 +38,8 @@ def draw_curves(records: Records, path: Path) -> None:
         else:
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="gray")
 
-    unfinished = path.with_suffix(".tmp.png")
-    figure.savefig(unfinished)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")
 
 
 def _draw(axes: Axes, records: Records, wanted: Callable[[str], bool], main: str) -> None:

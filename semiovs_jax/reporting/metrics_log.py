@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipelines.files import replace_file
+
 Event = Literal["train", "eval"]
 
 
@@ -22,9 +24,7 @@ class MetricsLog:
         self.path = path
         self.records = [record for record in read_records(path) if record["step"] <= after_step]
         self._written = {(record["event"], record["step"]) for record in self.records}
-        kept = path.with_suffix(".tmp")
-        kept.write_text("".join(_line(record) for record in self.records), encoding="utf-8")
-        kept.replace(path)
+        replace_file(path, "".join(_line(record) for record in self.records))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: Event, step: int, values: Mapping[str, Any]) -> None:

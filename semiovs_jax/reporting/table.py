@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.files import replace_file
 from semiovs_jax.metrics import Scores
 
 Record = Mapping[str, Any]
@@ -55,9 +56,7 @@ def format_table(best: Record, last: Record, protocol: str) -> str:
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Writes result.json, whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    replace_file(path, json.dumps(result, indent=2) + "\n")
 
 
 def _percent(share: float | None) -> str:

@@ -12,7 +12,7 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.decode import decode_image, decode_label
 from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources import File
-from semiovs_jax.benchmarks import data
+from semiovs_jax.benchmarks import data, timing
 from semiovs_jax.benchmarks.photographs import draw_photograph, write_photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, core_seconds, starvation
 
@@ -69,13 +69,24 @@ def test_a_slow_device_starves_less(root):
     assert shares["0"] > shares["20"]
 
 
-def test_a_device_that_waits_as_long_as_it_works_is_starved_half_of_the_time():
-    def slowly():
-        while True:
-            time.sleep(0.05)
-            yield
+class _Clock:
+    """Time that passes only in `sleep`."""
 
-    assert 0.35 < starvation(slowly(), 5, step_seconds=0.05) < 0.65
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_device_that_waits_a_quarter_of_the_time_is_starved_for_it(monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    batches = (clock.sleep(1.0) for _ in itertools.count())
+    assert starvation(batches, 5, step_seconds=3.0) == 0.25
 
 
 def _spin(seconds: float, done, leave) -> None:

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import part_path, remove_abandoned_parts, replace_file
+from data_pipelines.files import remove_abandoned_parts, replace_file, whole_file
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -21,11 +21,23 @@ def test_a_file_that_cannot_be_written_is_named_with_the_mend(tmp_path):
 
 
 def test_only_parts_that_nobody_writes_any_more_are_removed(tmp_path):
-    (tmp_path / "below").mkdir()
-    young, old, whole = part_path(tmp_path / "a"), part_path(tmp_path / "below" / "a"), tmp_path / "b.png"
-    for path in (young, old, whole):
+    whole, old = tmp_path / "b.png", tmp_path / "below" / "c.png.0123.part"
+    old.parent.mkdir()
+    for path in (whole, old):
         path.touch()
-    for path in (old, whole):
         os.utime(path, (0, 0))
-    remove_abandoned_parts(tmp_path)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {young, whole}
+    with whole_file(tmp_path / "a.png") as young:
+        young.touch()
+        remove_abandoned_parts(tmp_path)
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} == {young, whole}
+
+
+def test_a_part_goes_with_the_error_that_ended_it(tmp_path):
+    def fail():
+        with whole_file(tmp_path / "a") as part:
+            part.touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not list(tmp_path.iterdir())

@@ -27,15 +27,16 @@ class Numbers:
 
     def __getitem__(self, index: int) -> np.ndarray:
         with self.held.hold(f"photo_{index}.jpg"):
-            if index == self.fatal and self.hangs:
-                time.sleep(30)
-            elif index == self.fatal:
+            if index == self.fatal:
                 (self.folder / "pid").write_text(str(os.getpid()))
-                os.kill(os.getpid(), signal.SIGKILL)
+                if self.hangs:
+                    time.sleep(30)
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return np.full(3, index)
 
 
-def iterator(folder: Path, num_workers: int, fatal: int = -1, *, hangs: bool = False, stall_seconds: float = 60.0):
+def iterator(folder: Path, num_workers: int, fatal: int = -1, *, hangs: bool = False):
     held = HeldRecords()
     batches = grain.MapDataset.source(Numbers(held, folder, fatal, hangs=hangs)).batch(2)
     return BatchIterator(
@@ -43,7 +44,7 @@ def iterator(folder: Path, num_workers: int, fatal: int = -1, *, hangs: bool = F
         num_workers=num_workers,
         num_threads=1,
         prefetch=2,
-        stall_seconds=stall_seconds,
+        stall_seconds=120.0,
         bad=BadRecords(0),
         held=held,
     )
@@ -79,9 +80,14 @@ def test_a_worker_that_dies_is_reported_with_the_record_it_held(tmp_path: Path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_record_that_hangs_is_reported(num_workers: int, tmp_path: Path):
-    batches = iterator(tmp_path, num_workers, fatal=2, hangs=True, stall_seconds=5.0)
+    batches = iterator(tmp_path, num_workers, fatal=2, hangs=True)
     next(batches)
-    with pytest.raises(InputError, match=r"no batch came for 5 s.*held: photo_2\.jpg"):
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():  # the record is held, and what follows is not a matter of time
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    batches.stall_seconds = 0.5
+    with pytest.raises(InputError, match=r"no batch came for 0\.5 s.*held: photo_2\.jpg"):
         next(batches)
 
 

@@ -94,7 +94,7 @@ def run(monkeypatch, *arguments: str) -> None:
 
 def test_a_killed_preparation_of_shapes_goes_on_without_its_evaluation_images(crawl, tmp_path, monkeypatch, capsys):
     command = [sys.executable, "-c", KILLED, *flags(crawl, tmp_path / "killed")]
-    killed = subprocess.run(command, check=False, capture_output=True, timeout=120)
+    killed = subprocess.run(command, check=False, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     folder = tmp_path / "killed/webdataset_ood/1.0.0"
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record-?????-of-?????")}

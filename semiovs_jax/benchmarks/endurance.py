@@ -1,0 +1,169 @@
+"""The loader on very many shards' records: python -m semiovs_jax.benchmarks.endurance.
+
+Writes OOD photographs, small ones, as shards with cached labels as shards beside them, and prints, measured in a fresh
+process: the time from its start to the first batch of all four streams, its memory over many batches, and the time in
+which another loader goes on from the middle, with equal batches.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import app, flags
+from PIL import Image
+
+from data_pipelines.datasets import load_dataset
+from data_pipelines.loader import BatchIterator
+from data_pipelines.pipeline import STREAMS, make_train_iterator
+from data_pipelines.shard_files import shard_path, write_metadata, write_shard
+from semiovs_jax.benchmarks import photographs
+from semiovs_jax.benchmarks.data import data_config
+from semiovs_jax.label_shard_store import ShardStore
+
+SIZE = (96, 128)  # of the photographs: height, width
+CROP_SIZE, BATCH_SIZE, NUM_THREADS = 64, 4, 2
+_DRAWN = 64  # different photographs, which return under other ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Endurance:
+    """What was measured.
+
+    Attributes:
+        first_batch_seconds: From the start of a process, imports and checks included, to its first batch.
+        memory: MiB that the process held after each twentieth of the batches, from the first one on.
+        restore_seconds: From a saved position to the batch there, in a loader that was made before.
+        reopen_seconds: The same with making the loader.
+        equal: Whether that batch equals the one that the first loader gave there.
+    """
+
+    first_batch_seconds: float
+    memory: list[float]
+    restore_seconds: float
+    reopen_seconds: float
+    equal: bool
+
+
+def write_records(root: Path, records: int, shards: int) -> None:
+    """Writes `records` OOD images in `root`/ood and their labels in `root`/ovs, in `shards` shards each.
+
+    `root` holds the files of `photographs.write_photographs`, from which they are made.
+    """
+    images = [path.read_bytes() for path in sorted((root / "images").iterdir())]
+    ids = [f"{number:07d}" for number in range(records)]
+    parts = [part.tolist() for part in np.array_split(ids, shards)]
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "id": tfds.features.Text()})
+    written = [
+        write_shard(
+            shard_path(root / "ood", "endurance", "train", index, shards),
+            features,
+            ({"id": id_, "image": images[int(id_) % len(images)]} for id_ in part),
+        )
+        for index, part in enumerate(parts)
+    ]
+    write_metadata(root / "ood", "endurance", features, {"train": written})
+    _write_labels(root, parts)
+
+
+def measure(root: Path, batches: int, started: float) -> Endurance:
+    """Takes batches of the records that `write_records` wrote.
+
+    Args:
+      root: As of `write_records`.
+      batches: How many.
+      started: When this process was started, in seconds of `time.time`.
+    """
+    iterator = _open(root)
+    next(iterator)
+    first_batch_seconds = time.time() - started
+    memory = []
+    for number in range(2, batches + 1):
+        batch = next(iterator)
+        if number == batches // 2:
+            middle = batch
+        if number % (batches // 20) == 0:
+            memory.append(_memory_mib())
+    iterator.close()
+
+    start = time.perf_counter()
+    other = _open(root)
+    opened = time.perf_counter()
+    other.set_state({"next_index": batches // 2 - 1})
+    batch = next(other)
+    end = time.perf_counter()
+    other.close()
+    equal = all(np.array_equal(batch[name][field], middle[name][field]) for name in STREAMS for field in middle[name])
+    return Endurance(first_batch_seconds, memory, end - opened, end - start, equal)
+
+
+def _open(root: Path) -> BatchIterator:
+    config = data_config(root, CROP_SIZE, NUM_THREADS)
+    config.ood_root = str(root / "ood")
+    return make_train_iterator(
+        config, batch_size=BATCH_SIZE, seed=0, streams=STREAMS, ood_labels_dir=str(root / "ovs")
+    ).iterator
+
+
+def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
+    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, load_dataset(photographs.DATASET))
+    planes = [
+        (np.asarray(Image.open(path)), np.asarray(Image.open(root / "confidence" / path.name)))
+        for path in sorted((root / "labels").iterdir())
+    ]
+    store.begin()
+    store.plan(parts)
+    for index, part in enumerate(parts):
+        for id_ in part:
+            store.write(id_, *planes[int(id_) % len(planes)])
+        store.write_part(index)
+    store.finish([id_ for part in parts for id_ in part], {})
+
+
+def _memory_mib() -> float:
+    """Resident memory of this process, from Linux's /proc."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def print_report(found: Endurance, arguments: Any) -> None:
+    """Prints what was measured."""
+    height, width = SIZE
+    print(
+        f"{arguments.records} OOD records of {width}x{height} in {arguments.shards} shards, labels likewise; crop "
+        f"{CROP_SIZE}, {BATCH_SIZE} images of each stream in a batch, {NUM_THREADS} threads\n"
+        f"  start of the process to the first batch    {found.first_batch_seconds:8.2f} s\n"
+        f"  memory over {arguments.batches} batches{'':<17} {min(found.memory):8.1f} to {max(found.memory):.1f} MiB, "
+        f"ratio {max(found.memory) / min(found.memory):.3f}\n"
+        f"  restored in the middle, to its batch       {found.restore_seconds:8.3f} s; with opening the shards "
+        f"{found.reopen_seconds:.3f} s; {'the same batch' if found.equal else 'ANOTHER BATCH'}"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the records and prints the report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    arguments = flags.FLAGS
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photographs.write_photographs(root, min(_DRAWN, arguments.records), SIZE)
+        write_records(root, arguments.records, arguments.shards)
+        fresh = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
+            found = process.submit(measure, root, arguments.batches, time.time()).result()
+    print_report(found, arguments)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("records", 100_000, "OOD records.", lower_bound=1)
+    flags.DEFINE_integer("shards", 100, "Shards that hold them.", lower_bound=1)
+    flags.DEFINE_integer("batches", 10_000, "Batches that are taken.", lower_bound=20)
+    app.run(main)
