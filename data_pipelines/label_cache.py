@@ -56,10 +56,12 @@ class LabeledSource:
     Attributes:
         source: Records without labels.
         cache: The pseudo-labels.
+        confident: Whether the records have the pseudo-labels' confidence, too.
     """
 
     source: Source
     cache: LabelCache
+    confident: bool = True
 
     @property
     def prepared(self) -> bool:
@@ -71,7 +73,8 @@ class LabeledSource:
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
-        return Record(record.id, record.image, *self.cache.planes(record.id))
+        label, confidence = self.cache.planes(record.id)
+        return Record(record.id, record.image, label, confidence if self.confident else None)
 
     def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""

@@ -65,6 +65,7 @@ def make_train_iterator(
     seed: int,
     streams: Sequence[str],
     ood_labels_dir: str | None = None,
+    ood_confidence: bool = True,
     ood_as_unlabeled: bool = False,
     process_index: int = 0,
     process_count: int = 1,
@@ -74,7 +75,7 @@ def make_train_iterator(
     Every stream holds `image` uint8 [B, S, S, 3] (0 on padding), `valid` bool [B, S, S] (False on padding),
     `index` int32 [B] (position of the record in its source) and `substituted` int32 [B] (how many unreadable
     records were passed over to fill the row). "labeled" adds `label` uint8 [B, S, S], the ignore index on
-    padding; "ood" adds `label` and `confidence` uint8 [B, S, S] where `ood_labels_dir` is given.
+    padding; "ood" adds `label`, and `confidence` uint8 [B, S, S], where they are asked for.
 
     Args:
         data_config: The `data` section of the config.
@@ -82,6 +83,7 @@ def make_train_iterator(
         seed: Seed of all shuffles and draws.
         streams: Names of the streams, out of `STREAMS`.
         ood_labels_dir: Folder of cached pseudo-labels for the "ood" stream.
+        ood_confidence: Whether to read their confidence, too, which takes as long as reading the labels or longer.
         ood_as_unlabeled: Whether the "ood" images, without labels, join "unlabeled" and "mix".
         process_index: This process; it gets the `process_index`-th block of rows of each global batch.
         process_count: Number of processes.
@@ -101,7 +103,9 @@ def make_train_iterator(
             raise InputError(f"config.data.{key}={data_config[key]}: set it to 0 or more")
     info = load_dataset(data_config.dataset)
     bad, held = BadRecords(data_config.max_bad_records), HeldRecords()
-    sources: dict[str, Source] = {name: open_stream(data_config, name, ood_labels_dir) for name in streams}
+    sources: dict[str, Source] = {
+        name: open_stream(data_config, name, ood_labels_dir, ood_confidence=ood_confidence) for name in streams
+    }
     selections = {"ood": select_images(sources["ood"], data_config, ood_labels_dir, info)} if "ood" in sources else {}
     if ood_as_unlabeled:
         ood = open_stream(data_config, "ood")

@@ -25,7 +25,9 @@ from data_pipelines.sources import (
 _ROOT, _OOD_ROOT, _OOD_SPLIT = "config.data.root", "config.data.ood_root", "config.data.ood_split"
 
 
-def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None) -> Source:
+def open_stream(
+    data_config: Any, stream: str, ood_labels_dir: str | None = None, *, ood_confidence: bool = True
+) -> Source:
     """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
 
     Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
@@ -37,13 +39,14 @@ def open_stream(data_config: Any, stream: str, ood_labels_dir: str | None = None
         data_config: The `data` section of the config.
         stream: Name of the stream. "mix" is a second reading of "unlabeled".
         ood_labels_dir: Folder of cached pseudo-labels to join to the "ood" stream by id.
+        ood_confidence: Whether to join their confidence, too.
 
     Raises:
         InputError: A root or split is missing, empty or malformed.
     """
     if stream == "ood":
         source = _open_ood(data_config.ood_root, data_config.ood_split)
-        return _labeled(source, open_label_cache(Path(ood_labels_dir))) if ood_labels_dir else source
+        return _labeled(source, open_label_cache(Path(ood_labels_dir)), ood_confidence) if ood_labels_dir else source
     split = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
     names = (_ROOT, f"config.data.{split}")
     return open_split(data_config.root, data_config[split], names, with_labels=stream in ("labeled", "val"))
@@ -67,10 +70,11 @@ def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bo
     return open_list(root, split, names, with_labels=with_labels)
 
 
-def _labeled(source: Source, cache: LabelCache) -> Source:
+def _labeled(source: Source, cache: LabelCache, confident: bool) -> Source:
     if isinstance(source, Mixture):
-        return dataclasses.replace(source, sources=tuple(LabeledSource(part, cache) for part in source.sources))
-    return LabeledSource(source, cache)
+        parts = tuple(LabeledSource(part, cache, confident) for part in source.sources)
+        return dataclasses.replace(source, sources=parts)
+    return LabeledSource(source, cache, confident)
 
 
 def _open_ood(root: str, split: str) -> Source:

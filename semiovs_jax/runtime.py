@@ -1,5 +1,7 @@
 """Settings of the process that must stand before JAX is imported, and the frame of every command."""
 
+import contextlib
+import ctypes
 import importlib.util
 import logging
 import os
@@ -18,13 +20,24 @@ from data_pipelines.errors import InputError
 CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 
-def tune_cpu() -> None:
-    """Sets XLA's CPU flags where the CPU is what will be used; the user's own XLA_FLAGS are left alone.
+# By names in the environment: numbers in glibc's malloc.h, and bytes. An array of a batch is smaller than the first.
+_MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20), "MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20)}
 
-    Has an effect only before JAX starts its backends.
+
+def tune_process() -> None:
+    """Sets what makes this process and those that it starts faster; what the user's environment sets is left alone.
+
+    XLA's CPU flags, where the CPU is what will be used: effective only before JAX starts its backends. And glibc keeps
+    the memory of freed arrays for the next ones: a loader that gives it back after each image and asks for it again
+    spends a tenth of its time on the page faults.
     """
     if "XLA_FLAGS" not in os.environ and _runs_on_cpu():
         os.environ["XLA_FLAGS"] = CPU_FLAGS
+    for name, (parameter, value) in _MALLOC_SETTINGS.items():
+        if name not in os.environ:
+            os.environ[name] = str(value)  # which other processes read when they start
+            with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+                ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _runs_on_cpu() -> bool:
@@ -40,7 +53,7 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
     An InputError, or a config that cannot be read, ends the process with its message, without a traceback, and
     status 2.
     """
-    tune_cpu()
+    tune_process()
     config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
     flags.mark_flag_as_required("config")
     flags.DEFINE_bool("distributed", False, "Joins the other hosts of a TPU pod or cluster before anything else.")

@@ -145,7 +145,7 @@ def make_views(
 
     def ask(labeler: str, stream: str) -> PseudoLabel:
         if labeler not in frozen:
-            return _cached_label(batch[stream])
+            return _cached_label(batch[stream], method.ovs_threshold)
         return _online_label(batch[stream], frozen[labeler], frozen_weights[labeler])
 
     labels = {
@@ -176,8 +176,11 @@ def make_views(
     )
 
 
-def _cached_label(stream: Mapping[str, jax.Array]) -> PseudoLabel:
-    return PseudoLabel(stream["label"], augment.as_float(stream["confidence"]) / 255, stream["valid"])
+def _cached_label(stream: Mapping[str, jax.Array], threshold: float) -> PseudoLabel:
+    """Labels that the batch holds, and their confidence where a threshold asks for it."""
+    label = stream["label"]
+    confidence = augment.as_float(stream["confidence"]) / 255 if threshold else jnp.ones(label.shape, jnp.float32)
+    return PseudoLabel(label, confidence, stream["valid"])
 
 
 def _online_label(stream: Mapping[str, jax.Array], model: OVS, weights: Any) -> PseudoLabel:

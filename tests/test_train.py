@@ -144,6 +144,7 @@ def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: P
         },
         {
             **ROWS["SemiOVS on SemiVL"],
+            "method.ovs_threshold": 0.3,
             "data.crop_size": 32,
             "data.scale_short_side": 32,
             "eval.short_side": 48,

@@ -223,6 +223,15 @@ def test_online_labels_come_from_the_ovs_with_confidence_one():
     np.testing.assert_array_equal(found.valid, expected)
 
 
+def test_without_a_threshold_cached_labels_need_no_confidence():
+    recipe, _ = _setup()
+    batch = _batch(recipe.method)
+    del batch["ood"]["confidence"]
+    found = recipe.views(jnp.zeros((), jnp.int32), batch, {}).labels["ovs", "ood"]
+    np.testing.assert_array_equal(found.label[found.valid], batch["ood"]["label"][found.valid])
+    np.testing.assert_array_equal(found.confidence, 1.0)
+
+
 def test_the_ovs_threshold_gates_cached_and_online_labels():
     recipe, _ = _setup()
     batch = _batch(recipe.method)

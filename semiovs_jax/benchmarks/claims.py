@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.errors import InputError
-from semiovs_jax.runtime import set_up_logging, tune_cpu
+from semiovs_jax.runtime import set_up_logging, tune_process
 
 OURS = "SemiOVS"
 THRESHOLD = 0.7  # of OVS confidence
@@ -158,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()
+    tune_process()
     flags.DEFINE_string("workdir", "runs/claims", "Folder of the runs and of claims.json.")
     flags.DEFINE_integer("seeds", 3, "How often each row is trained.", lower_bound=1)
     app.run(main)

@@ -27,6 +27,7 @@ from data_pipelines.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.data import data_config
 from semiovs_jax.label_shard_store import ShardStore
+from semiovs_jax.runtime import tune_process
 
 SIZE = (96, 128)  # of the photographs: height, width
 CROP_SIZE, BATCH_SIZE, NUM_THREADS = 64, 4, 2
@@ -163,6 +164,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    tune_process()
     flags.DEFINE_integer("records", 100_000, "OOD records.", lower_bound=1)
     flags.DEFINE_integer("shards", 100, "Shards that hold them.", lower_bound=1)
     flags.DEFINE_integer("batches", 10_000, "Batches that are taken.", lower_bound=20)

@@ -24,7 +24,7 @@ from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.sed import SedAggregator, SedConfig, unit
 from semiovs_jax.ovs.sed import Sed, label_probabilities
-from semiovs_jax.runtime import tune_cpu
+from semiovs_jax.runtime import tune_process
 
 MODELS = {
     "base": (ClipConvNextConfig(), SedConfig()),
@@ -158,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()
+    tune_process()
     flags.DEFINE_enum("model", "base", list(MODELS), "Which published size.")
     flags.DEFINE_integer("concepts", 171, "Concepts of the vocabulary.", lower_bound=1)
     flags.DEFINE_integer("image_size", 768, "Side of the square the image tower sees.", lower_bound=32)

@@ -78,6 +78,16 @@ def test_padding_is_ignored_in_labels_and_carries_no_confidence(config):
     assert padding > 0
 
 
+def test_confidence_is_read_only_where_it_is_asked_for(config):
+    labels = {"ood_labels_dir": config.root + "/cache"}
+    (batch,) = take(train_data(config, **labels), 1)
+    (plain,) = take(train_data(config, **labels, ood_confidence=False), 1)
+    del batch["ood"]["confidence"]
+    assert plain["ood"].keys() == batch["ood"].keys()
+    for field, array in batch["ood"].items():
+        np.testing.assert_array_equal(plain["ood"][field], array)
+
+
 def test_an_index_names_the_record_that_is_shown(config):
     for batch in take(train_data(config), 4):
         for stream, offset in (("labeled", 0), ("unlabeled", 3), ("mix", 3)):
