@@ -17,21 +17,21 @@ CLASSES, SIZE, BATCH, IGNORE = 5, 33, 8, 255
 EPOCH, STEPS = 2, 10
 
 
-def _batch(method: methods.Method) -> dict[str, dict[str, np.ndarray]]:
+def _batch(method: methods.Method, size: int = SIZE) -> dict[str, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
 
     def stream(labeled: bool) -> dict[str, np.ndarray]:
-        valid = np.ones((BATCH, SIZE, SIZE), bool)
+        valid = np.ones((BATCH, size, size), bool)
         valid[:, -3:] = False
-        arrays = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8), "valid": valid}
+        arrays = {"image": rng.integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8), "valid": valid}
         if labeled:
-            label = rng.integers(0, CLASSES, (BATCH, SIZE, SIZE), dtype=np.uint8)
+            label = rng.integers(0, CLASSES, (BATCH, size, size), dtype=np.uint8)
             label[:, :2] = IGNORE
             arrays["label"] = label
         return arrays
 
     def ovs_labeled() -> dict[str, np.ndarray]:
-        return stream(True) | {"confidence": rng.integers(0, 256, (BATCH, SIZE, SIZE), dtype=np.uint8)}
+        return stream(True) | {"confidence": rng.integers(0, 256, (BATCH, size, size), dtype=np.uint8)}
 
     return {name: ovs_labeled() if name == "ood" else stream(name == "labeled") for name in method.streams}
 
@@ -54,11 +54,11 @@ def _setup(
     return recipe, TrainState.create(params, batch_stats, optimizer, method.bank_capacity)
 
 
-def _run(recipe: train_step.Recipe, state: TrainState, devices: int, steps: int):
+def _run(recipe: train_step.Recipe, state: TrainState, devices: int, steps: int, size: int):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     step = train_step.make_train_step(recipe, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
-    batch = sharding.shard_batch(_batch(recipe.method), mesh)
+    batch = sharding.shard_batch(_batch(recipe.method, size), mesh)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch, {})
@@ -77,13 +77,16 @@ def _with_snapshots(state: TrainState, count: int) -> TrainState:
 
 @pytest.mark.slow
 def test_eight_devices_equal_one():
-    """PrevMatch, which has all of UniMatch's terms; in float64, where what is more than rounding would show."""
+    """PrevMatch, which has all of UniMatch's terms; in float64, where what is more than rounding would show.
+
+    The images are small: convolutions in float64 take long here.
+    """
     with jax.enable_x64(True):
         recipe, state = _setup("prevmatch")
         state = _with_snapshots(state.replace(step=jnp.int32(4)), 2)  # mu is largest there
         state = jax.tree.map(lambda leaf: np.float64(leaf) if leaf.dtype == np.float32 else leaf, jax.device_get(state))
-        one, losses_one = _run(recipe, state, devices=1, steps=2)
-        eight, losses_eight = _run(recipe, state, devices=8, steps=2)
+        one, losses_one = _run(recipe, state, devices=1, steps=2, size=17)
+        eight, losses_eight = _run(recipe, state, devices=8, steps=2, size=17)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     assert jax.tree.leaves(eight.params)[0].dtype == np.float64
     jax.tree.map(close, losses_one, losses_eight)
