@@ -38,8 +38,7 @@ def test_freed_memory_is_kept_here_and_in_processes_started_from_here(monkeypatc
         monkeypatch.delenv(name, raising=False)
     runtime.tune_process()
     inherited = {name: os.environ[name] for name in runtime._MALLOC_SETTINGS}
-    few, many = 1000, 10_000  # 50 times 4 arrays have 102,400 pages
-    assert page_faults(tuned=False) > many
+    few = 1000  # 50 times 4 arrays have 102,400 pages; untuned, most of them fault where pages are not huge
     assert page_faults(tuned=True) < few
     assert page_faults(tuned=False, **inherited) < few
 
