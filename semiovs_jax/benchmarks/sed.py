@@ -73,12 +73,12 @@ def random_sed(model: str, num_concepts: int, image_size: int, seed: int = 0) ->
 
 
 def flops(sed: Sed) -> float:
-    """FLOPs of one image's probabilities as XLA is given them, a multiplication and an addition counted as two.
+    """FLOPs of one image's probabilities as compiled, a multiplication and an addition counted as two.
 
-    XLA counts the body of a loop once: `sed` must compute all classes at once.
+    The compiler counts the body of a loop once: `sed` must compute all classes at once.
     """
     image = jax.ShapeDtypeStruct((1, sed.image_size, sed.image_size, 3), np.float32)
-    cost = jax.jit(sed.probabilities).lower(sed.weights, image).cost_analysis()
+    cost = jax.jit(sed.probabilities).lower(sed.weights, image).compile().cost_analysis()
     assert cost is not None
     return float(cost["flops"])
 

@@ -143,6 +143,7 @@ def test_the_mask_teaches_everything_else(aggregator):
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves((gradient, heads[3])))
 
 
+@pytest.mark.slow
 def test_the_exact_path_costs_no_more_than_the_analytic_count():
     """The reference's operations count to 1.02 TFLOP at 768 px with 171 concepts."""
     assert flops(random_sed("base", num_concepts=171, image_size=768)) <= 1.02e12
