@@ -116,6 +116,11 @@ class Method:
     bank_draws: int = 0
 
     @property
+    def reads_ovs_confidence(self) -> bool:
+        """Whether the confidence of OVS labels decides anything; otherwise cached labels are read without it."""
+        return self.ovs_threshold > 0
+
+    @property
     def predicted_streams(self) -> tuple[str, ...]:
         """The streams with consistency terms, in the order of their forward passes."""
         return tuple(dict.fromkeys(term.stream for term in self.terms))

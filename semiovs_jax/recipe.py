@@ -123,5 +123,5 @@ def batch_structs(config: ml_collections.ConfigDict, method: Method) -> dict[str
     confidence = {"confidence": jax.ShapeDtypeStruct(plane, np.uint8)}
     extra = {"labeled": label}
     if needs_ovs(config, method, "cached"):
-        extra["ood"] = label | (confidence if method.ovs_threshold else {})
+        extra["ood"] = label | (confidence if method.reads_ovs_confidence else {})
     return {stream: fields | extra.get(stream, {}) for stream in method.streams}

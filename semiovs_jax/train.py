@@ -70,7 +70,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         seed=config.seed,
         streams=method.streams,
         ood_labels_dir=config.ovs.labels_dir if needs_ovs(config, method, "cached") else None,
-        ood_confidence=method.ovs_threshold > 0,
+        ood_confidence=method.reads_ovs_confidence,
         ood_as_unlabeled=config.method.ood == "unlabeled",
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -145,7 +145,7 @@ def make_views(
 
     def ask(labeler: str, stream: str) -> PseudoLabel:
         if labeler not in frozen:
-            return _cached_label(batch[stream], method.ovs_threshold)
+            return _cached_label(batch[stream], with_confidence=method.reads_ovs_confidence)
         return _online_label(batch[stream], frozen[labeler], frozen_weights[labeler])
 
     labels = {
@@ -176,10 +176,10 @@ def make_views(
     )
 
 
-def _cached_label(stream: Mapping[str, jax.Array], threshold: float) -> PseudoLabel:
-    """Labels that the batch holds, and their confidence where a threshold asks for it."""
+def _cached_label(stream: Mapping[str, jax.Array], *, with_confidence: bool) -> PseudoLabel:
+    """Labels that the batch holds, with the confidence that it holds or with 1."""
     label = stream["label"]
-    confidence = augment.as_float(stream["confidence"]) / 255 if threshold else jnp.ones(label.shape, jnp.float32)
+    confidence = augment.as_float(stream["confidence"]) / 255 if with_confidence else jnp.ones(label.shape, jnp.float32)
     return PseudoLabel(label, confidence, stream["valid"])
 
 
