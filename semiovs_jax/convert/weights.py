@@ -43,7 +43,10 @@ def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[st
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
     with whole_file(Path(path)) as part:
-        save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
+        try:
+            save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
+        except SafetensorError as error:  # of the disk: the arrays are sound
+            raise OSError(str(error)) from error
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
@@ -129,7 +128,7 @@ def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndar
     try:
         path = _cache_folder() / "text_embeddings" / f"{digest}.safetensors"
         save_weights(path, {"embeddings": embeddings}, key)
-    except (InputError, RuntimeError, SafetensorError) as error:
+    except (InputError, RuntimeError) as error:
         _log.warning("text embeddings cannot be cached: %s; set SEMIOVS_CACHE to a folder you may write to", error)
     return embeddings
 

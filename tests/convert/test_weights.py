@@ -59,3 +59,10 @@ def test_flipped_byte(tmp_path):
     (tmp_path / "w").write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
         load_weights(tmp_path / "w")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    path = tmp_path / ("long" * 62 + ".safetensors")
+    with pytest.raises(InputError, match=r"long\.safetensors: cannot be written \(.*\); make room or choose a folder"):
+        save_weights(path, {"a": np.ones(1)}, {})
+    assert not list(tmp_path.iterdir())
