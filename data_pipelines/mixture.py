@@ -53,8 +53,8 @@ class Mixture(ConcatenatedSource):
     @property
     def parts(self) -> list[Part]:
         """What is known of each source."""
-        starts = itertools.accumulate(map(len, self.sources), initial=0)
-        return [Part(*facts) for facts in zip(self.sources, starts, self.weights, self.once, strict=False)]
+        starts = itertools.accumulate(map(len, self.sources[:-1]), initial=0)
+        return [Part(*facts) for facts in zip(self.sources, starts, self.weights, self.once, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ def tune_process() -> None:
 
     XLA's CPU flags, where the CPU is what will be used: effective only before JAX starts its backends. And glibc keeps
     the memory of freed arrays for the next ones: a loader that gives it back after each image and asks for it again
-    spends a tenth of its time on the page faults.
+    spends 8 % of its time on the page faults.
     """
     if "XLA_FLAGS" not in os.environ and _runs_on_cpu():
         os.environ["XLA_FLAGS"] = CPU_FLAGS

@@ -89,6 +89,7 @@ def test_eight_devices_equal_one():
         eight, losses_eight = _run(recipe, state, devices=8, steps=2, size=17)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     assert jax.tree.leaves(eight.params)[0].dtype == np.float64
+    assert all(losses[f"loss_{term.name}"] > 0 for losses in losses_one for term in recipe.method.terms)
     jax.tree.map(close, losses_one, losses_eight)
     jax.tree.map(close, (one.params, one.batch_stats), (eight.params, eight.batch_stats))
 
