@@ -4,8 +4,12 @@ Values are those of the reference's `semiovs/configs/pascal.yaml` unless said ot
 not change with the number of devices. Experiments change what differs and lock the result.
 """
 
+from collections.abc import Sequence
+
 import ml_collections
 from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
 
 
 def semiovs_unimatch() -> ml_collections.ConfigDict:
@@ -102,4 +106,54 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.eval.short_side = 0  # of the images that the student sees; 0: images keep their size
     config.eval.window = 0  # side of sliding windows whose logits are averaged; 0: whole images
     config.eval.stride = 426  # distance of windows
+    return config
+
+
+def parse_row(argument: str, file: str, splits: Sequence[str], methods: Sequence[str]) -> tuple[str, str]:
+    """Split and method of a published row, from "SPLIT" (the first method) or "SPLIT,METHOD".
+
+    Args:
+      argument: what follows the colon in `--config=FILE:SPLIT,METHOD`.
+      file: the config file, for the message.
+      splits: the splits that the file has.
+      methods: the methods that it has.
+
+    Raises:
+      InputError: there is no such row; the message lists those that there are.
+    """
+    split, _, method = argument.partition(",")
+    method = method or methods[0]
+    if split not in splits or method not in methods:
+        raise InputError(
+            f"--config={file}:{argument}: no such experiment; write --config={file}:SPLIT or {file}:SPLIT,METHOD with "
+            f"a SPLIT of {', '.join(splits)} and a METHOD of {', '.join(methods)} (without one: {methods[0]})"
+        )
+    return split, method
+
+
+def with_method(config: ConfigDict, method: str) -> ConfigDict:
+    """Sets the method and what its reference changes with it, in place.
+
+    Values are those of the references: UniMatch's README for "supervised" (an epoch is a pass over the labeled images),
+    `semiovs_semivl/configs/generated/exp-40/` for "semivl".
+    """
+    config.method.name = method
+    if method == "supervised":
+        config.method.ood = "none"
+        config.batch_size = 16
+    if method == "semivl":
+        config.batch_size = 4  # 2 on each of 2 GPUs
+        config.data.crop_size = 512
+        config.data.scale_short_side = 512
+        config.model.backbone = "clip_vit_b16"
+        config.model.weights = "weights/clip_vit_b16.safetensors"
+        config.method.ood_weight = 0.5
+        config.optim.name = "adamw"
+        config.optim.learning_rate = 1e-4
+        config.optim.backbone_multiplier = 0.01  # of attention and positions; the rest of the backbone is frozen
+        config.optim.weight_decay = 0.01
+        config.eval.batch_size = 2
+        config.eval.short_side = 512
+        config.eval.window = 512
+        config.eval.stride = 426
     return config

@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
+from semiovs_jax.config_files import find_configs
 
 # Hands XLA's CPU reductions and matrix products to a library: half the step time of batch normalization networks,
 # see openxla's xla/debug_options_flags.
@@ -80,13 +81,28 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a config that is missing, fails to run, or lacks an overridden key is one message."""
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(find_configs(argv))
         _ = flags.FLAGS.config.is_locked  # a missing file is told only when its config is used
     except BrokenPipeError:  # of --help
         raise
+    except flags.Error as error:
+        if cause := _input_error(error):
+            _fail(str(cause))
+        return app.parse_flags_with_usage(argv)  # says how flags are written
     except Exception as error:  # whatever a config file raises
+        if cause := _input_error(error):
+            _fail(str(cause))
         _fail(f"--config: {type(error).__name__}: {error}; mend the config or the --config.KEY=VALUE flag")
     return rest
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The first InputError in a chain: the flags library wraps what a config file raises, traceback and all."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, InputError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _fail(message: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-import importlib.util
+import importlib
 import json
 import math
 import re
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import context, voc
 from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import InputError
 from semiovs_jax import compile
 from semiovs_jax.models import Functional
 from semiovs_jax.ovs.vocabulary import load_vocabulary
@@ -25,30 +27,50 @@ from tests.custom_tree import write_custom
 from tests.golden import Golden, golden_path
 
 FOLDER = Path(__file__).parents[1] / "configs"
-NOT_EXPERIMENTS = {"__init__", "common", "published"}
-FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in NOT_EXPERIMENTS)
-RUNS = [path for path in FILES if not path.stem.startswith("ovs_")]
-PUBLISHED = [path for path in RUNS if path.stem.startswith(("voc", "context"))]
-VOC_SPLITS = ("92", "183", "366", "732", "1464")
-CONTEXT_SPLITS = ("1_32", "1_16", "1_8", "1_4", "1_2")
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+ROWS = {"voc": (voc.SPLITS, voc.METHODS), "context": (context.SPLITS, context.METHODS)}
+PUBLISHED = [
+    f"{file}:{split},{method}" for file, (splits, methods) in ROWS.items() for split in splits for method in methods
+]
+RUNS = [*PUBLISHED, "voc92", "demo", "custom"]
 
 
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+def _load(name: str) -> ConfigDict:
+    """The config of "FILE" or "FILE:ARGUMENT"."""
+    file, *argument = name.split(":")
+    return importlib.import_module(f"configs.{file}").get_config(*argument)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_resolves_and_says_how_it_is_run(path: Path):
-    assert _load(path).is_locked
+    name = path.stem
+    assert _load(f"{name}:{ROWS[name][0][0]}" if name in ROWS else name).is_locked
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"--config=configs/{path.name}" in docstring
-    for word in ("Hardware:", "Time", "mIoU"):
+    for word in ("Hardware", "ime", "mIoU"):
         assert word in docstring
+
+
+def test_there_is_a_row_for_every_published_experiment():
+    assert len(PUBLISHED) == 5 * 4 + 5 * 3
+    for name in PUBLISHED:
+        config, (file, split, method) = _load(name), re.split("[:,]", name)
+        assert config.is_locked
+        assert config.data.dataset == {"voc": "voc21", "context": "context60"}[file]
+        assert config.data.labeled_split == f"splits/{split}/labeled.txt"
+        assert config.data.unlabeled_split == f"splits/{split}/unlabeled.txt"
+        assert config.method.name == method
+        assert config.method.ood == ("none" if method == "supervised" else "ovs")
+
+
+def test_without_a_method_it_is_unimatch_and_voc92_is_short_for_a_row():
+    assert _load("voc:92").to_json() == _load("voc:92,unimatch").to_json() == _load("voc92").to_json()
+
+
+@pytest.mark.parametrize("argument", ["", "93", "92,semivil", ",semivl", "92,semivl,x"])
+def test_a_row_that_is_not_there_is_refused_with_those_that_are(argument: str):
+    with pytest.raises(InputError, match="92, 183, 366, 732, 1464 and a METHOD of unimatch, prevmatch, semivl, super"):
+        voc.get_config(argument)
 
 
 def _inputs(config: ConfigDict) -> compile.Inputs:
@@ -56,18 +78,18 @@ def _inputs(config: ConfigDict) -> compile.Inputs:
     return compile.abstract_inputs(config, make_mesh(jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_its_run_can_be_built(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = _load(path).unlock()
+@pytest.mark.parametrize("name", RUNS)
+def test_its_run_can_be_built(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = _load(name).unlock()
     config.clip.weights = "shapes_clip"  # shipped
-    if path.stem == "custom":  # its files are the user's
+    if name == "custom":  # its files are the user's
         write_custom(tmp_path / config.data.root)
         monkeypatch.chdir(tmp_path)
     dataset = load_dataset(config.data.dataset)
     inputs = _inputs(config)
     assert set(inputs.batch) == set(inputs.recipe.method.streams)
     assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes, templates=config.ovs.templates).classes
-    if path not in PUBLISHED:
+    if name not in PUBLISHED:
         return
     state = inputs.state
     expected = _semivl_parameters() if config.method.name == "semivl" else _deeplab_parameters(dataset.num_classes)
@@ -80,19 +102,10 @@ def test_its_run_can_be_built(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_every_published_row_has_a_config_and_takes_two_steps_shrunk():
-    rows = {("voc21", split): ("unimatch", "prevmatch", "semivl", "supervised") for split in VOC_SPLITS}
-    rows |= {("context60", split): ("unimatch", "prevmatch", "supervised") for split in CONTEXT_SPLITS}
-    found = []
-    for path in PUBLISHED:
-        config = _load(path)
-        split = re.fullmatch(r"splits/(.+)/labeled\.txt", config.data.labeled_split)
-        assert split is not None
-        assert config.data.unlabeled_split == f"splits/{split[1]}/unlabeled.txt"
-        found.append((config.data.dataset, split[1], config.method.name))
-        losses = _two_steps(_shrunk(config).to_json(sort_keys=True))
-        assert all(np.isfinite(loss) for loss in losses), path
-    assert sorted(found) == sorted((*row, method) for row, methods in rows.items() for method in methods)
+def test_every_published_row_takes_two_steps_shrunk():
+    for name in PUBLISHED:
+        losses = _two_steps(_shrunk(_load(name)).to_json(sort_keys=True))
+        assert all(np.isfinite(loss) for loss in losses), name
 
 
 def _shrunk(config: ConfigDict) -> ConfigDict:

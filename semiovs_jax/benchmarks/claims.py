@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.errors import InputError
+from semiovs_jax.config_files import load_config
 from semiovs_jax.runtime import set_up_logging, tune_process
 
 OURS = "SemiOVS"
@@ -80,9 +81,7 @@ CLAIMS = {
 
 def row_config(changes: Mapping[str, Any], seed: int) -> ml_collections.ConfigDict:
     """The demo's config with a row's changes and a seed, locked."""
-    from configs import demo
-
-    config = demo.get_config()
+    config = load_config("configs/demo.py")
     config.update_from_flattened_dict({**changes, "seed": seed, "train.panel_images": 0})
     return config.lock()
 

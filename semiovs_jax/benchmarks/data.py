@@ -25,7 +25,6 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from configs.common import semiovs_unimatch
 from data_pipelines import decode, transforms
 from data_pipelines.datasets import load_dataset
 from data_pipelines.pipeline import STREAMS, make_train_iterator
@@ -33,7 +32,10 @@ from data_pipelines.resampling import bilinear_window
 from data_pipelines.sources import File
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
+from semiovs_jax.config_files import load_config
 from semiovs_jax.runtime import tune_process
+
+_CONFIG = "configs/voc92.py"
 
 # How often each stage runs for the four images and two labels in a row of a batch.
 _STAGES_OF_A_ROW = {
@@ -47,7 +49,7 @@ _STAGES_OF_A_ROW = {
 
 def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.ConfigDict:
     """The published data settings, reading the photographs below `root` in every stream."""
-    config = semiovs_unimatch().data
+    config = load_config(_CONFIG).unlock().data
     config.update(
         dataset=photographs.DATASET,
         root=str(root),
@@ -114,7 +116,7 @@ def view_usage(batch: dict[str, Any], batches: int) -> Usage:
     from semiovs_jax.methods import CUTMIX_PARTNER, make_method
     from semiovs_jax.train_step import make_views
 
-    method = make_method(semiovs_unimatch().method)
+    method = make_method(load_config(_CONFIG).method)
 
     def views(key: jax.Array, batch: Any) -> Any:
         made = make_views(key, batch, method, (), 255, {}, {})

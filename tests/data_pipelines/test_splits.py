@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from configs import published as experiments
+from configs import context, voc
 from data_pipelines import published_splits, splits
 from data_pipelines.balanced_draw import draw_balanced
 from data_pipelines.datasets import load_dataset
@@ -201,9 +201,10 @@ def test_facts_agree_with_the_dataset_and_the_experiments(name):
     assert sizes["val.txt"] == counts["val"]
     protocols = {path.split("/")[0] for path in sizes if "/" in path}
     assert all(sizes[f"{p}/labeled.txt"] + sizes[f"{p}/unlabeled.txt"] == counts["train"] for p in protocols)
-    make = {"voc2012": experiments.voc, "context60": experiments.context}[name]
-    for protocol in protocols:
-        data = make("unimatch", protocol).data
+    experiments = {"voc2012": voc, "context60": context}[name]
+    assert protocols.issuperset(experiments.SPLITS)
+    for protocol in experiments.SPLITS:
+        data = experiments.get_config(protocol).data
         for split in (data.labeled_split, data.unlabeled_split, data.val_split):
             assert split.removeprefix("splits/") in sizes
     assert "{revision}" in published.url
