@@ -24,7 +24,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.data.labeled_split = "splits/92/labeled.txt"  # relative to root
     config.data.unlabeled_split = "splits/92/unlabeled.txt"
     config.data.val_split = "splits/val.txt"
-    config.data.ood_root = "data/coco/train2017"  # or a json file of several sources: data_pipelines/mixture.py
+    config.data.ood_root = "data/coco/train2017"  # or a json file of several sources: data_pipelines/sources/mixture.py
     config.data.ood_split = ""  # "": every image below ood_root
     config.data.ood_min_foreground = 0.0  # share of an OOD image that its cached OVS label must call no background
     config.data.ood_repeat_threshold = 0.0  # classes that a smaller share of the OOD images shows are drawn more often

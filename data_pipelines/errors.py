@@ -1,5 +1,6 @@
 """What is wrong with input that a person can mend: the one error type, and one fault among many."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -23,3 +24,9 @@ class Fault(NamedTuple):
     kind: str
     file: str
     message: str
+
+
+def first_few(faults: Sequence[str], limit: int = 5) -> str:
+    """The first `limit` messages in one line, and how many there are in all where there are more."""
+    more = f"; and {len(faults) - limit} more" if len(faults) > limit else ""
+    return "; ".join(faults[:limit]) + more

@@ -13,17 +13,17 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines import transforms
 from data_pipelines.datasets import DatasetInfo, load_dataset
-from data_pipelines.decode import decode_confidence, decode_image, decode_label, image_size
-from data_pipelines.draws import batches_at_most, draw_positions
 from data_pipelines.errors import InputError
-from data_pipelines.loader import BatchIterator
-from data_pipelines.mixture import Mixture
-from data_pipelines.ood_filter import filter_keys, select_images
-from data_pipelines.sources import ConcatenatedSource, Record, Source, UnreadableError
-from data_pipelines.streams import open_stream
-from data_pipelines.worker_notes import BadRecords, HeldRecords
+from data_pipelines.images import transforms
+from data_pipelines.images.decode import decode_confidence, decode_image, decode_label, image_size, size_fault
+from data_pipelines.loading.batches import BatchIterator
+from data_pipelines.loading.order import batches_at_most, draw_positions
+from data_pipelines.loading.selection import filter_keys, select_images
+from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.worker_log import BadRecords, HeldRecords
+from data_pipelines.sources.mixture import Mixture
+from data_pipelines.sources.records import ConcatenatedSource, Record, Source, UnreadableError
 
 STREAMS = ("labeled", "unlabeled", "mix", "ood")
 
@@ -257,15 +257,6 @@ def _decode(record: Record, info: DatasetInfo, at_least: transforms.Size | None 
         if plane in element and element[plane].shape != size:
             raise InputError(size_fault(record, plane, size, element[plane].shape))
     return element
-
-
-def size_fault(record: Record, plane: str, image: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """Says that the plane of a record ("label", "confidence") is not as large as its image."""
-    name = getattr(record, plane).name
-    return (
-        f"{name}: {plane} is {found[1]}x{found[0]} (width x height) but {record.image.name} is "
-        f"{image[1]}x{image[0]}; write the {plane} at the size of its image"
-    )
 
 
 def _shown(decoded: Element, geometry: transforms.Geometry, info: DatasetInfo, crop_size: int) -> Element:

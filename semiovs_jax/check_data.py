@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.data_report import DataReport, SplitReport, report_data
+from data_pipelines.checking.report import DataReport, SplitReport, report_data
 from data_pipelines.datasets import DatasetInfo
-from data_pipelines.errors import InputError
-from data_pipelines.label_cache import LabelCache, open_label_cache, unsettled
-from data_pipelines.sources import first_few
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.labels.cache import LabelCache, open_label_cache, unsettled
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 _SECTIONS = ("data", "method", "ovs")

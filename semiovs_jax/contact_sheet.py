@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo, load_dataset
-from data_pipelines.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.errors import InputError
-from data_pipelines.label_cache import MANIFEST, RUN_LABEL, open_label_cache, read_manifest, write_whole
-from data_pipelines.sources import Record
-from data_pipelines.streams import open_stream
+from data_pipelines.images.decode import decode_confidence, decode_image, decode_label
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.labels.manifest import MANIFEST, RUN_LABEL, read_manifest, write_whole
+from data_pipelines.loading.streams import open_stream
+from data_pipelines.sources.records import Record
 
 FILE_NAME = "contact_sheet.html"
 

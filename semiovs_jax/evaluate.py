@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.errors import InputError
+from data_pipelines.images.transforms import short_side_size
 from data_pipelines.pipeline import ValidationRecords, validation_records
-from data_pipelines.transforms import short_side_size
 from semiovs_jax import augment, metrics
 from semiovs_jax.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.checkpoint import restore_weights

@@ -16,15 +16,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.errors import InputError
-from data_pipelines.label_cache import FILES, SHARDS, open_label_cache, read_manifest, unsettled
-from data_pipelines.sources import Record, Source, first_few
-from data_pipelines.streams import open_stream
-from data_pipelines.worker_notes import BadRecords
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.labels.cache import open_label_cache, unsettled
+from data_pipelines.labels.manifest import FILES, SHARDS, read_manifest
+from data_pipelines.labels.store import FileStore, LabelStore
+from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.worker_log import BadRecords
+from data_pipelines.sources.records import Record, Source
 from semiovs_jax.contact_sheet import write_contact_sheet
 from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job
-from semiovs_jax.label_store import FileStore, LabelStore
 from semiovs_jax.labelers import OVS
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.model_files import weights_path
@@ -175,7 +176,7 @@ def _open_store(config: Any, ovs: OVS, source: Source) -> LabelStore:
         form = manifest.get("form", FILES)
     if form == FILES:
         return FileStore(folder, identity, info)
-    from semiovs_jax.label_shard_store import ShardStore  # importing it takes a while
+    from data_pipelines.labels.shard_store import ShardStore  # importing it takes a while
 
     return ShardStore(folder, identity, info)
 

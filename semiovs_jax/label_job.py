@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines.decode import decode_image, image_size
-from data_pipelines.sources import Record, UnreadableError
-from data_pipelines.worker_notes import BadRecords
+from data_pipelines.images.decode import decode_image, image_size
+from data_pipelines.labels.store import LabelStore
+from data_pipelines.loading.worker_log import BadRecords
+from data_pipelines.sources.records import Record, UnreadableError
 from semiovs_jax.buckets import Size, bucket_of, choose_buckets
-from semiovs_jax.label_store import LabelStore
 from semiovs_jax.labelers import OVS
 from semiovs_jax.sharding import batch_sharding, replicated, shard_batch
 

@@ -10,11 +10,11 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from data_pipelines.check import check_inputs, check_workdir
+from data_pipelines.checking.inputs import check_inputs, check_workdir
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
-from data_pipelines.shapes import write_shapes
+from data_pipelines.shapes.benchmark import write_shapes
 from semiovs_jax.checkpoint import Checkpointer, describe_run
 from semiovs_jax.evaluate import Evaluator, check_evaluation
 from semiovs_jax.initial import initial_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 import ml_collections
 
 from configs import demo
-from data_pipelines.shapes import ShapesSpec, write_shapes
+from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from tests.ovs.tiny_clip import write_clip
 
 SPEC = ShapesSpec(labeled=4, unlabeled=12, val=4, ood=8)

@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines.shard_files import shard_path, write_metadata, write_shard
-from data_pipelines.transforms import resize_image
+from data_pipelines.images.transforms import resize_image
+from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.layers import inside, resize_bilinear
 
@@ -112,7 +112,7 @@ def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
 
 def main() -> None:
     """Labels a share: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT RENAMES."""
-    from semiovs_jax import label_shard_store
+    from data_pipelines.labels import shard_store as label_shard_store
     from semiovs_jax.label import label_images
     from semiovs_jax.sharding import make_mesh
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import custom
-from data_pipelines.check import check_inputs
+from data_pipelines.checking.inputs import check_inputs
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
 from semiovs_jax.label import label_images

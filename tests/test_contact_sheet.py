@@ -11,10 +11,10 @@ from PIL import Image
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.streams import open_stream
+from data_pipelines.labels.store import FileStore
+from data_pipelines.loading.streams import open_stream
 from semiovs_jax import contact_sheet
 from semiovs_jax.contact_sheet import write_contact_sheet
-from semiovs_jax.label_store import FileStore
 from tests.fake_ovs import label_config
 
 AWKWARD = 'sub/<b>&"x"'

@@ -11,14 +11,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_label
 from data_pipelines.errors import InputError
-from data_pipelines.label_cache import open_label_cache, read_class_pixels
-from data_pipelines.label_shards import list_path, read_shards
-from data_pipelines.shard_files import read_ids
-from data_pipelines.sources import UnreadableError
-from data_pipelines.streams import open_stream
-from semiovs_jax import label_shard_store
+from data_pipelines.images.decode import decode_label
+from data_pipelines.labels import shard_store as label_shard_store
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.labels.manifest import read_class_pixels
+from data_pipelines.labels.shards import list_path, read_shards
+from data_pipelines.loading.streams import open_stream
+from data_pipelines.sources.records import UnreadableError
+from data_pipelines.sources.shard_files import read_ids
 from semiovs_jax.contact_sheet import FILE_NAME
 from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, Protocol
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import File, UnreadableError, files_below
+from data_pipelines.sources.folders import files_below
+from data_pipelines.sources.records import File, UnreadableError
 
 _BLOCK = 512  # bytes; a complete tar ends with blocks of zeros
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from data_pipelines.builders.archives import Members, member_path, opened_members
 from data_pipelines.builders.downloads import Archive, describe, locate, origin
 from data_pipelines.builders.downloads import download_config as verified
-from data_pipelines.decode import probe_image
-from data_pipelines.errors import InputError
-from data_pipelines.shard_files import Shard, shard_path, write_ids, write_shard
-from data_pipelines.sources import IMAGE_SUFFIXES, UnreadableError, collisions, first_few, is_image, record_id
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.images.decode import probe_image
+from data_pipelines.sources.folders import IMAGE_SUFFIXES, collisions, is_image
+from data_pipelines.sources.records import UnreadableError, record_id
+from data_pipelines.sources.shard_files import Shard, shard_path, write_ids, write_shard
 
 UNIT_IMAGES = 1000
 _LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
     """One image of a dataset.
 
     Attributes:
-        id: As of `sources.Record`: the image's path in a folder of the same files, without suffix.
+        id: As of `sources.records.Record`: the image's path in a folder of the same files, without suffix.
         image: The bytes of the encoded photograph.
         label: The bytes of the encoded label plane, if the dataset has labels.
     """

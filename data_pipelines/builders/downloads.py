@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import UnreadableError, files_below
+from data_pipelines.sources.folders import files_below
+from data_pipelines.sources.records import UnreadableError
 
 
 @dataclasses.dataclass(frozen=True)

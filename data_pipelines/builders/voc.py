@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from data_pipelines.builders.archives import Members
 from data_pipelines.builders.base import Row
 from data_pipelines.builders.downloads import Archive
-from data_pipelines.errors import InputError
-from data_pipelines.sources import first_few
+from data_pipelines.errors import InputError, first_few
 
 # Address and checksum as of TensorFlow Datasets' own builder.
 VOC2012 = Archive(

@@ -25,11 +25,11 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import decode, transforms
 from data_pipelines.datasets import load_dataset
+from data_pipelines.images import decode, transforms
+from data_pipelines.images.resampling import bilinear_window
 from data_pipelines.pipeline import STREAMS, make_train_iterator
-from data_pipelines.resampling import bilinear_window
-from data_pipelines.sources import File
+from data_pipelines.sources.records import File
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
 from semiovs_jax.config_files import load_config

@@ -21,12 +21,12 @@ from absl import app, flags
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.loader import BatchIterator
+from data_pipelines.labels.shard_store import ShardStore
+from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.pipeline import STREAMS, make_train_iterator
-from data_pipelines.shard_files import shard_path, write_metadata, write_shard
+from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.data import data_config
-from semiovs_jax.label_shard_store import ShardStore
 from semiovs_jax.runtime import tune_process
 
 SIZE = (96, 128)  # of the photographs: height, width

@@ -15,9 +15,9 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_image
 from data_pipelines.errors import InputError
-from data_pipelines.streams import open_stream
+from data_pipelines.images.decode import decode_image
+from data_pipelines.loading.streams import open_stream
 from semiovs_jax.ovs.sed import Sed, build_sed
 from semiovs_jax.runtime import run_command
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from data_pipelines.transforms import resize_image
+from data_pipelines.images.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip_vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import inside, resize_bilinear

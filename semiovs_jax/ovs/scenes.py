@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipelines.drawing import BACKGROUND, IGNORE_INDEX, OOD_DOMAIN, SCENE_CLASSES, draw_scene
 from data_pipelines.errors import InputError
-from data_pipelines.outlines import TARGETS, UNIT_OUTLINES
-from data_pipelines.shapes import scene_rng
+from data_pipelines.shapes.benchmark import scene_rng
+from data_pipelines.shapes.drawing import BACKGROUND, IGNORE_INDEX, OOD_DOMAIN, SCENE_CLASSES, draw_scene
+from data_pipelines.shapes.outlines import TARGETS, UNIT_OUTLINES
 from semiovs_jax.ovs.vocabulary import Vocabulary
 
 MAX_SIDE = OOD_DOMAIN.sides[1]

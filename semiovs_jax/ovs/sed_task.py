@@ -11,9 +11,9 @@ import ml_collections
 import numpy as np
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.drawing import IGNORE_INDEX
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
+from data_pipelines.shapes.drawing import IGNORE_INDEX
 from semiovs_jax.metrics import Scores
 from semiovs_jax.ovs.label_quality import label_quality
 from semiovs_jax.ovs.scenes import (

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from data_pipelines.drawing import BACKGROUND, IGNORE_INDEX
+from data_pipelines.shapes.drawing import BACKGROUND, IGNORE_INDEX
 from semiovs_jax.losses import cross_entropy
 from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig

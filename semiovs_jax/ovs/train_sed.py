@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipelines.check import check_workdir
+from data_pipelines.checking.inputs import check_workdir
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip_convnext import ClipConvNext
 from semiovs_jax.models.clip_text import ClipText

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
-from data_pipelines.decode import decode_image, decode_label
+from data_pipelines.images.decode import decode_image, decode_label
 from data_pipelines.pipeline import STREAMS
-from data_pipelines.sources import File
+from data_pipelines.sources.records import File
 from semiovs_jax.benchmarks import data, timing
 from semiovs_jax.benchmarks.photographs import draw_photograph, write_photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, core_seconds, starvation

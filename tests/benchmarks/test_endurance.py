@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_pipelines.label_cache import open_label_cache
-from data_pipelines.shards import open_shards
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.sources.shards import open_shards
 from semiovs_jax.benchmarks import endurance, photographs
 
 

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.drawing import IGNORE_INDEX, SCENE_CLASSES
 from data_pipelines.errors import InputError
-from data_pipelines.outlines import TARGETS
+from data_pipelines.shapes.drawing import IGNORE_INDEX, SCENE_CLASSES
+from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.ovs import scenes
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 

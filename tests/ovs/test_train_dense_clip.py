@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import ovs_shapes
-from data_pipelines.drawing import IGNORE_INDEX
 from data_pipelines.errors import InputError
-from data_pipelines.outlines import TARGETS
+from data_pipelines.shapes.drawing import IGNORE_INDEX
+from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.convert.weights import read_safetensors
 from semiovs_jax.ovs import train_dense_clip as train
 from semiovs_jax.ovs.clip_weights import load_clip

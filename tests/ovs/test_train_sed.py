@@ -13,9 +13,9 @@ import pytest
 
 from configs import ovs_coco_stuff, ovs_sed_shapes
 from data_pipelines.datasets import load_dataset
-from data_pipelines.drawing import IGNORE_INDEX
 from data_pipelines.errors import InputError
-from data_pipelines.outlines import TARGETS
+from data_pipelines.shapes.drawing import IGNORE_INDEX
+from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.convert.keys import flatten
 from semiovs_jax.convert.weights import read_safetensors
 from semiovs_jax.ovs import build_ovs, train, train_sed

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_pipelines import transforms
-from data_pipelines.resampling import bilinear_window, nearest_window
+from data_pipelines.images import transforms
+from data_pipelines.images.resampling import bilinear_window, nearest_window
 from tests.golden import Golden
 from tests.replays.transforms_device import device_outputs
 

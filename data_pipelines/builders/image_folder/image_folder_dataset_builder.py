@@ -10,7 +10,7 @@ from data_pipelines.builders.archives import opened_members
 from data_pipelines.builders.base import SourceBuilder, Unit, image_rows, row_units
 from data_pipelines.builders.downloads import files_in
 from data_pipelines.errors import InputError
-from data_pipelines.sources import is_image
+from data_pipelines.sources.folders import is_image
 
 
 class Builder(SourceBuilder):

@@ -20,7 +20,7 @@ from data_pipelines.builders.base import (
 )
 from data_pipelines.builders.downloads import files_in
 from data_pipelines.errors import InputError
-from data_pipelines.sources import UnreadableError
+from data_pipelines.sources.records import UnreadableError
 
 
 class Builder(SourceBuilder):

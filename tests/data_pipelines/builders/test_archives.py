@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.builders.archives import open_members, opened_members, tar_files
 from data_pipelines.builders.downloads import verify
 from data_pipelines.errors import InputError
-from data_pipelines.sources import UnreadableError
+from data_pipelines.sources.records import UnreadableError
 
 FILES = {"a/1.jpg": b"first" * 300, "a/2.png": b"second", "3.txt": b""}
 

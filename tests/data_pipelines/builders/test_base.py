@@ -13,8 +13,8 @@ from data_pipelines.builders import base
 from data_pipelines.builders.archives import open_members
 from data_pipelines.builders.base import BadFile, ImageBuilder, Sample, id_fault, image_rows, row_units
 from data_pipelines.errors import InputError
-from data_pipelines.shard_files import ids_path
-from data_pipelines.shards import open_shards
+from data_pipelines.sources.shard_files import ids_path
+from data_pipelines.sources.shards import open_shards
 from tests.data_pipelines.builders.test_archives import write_zip
 
 

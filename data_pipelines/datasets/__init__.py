@@ -1,0 +1,127 @@
+"""Facts about a dataset, read from one data file each: class names, colors, the ignore index, published counts.
+
+The files lie in `datasets/`. Their fields are those of `DatasetInfo`; `palette` may be left out (or be "voc")
+for the colors of Pascal VOC, or list one `[red, green, blue]` triple per label index from 0 on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import InputError
+
+_FOLDER = Path(__file__).parent
+_REQUIRED = ("name", "classes", "ignore_index")
+_OPTIONAL = ("palette", "background", "counts")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a program must know about a dataset and cannot compute.
+
+    Attributes:
+        name: Short name, also that of its data file.
+        classes: Class names by label index.
+        palette: uint8 [256, 3], the RGB color of every label index.
+        ignore_index: The label of pixels that belong to no class and are never scored.
+        background: Index of the background class, None if the dataset has none.
+        counts: Published number of images by split ("train", "val").
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    ignore_index: int
+    background: int | None
+    counts: Mapping[str, int]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.classes)
+
+
+def load_dataset(name_or_path: str | Path) -> DatasetInfo:
+    """Reads a dataset's facts by name (a file in `datasets/`) or from the path of a json file.
+
+    Raises:
+        InputError: There is no such file, or a field is missing, unknown or malformed.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".json":
+        path = _FOLDER / f"{name_or_path}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.json")))
+        raise InputError(
+            f"dataset {str(name_or_path)!r} is unknown: name one of {known}, or give the path of a json file"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid json ({error}); mend the dataset file") from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: must hold one json object with the fields {', '.join(_REQUIRED)}")
+    if faults := _faults(facts):
+        raise InputError(f"{path}: " + "; ".join(faults))
+    return DatasetInfo(
+        name=facts["name"],
+        classes=tuple(facts["classes"]),
+        palette=_palette(facts.get("palette", "voc")),
+        ignore_index=facts["ignore_index"],
+        background=facts.get("background"),
+        counts=dict(facts.get("counts", {})),
+    )
+
+
+def voc_palette() -> np.ndarray:
+    """The palette of Pascal VOC, uint8 [256, 3].
+
+    Bits 0, 1, 2 of an index go to the top bit of red, green and blue, bits 3, 4, 5 to the next bit, and so on
+    (`VOClabelcolormap.m` of the VOC development kit), so that near indices get far colors.
+    """
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        channel, depth = bit % 3, bit // 3
+        palette[:, channel] |= (((index >> bit) & 1) << (7 - depth)).astype(np.uint8)
+    return palette
+
+
+def _faults(facts: dict[str, Any]) -> list[str]:
+    faults = [f"field {key!r} is missing" for key in _REQUIRED if key not in facts]
+    faults += [f"field {key!r} is unknown" for key in facts if key not in _REQUIRED + _OPTIONAL]
+    if faults:
+        return faults
+    classes, ignore, background = facts["classes"], facts["ignore_index"], facts.get("background")
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        return ["'classes' must be a list of names"]
+    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
+        faults.append(f"'classes' names {', '.join(repeated)} more than once")
+    if not (isinstance(ignore, int) and len(classes) <= ignore <= 255):
+        faults.append(f"'ignore_index' is {ignore}: use a value from {len(classes)} to 255")
+    if background is not None and not (isinstance(background, int) and 0 <= background < len(classes)):
+        faults.append(f"'background' is {background}: use a class index below {len(classes)}, or null")
+    palette = facts.get("palette", "voc")
+    if palette != "voc" and not _is_palette(palette):
+        faults.append("'palette' must be \"voc\" or at most 256 [red, green, blue] triples of 0..255")
+    return faults
+
+
+def _is_palette(value: Any) -> bool:
+    try:
+        colors = np.array(value)
+    except ValueError:
+        return False
+    fits = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) <= 256 and colors.dtype.kind == "i"
+    return bool(fits and colors.min() >= 0 and colors.max() <= 255)
+
+
+def _palette(value: str | list[list[int]]) -> np.ndarray:
+    palette = voc_palette()
+    if not isinstance(value, str):
+        palette[: len(value)] = np.array(value, np.uint8)
+    return palette

@@ -1,0 +1,1 @@
+"""Images and label planes: decoding, scaling, cropping."""

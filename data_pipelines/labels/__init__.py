@@ -1,0 +1,1 @@
+"""Cached OVS labels: the folder that labeling writes and training reads."""

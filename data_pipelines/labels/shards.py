@@ -1,0 +1,263 @@
+"""Cached OVS labels as shards: a prepared dataset of its own, joined to the image shards by id.
+
+    FOLDER/ovs_PLAN-ood.array_record-00003-of-00012        examples of `id`, `label` and `confidence`, both PNG
+    FOLDER/ovs_PLAN-ood.array_record-00003-of-00012.json   what the shard holds, and which of its images are bad
+    FOLDER/dataset_info.json, ood.ids.txt, ...             once all are written, see `shard_files`
+
+A shard's list is written after the shard: while there is none, its images are not labeled. PLAN stands for which image
+goes into which shard, so that shards of a changed OOD set never take the place of the ones that are there.
+Importing this module takes a while, because TensorFlow Datasets does.
+"""
+
+import base64
+import bisect
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.labels.manifest import RUN_LABEL, read_manifest, write_whole
+from data_pipelines.sources.records import UnreadableError
+from data_pipelines.sources.shard_files import Shard, read_ids, shard_path, write_shard
+
+SPLIT = "ood"
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "id": tfds.features.Text(),
+        "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        "confidence": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+    }
+)
+
+_LISTS = "*.array_record-*-of-*.json"
+_MOST_OPEN = 512  # shards
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # single examples in any order
+_READER_BUFFER = 1 << 15  # bytes
+_COUNTS = np.dtype("<i4")
+
+
+class LabelExample(NamedTuple):
+    """The label of one image.
+
+    Attributes:
+        id: The image.
+        label: Palette PNG of class indices.
+        confidence: Gray PNG.
+        pixels: int32 [num_classes + 1], pixels per class and, last, without a class.
+    """
+
+    id: str
+    label: bytes
+    confidence: bytes
+    pixels: np.ndarray
+
+
+class LabelShard(NamedTuple):
+    """What one shard holds, as its list says.
+
+    Attributes:
+        path: The shard.
+        size: Bytes of the file.
+        content: Ids and length of its examples.
+        pixels: int32 [len(content.ids), num_classes + 1], see `LabelExample`.
+        bad: Why an image of the shard's share has no label, by id.
+    """
+
+    path: Path
+    size: int
+    content: Shard
+    pixels: np.ndarray
+    bad: dict[str, str]
+
+    def fault(self) -> str | None:
+        """What is wrong with the file, its examples unread; None if nothing is."""
+        try:
+            size = self.path.stat().st_size
+            found = _open_reader(self.path).num_records() if size == self.size else None
+        except FileNotFoundError:
+            return self._complain("is missing")
+        except Exception as error:  # whatever the reader meets in damaged files
+            return self._complain(f"cannot be read ({error})")
+        if found is None:
+            return self._complain(f"has {size} bytes, was written with {self.size}")
+        return None if found == len(self.content.ids) else self._complain(f"has {found} examples")
+
+    def _complain(self, what: str) -> str:
+        return f"{self.path}: {what}; {lost_labels(self.content.ids)}"
+
+
+def lost_labels(ids: Sequence[str]) -> str:
+    """Says which labels cannot be had, and what to do about it."""
+    few = first_few(ids, 3)
+    return f"it held {len(ids)} label(s) ({few}); put the file back, or {RUN_LABEL} to label these images again"
+
+
+def write_label_shard(path: Path, examples: Sequence[LabelExample], bad: Mapping[str, str]) -> None:
+    """Writes a shard, then its list.
+
+    Args:
+        path: The shard, as `shard_path` gives it.
+        examples: The labels.
+        bad: Why an image of the shard's share has none, by id.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    list_path(path).unlink(missing_ok=True)  # of an older shard
+    content = write_shard(
+        path, FEATURES, ({"id": id_, "label": label, "confidence": gray} for id_, label, gray, _ in examples)
+    )
+    pixels = np.stack([example.pixels for example in examples]) if examples else np.zeros((0, 0))
+    entry = {
+        "size": path.stat().st_size,
+        "bytes": content.bytes,
+        "ids": content.ids,
+        "bad": dict(bad),
+        "pixels": base64.b64encode(pixels.astype(_COUNTS).tobytes()).decode(),  # numbers take long to parse
+    }
+    write_whole(list_path(path), json.dumps(entry) + "\n")
+
+
+def list_path(shard: Path) -> Path:
+    """Where the list of a shard lies."""
+    return shard.with_name(f"{shard.name}.json")
+
+
+def read_shards(folder: Path) -> list[LabelShard]:
+    """All shards that have a list, finished set or not; raises `InputError` if a list cannot be read."""
+    return [_read_list(path) for path in sorted(folder.glob(_LISTS))]
+
+
+def _read_list(path: Path) -> LabelShard:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        ids = tuple(entry["ids"])
+        pixels = np.frombuffer(base64.b64decode(entry["pixels"]), _COUNTS).reshape(len(ids), -1 if ids else 0)
+        return LabelShard(path.with_suffix(""), entry["size"], Shard(ids, entry["bytes"]), pixels, entry["bad"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); remove it, then {RUN_LABEL} to label the images of its shard again"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelPlane:
+    """The "label" or "confidence" of one image, read when asked for."""
+
+    labels: "ShardLabels"
+    id: str
+    plane: str
+
+    @property
+    def name(self) -> str:
+        """The shard, the plane and the id."""
+        return f"{self.labels.shard_of(self.id) or self.labels.folder}: {self.plane} of {self.id}"
+
+    def open(self) -> BinaryIO:
+        """A stream over the bytes of `read`."""
+        return io.BytesIO(self.read())
+
+    def read(self) -> bytes:
+        """The encoded plane; raises `UnreadableError` if it cannot be read."""
+        return self.labels.read(self.id)[self.plane]
+
+
+class ShardLabels:
+    """The labels in the shards of a folder. Threads may share it, and it can be pickled.
+
+    Attributes:
+        folder: The folder of the shards.
+        bad: Why an image has no label, by id.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[LabelShard]):
+        self.folder = folder
+        self._paths = [shard.path for shard in shards]
+        self._ends = list(itertools.accumulate(len(shard.content.ids) for shard in shards))
+        ids = itertools.chain.from_iterable(shard.content.ids for shard in shards)
+        self._places = {id_: place for place, id_ in enumerate(ids)}
+        bad = {id_: reason for shard in shards for id_, reason in shard.bad.items()}
+        self.bad = {id_: reason for id_, reason in bad.items() if id_ not in self._places}
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_reader", "_memo")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._reader = functools.lru_cache(_MOST_OPEN)(_open_reader)
+        self._memo = threading.local()  # of each thread, the example it read last: both planes are wanted
+
+    def is_labeled(self, id_: str) -> bool:
+        """Whether the image has its label."""
+        return id_ in self._places
+
+    def planes(self, id_: str) -> tuple[LabelPlane, LabelPlane]:
+        """Label and confidence of the image, which need not be there."""
+        return LabelPlane(self, id_, "label"), LabelPlane(self, id_, "confidence")
+
+    def shard_of(self, id_: str) -> Path | None:
+        """The shard that holds the image's label, None if it has none."""
+        place = self._places.get(id_)
+        return None if place is None else self._paths[bisect.bisect_right(self._ends, place)]
+
+    def read(self, id_: str) -> dict[str, bytes]:
+        """Both planes of an image, encoded; raises `UnreadableError` if they cannot be read."""
+        last, planes = getattr(self._memo, "example", (None, {}))
+        if last != id_:
+            planes = self._read(id_)
+            self._memo.example = id_, planes
+        return planes
+
+    def _read(self, id_: str) -> dict[str, bytes]:
+        place = self._places.get(id_)
+        if place is None:
+            raise UnreadableError(f"{self.folder}: {id_} has no label; {self.bad.get(id_, RUN_LABEL)}")
+        shard = bisect.bisect_right(self._ends, place)
+        path, row = self._paths[shard], place - (self._ends[shard - 1] if shard else 0)
+        mend = f"remove the file and {RUN_LABEL} to label its images again"
+        try:
+            (serialized,) = self._reader(path).read([row])
+            features = tf_example_pb2.Example.FromString(serialized).features.feature
+            found, *planes = (features[name].bytes_list.value[0] for name in ("id", "label", "confidence"))
+        except Exception as error:  # whatever the readers meet in damaged files
+            raise UnreadableError(f"{path}: the label of {id_} cannot be read ({error}); {mend}") from error
+        if found != id_.encode():
+            raise InputError(f"{path}: example {row} is {found.decode(errors='replace')}, expected {id_}; {mend}")
+        return dict(zip(("label", "confidence"), planes, strict=True))
+
+    def faults(self) -> list[str]:
+        """What is wrong with the shards of a finished set, the ones that are gone included; labels are not read."""
+        manifest = read_manifest(self.folder)
+        if not manifest or not manifest["finished"]:
+            return []
+        shards = {shard.path: shard for shard in read_shards(self.folder)}
+        faults = [fault for shard in shards.values() if (fault := shard.fault())]
+        paths = shard_paths(self.folder, manifest["shards"]["name"], manifest["shards"]["count"])
+        if gone := [str(list_path(path)) for path in paths if path not in shards]:
+            lost = [id_ for id_ in read_ids(self.folder, SPLIT) or () if id_ not in self._places]
+            faults.append(f"{first_few(gone, 3)}: is missing; {lost_labels(lost)}")
+        return faults
+
+
+def shard_paths(folder: Path, name: str, count: int) -> list[Path]:
+    """Where all shards of a plan lie; `name` is the dataset's, `ovs_PLAN`."""
+    return [shard_path(folder, name, SPLIT, index, count) for index in range(count)]
+
+
+def _open_reader(path: Path) -> Any:
+    return ArrayRecordReader(str(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER)

@@ -1,0 +1,1 @@
+"""Shuffling, batching and prefetching of training records."""

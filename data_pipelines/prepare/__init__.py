@@ -1,0 +1,1 @@
+"""Prepares datasets as ArrayRecord shards, on one machine or many."""

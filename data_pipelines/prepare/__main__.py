@@ -1,0 +1,27 @@
+"""Prepares a dataset as ArrayRecord shards on this machine, see `local`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_pipelines.errors import InputError
+from data_pipelines.prepare.local import DATASETS, _report, make_builder, prepare
+
+
+def main() -> None:
+    """Command line; an `InputError` ends it with its message and status 2."""
+    parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards.")
+    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write DATASET/VERSION to")
+    parser.add_argument("--manual_dir", type=Path, help="folder of archives that are here already, or what they hold")
+    parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
+    flags = parser.parse_args()
+    try:
+        print(_report(prepare(make_builder(flags.dataset, flags.out, flags.source), flags.manual_dir)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Prepares a dataset unit by unit: each unit of a builder becomes one shard, in any order, on any machine.
+
+    FOLDER/preparation.json                  what was asked for: the units and the settings
+    FOLDER/units/SPLIT-00003.json            what came of a unit whose shard is whole; gone when all are
+    FOLDER/NAME-SPLIT.array_record-...       the shards, SPLIT.ids.txt, dataset_info.json: see `shard_files`
+    FOLDER/report.json                       the last: what was written and left out, and why
+
+FOLDER must be one and the same for all machines: a local or a mounted path. A unit is written as a whole or not at all,
+and passed over if it is there, so that a preparation that was killed goes on where it was, to the same bytes. Whatever
+else is asked for in the same FOLDER is refused.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.builders.base import BadFile, Content, ImageBuilder, Unit, refuse_empty
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import replace_file
+from data_pipelines.prepare.leakage import EvaluationImages
+from data_pipelines.sources.records import UnreadableError
+from data_pipelines.sources.shard_files import Shard, shard_path, write_metadata, write_shard
+
+_PLAN = "preparation.json"
+_REPORT = "report.json"
+_UNITS = "units"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A unit and its place in the dataset.
+
+    Attributes:
+        split: Name of the split.
+        index: Number of the unit in the split, and of its shard.
+        count: Number of units in the split.
+        unit: The unit.
+    """
+
+    split: str
+    index: int
+    count: int
+    unit: Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """A dataset to prepare.
+
+    Attributes:
+        builder: Gives the structure of the examples. Its own way to write files is not used.
+        folder: Where the dataset goes.
+        source: What it is made from (see `ImageBuilder.origin`).
+        evaluation: Evaluation images whose duplicates are dropped; None to look for none.
+    """
+
+    builder: ImageBuilder
+    folder: Path
+    source: Mapping[str, str]
+    evaluation: EvaluationImages | None = None
+
+
+class Dropped(NamedTuple):
+    """An image that is a duplicate of an evaluation image, and therefore not in the dataset.
+
+    Attributes:
+        file: The unit's name and the image's id.
+        evaluation: Id of the evaluation image.
+        kind: "exact" or "near".
+        distance: Bits in which the perceptual hashes differ.
+    """
+
+    file: str
+    evaluation: str
+    kind: str
+    distance: int
+
+
+class Report(NamedTuple):
+    """What came of a preparation.
+
+    Attributes:
+        images: Examples in the dataset by split.
+        evaluation_images: Number of evaluation images whose duplicates were looked for; None if none were.
+        bad: The files that cannot be used.
+        dropped: The duplicates of evaluation images.
+        repeated: Examples whose image has the very bytes of an example before it; they are in the dataset.
+    """
+
+    images: dict[str, int]
+    evaluation_images: int | None
+    bad: list[BadFile]
+    dropped: list[Dropped]
+    repeated: int
+
+    def summary(self, limit: int = 20) -> str:
+        """Counts, and the first `limit` files of each list."""
+        rows = [
+            *(f"{count:>9,} images in the split {split}" for split, count in self.images.items()),
+            f"{self.repeated:>9,} of them with the bytes of another",
+            f"{len(self.bad):>9,} bad files left out",
+            *_first([f"{file.name}: {file.reason}" for file in self.bad], limit),
+        ]
+        if self.evaluation_images is None:
+            return "\n".join([*rows, "          duplicates of evaluation images were not looked for"])
+        kinds = Counter(image.kind for image in self.dropped)
+        rows += [
+            f"{len(self.dropped):>9,} duplicates of {self.evaluation_images:,} evaluation images dropped "
+            f"({kinds['exact']:,} exact, {kinds['near']:,} near)",
+            *_first([_sentence(image) for image in self.dropped], limit),
+        ]
+        return "\n".join(rows)
+
+
+def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list[Part]:
+    """Records what is asked for, and says what is left to do.
+
+    Args:
+        preparation: The dataset.
+        units: The units of each split.
+
+    Returns:
+        The parts that are not finished.
+
+    Raises:
+        InputError: Something else was asked for in the folder before, it holds files of other origin, or it cannot be
+            written.
+    """
+    folder = preparation.folder
+    plan = _plan(preparation, units)
+    try:
+        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
+            raise InputError(f"{folder}: holds files of something else; name another folder or remove it") from None
+        _write_json(folder / _PLAN, plan)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / _PLAN}: cannot be read ({error}); remove {folder} to begin anew") from error
+    else:
+        if differences := _differences("", before, plan):
+            raise InputError(
+                f"{folder}: was begun with other units or settings: {first_few(differences, 3)}; use the same again, "
+                "or name another folder, or remove this one"
+            )
+    if _finished_report(folder) is not None:
+        return []
+    parts = [Part(split, i, len(found), unit) for split, found in units.items() for i, unit in enumerate(found)]
+    return [part for part in parts if _unit_report(preparation, part) is None]
+
+
+def prepare_part(preparation: Preparation, part: Part) -> None:
+    """Writes the shard of a unit, then what came of it, unless both are there.
+
+    A fault of the unit that a person must mend is kept for `finish`, so that the other units go on.
+    """
+    if _unit_report(preparation, part) is not None:
+        return
+    path = _shard_path(preparation, part)
+    found: dict[str, Any] = {"bad": [], "dropped": [], "sha256": []}
+    try:
+        shard = write_shard(path, preparation.builder.info.features, _examples(preparation, part.unit, found))
+    except InputError as error:
+        report: dict[str, Any] = {"fault": str(error)}
+    else:
+        report = {"ids": shard.ids, "bytes": shard.bytes, "file_bytes": path.stat().st_size, **found}
+    _write_json(_unit_report_path(preparation.folder, part.split, part.index), report)
+
+
+def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
+    """Makes the shards of all units a prepared dataset; or, if they are one already, only reads the report.
+
+    Raises:
+        InputError: A unit has a fault or is not finished, an id is there twice, or a split has no image.
+    """
+    folder = preparation.folder
+    if (report := _finished_report(folder)) is None:
+        report = _finish(preparation, units)
+    for path in folder.glob("*.part"):  # of writers that were killed
+        path.unlink(missing_ok=True)
+    for split, found in units.items():
+        for index in range(len(found)):
+            _unit_report_path(folder, split, index).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for path in (folder / _UNITS).glob("*.part"):
+            path.unlink(missing_ok=True)
+        (folder / _UNITS).rmdir()
+    return report
+
+
+def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
+    folder, builder = preparation.folder, preparation.builder
+    parts = [Part(split, i, len(found), unit) for split, found in units.items() for i, unit in enumerate(found)]
+    reports, faults = [], []
+    for part in parts:
+        if (found := _unit_report(preparation, part)) is None:
+            faults.append(_fault(preparation, part))
+        else:
+            reports.append(found)
+    if faults:
+        raise InputError(f"{len(faults)} of {len(parts)} unit(s) are not prepared: {first_few(faults)}")
+    shards: dict[str, list[Shard]] = {split: [] for split in units}
+    bad, dropped, digests = [], [], []
+    for part, found in zip(parts, reports, strict=True):
+        shards[part.split].append(Shard(tuple(found["ids"]), found["bytes"]))
+        bad += [BadFile(*file) for file in found["bad"]]
+        dropped += [Dropped(*image) for image in found["dropped"]]
+        digests += found["sha256"]
+    for split, written in shards.items():
+        if not any(shard.ids for shard in written):
+            refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
+        ids = Counter(id_ for shard in written for id_ in shard.ids)
+        if len(ids) < (total := sum(ids.values())):
+            twice = [f"{id_} stands for {count} images" for id_, count in ids.items() if count > 1]
+            raise InputError(
+                f"{folder}: {total - len(ids)} id(s) of the split {split!r} are there already: {first_few(twice)}; "
+                "rename the images, and prepare them in another folder"
+            )
+    report = Report(
+        images={split: sum(len(shard.ids) for shard in written) for split, written in shards.items()},
+        evaluation_images=None if preparation.evaluation is None else len(preparation.evaluation.ids),
+        bad=bad,
+        dropped=dropped,
+        repeated=len(digests) - len(set(digests)),
+    )
+    write_metadata(
+        folder,
+        builder.name,
+        builder.info.features,
+        shards,
+        version=str(builder.version),
+        description=builder.info.description,
+        metadata={"source": dict(preparation.source), "bad": [file._asdict() for file in bad]},
+    )
+    _write_json(folder / _REPORT, _plain(report))
+    return report
+
+
+def _examples(preparation: Preparation, unit: Unit, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the examples of a unit, and notes in `found` what is left out."""
+    for sample in unit.samples():
+        if isinstance(sample, BadFile):
+            found["bad"].append(sample)
+            continue
+        name = f"{unit.name}: {sample.id}"
+        if preparation.evaluation is not None:
+            try:
+                duplicate = preparation.evaluation.duplicate(Content(name, sample.image))
+            except UnreadableError as error:
+                found["bad"].append(BadFile(name, str(error).removeprefix(f"{name}: ")))
+                continue
+            if duplicate is not None:
+                found["dropped"].append(Dropped(name, *duplicate))
+                continue
+        found["sha256"].append(hashlib.sha256(sample.image).hexdigest()[:16])
+        yield preparation.builder.example(sample)
+
+
+def _plan(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> dict[str, Any]:
+    evaluation = preparation.evaluation
+    return {
+        "dataset": preparation.builder.name,
+        "version": str(preparation.builder.version),
+        "source": dict(preparation.source),
+        "evaluation": evaluation
+        and {"images": len(evaluation.ids), "sha256": evaluation.fingerprint, "distance": evaluation.distance},
+        "units": {split: [unit.name for unit in found] for split, found in units.items()},
+    }
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    """Where plain data differ, each as "KEY was BEFORE, now NOW"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        found = [_differences(f"{key}.{name}" if key else name, before.get(name), now.get(name)) for name in keys]
+        return [difference for differences in found for difference in differences]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [difference for i, pair in pairs for difference in _differences(f"{key}[{i}]", *pair)]
+    if isinstance(before, list) and isinstance(now, list):
+        return [f"{key} had {len(before)} units, now {len(now)}"]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def _shard_path(preparation: Preparation, part: Part) -> Path:
+    return shard_path(preparation.folder, preparation.builder.name, part.split, part.index, part.count)
+
+
+def _unit_report_path(folder: Path, split: str, index: int) -> Path:
+    return folder / _UNITS / f"{split}-{index:05d}.json"
+
+
+def _unit_report(preparation: Preparation, part: Part) -> dict[str, Any] | None:
+    """What came of a unit; None if it is not finished or its shard is not as it was written."""
+    try:
+        report = _read_json(_unit_report_path(preparation.folder, part.split, part.index))
+        size = _shard_path(preparation, part).stat().st_size
+    except (OSError, ValueError):
+        return None
+    return report if report.get("file_bytes") == size else None
+
+
+def _fault(preparation: Preparation, part: Part) -> str:
+    try:
+        return _read_json(_unit_report_path(preparation.folder, part.split, part.index))["fault"]
+    except (OSError, ValueError, KeyError):
+        return f"{part.unit.name}: no whole shard of it; run the same command again"
+
+
+def _finished_report(folder: Path) -> Report | None:
+    """The report of a dataset that is complete, the last file to be written; None if it is not."""
+    try:
+        found = _read_json(folder / _REPORT)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / _REPORT}: cannot be read ({error}); remove {folder} to begin anew") from error
+    found["bad"] = [BadFile(**file) for file in found["bad"]]
+    found["dropped"] = [Dropped(**image) for image in found["dropped"]]
+    return Report(**found)
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    lists = {name: [item._asdict() for item in getattr(report, name)] for name in ("bad", "dropped")}
+    return report._asdict() | lists
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    replace_file(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def _first(lines: Sequence[str], limit: int) -> list[str]:
+    more = [f"and {len(lines) - limit:,} more: see {_REPORT}"] if len(lines) > limit else []
+    return [f"          {line}" for line in (*lines[:limit], *more)]
+
+
+def _sentence(image: Dropped) -> str:
+    if image.kind == "exact":
+        return f"{image.file} is {image.evaluation}"
+    return f"{image.file} is nearly {image.evaluation} ({image.distance} of 64 bits differ)"

@@ -1,0 +1,34 @@
+"""Writes the embedded benchmark, see `benchmark`."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from data_pipelines.errors import InputError
+from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
+from data_pipelines.shapes.drawing import SCENE_CLASSES
+
+
+def main() -> None:
+    """Command line: one flag per field of `ShapesSpec`, `--root` and `--seed`."""
+    parser = argparse.ArgumentParser(description='Writes the embedded benchmark "shapes" in the layout of VOC.')
+    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every image")
+    for field in dataclasses.fields(ShapesSpec):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default, help="default: %(default)s")
+    flags = vars(parser.parse_args())
+    root, seed = flags.pop("root"), flags.pop("seed")
+    try:
+        write_shapes(root, ShapesSpec(**flags), seed)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    spec = ShapesSpec(**flags)
+    print(
+        f"{root}: {spec.labeled} labeled, {spec.unlabeled} unlabeled, {spec.val} validation and {spec.ood} "
+        f"out-of-distribution images of {len(SCENE_CLASSES)} classes, distractors and background included"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Several OOD sources drawn in fixed shares, as a json file says that `config.data.ood_root` names.
+
+    {"sources": [{"name": "coco", "root": "coco/train2017", "weight": 2},
+                 {"name": "web", "root": "/mnt/web/1.0.0", "split": "train", "weight": 1, "once": true}]}
+
+`root` and `split` are those of `config.data.ood_root` and `ood_split`; a root is taken relative to the file. `weight`
+(1) is a source's share of the draws. A source that is drawn `once` (false) is a stream: its images come in order, each
+at most once in a run. The id of an image is that in its source behind the source's name: "coco/000000000009".
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.errors import InputError, first_few
+from data_pipelines.sources.records import ConcatenatedSource, Record, Source
+
+_FIELDS = {"name": str, "root": str, "split": str, "weight": (int, float), "once": bool}
+_REQUIRED = ("name", "root")
+
+
+class Part(NamedTuple):
+    """One source of a mixture.
+
+    Attributes:
+        source: Its records.
+        start: Position of its first record in the mixture.
+        weight: Its share of the draws, relative to the other parts'.
+        once: Whether its records come in order, each at most once in a run.
+    """
+
+    source: Source
+    start: int = 0
+    weight: float = 1.0
+    once: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture(ConcatenatedSource):
+    """The records of several sources, one source after the other, to be drawn by their weights.
+
+    Attributes:
+        weights: Each source's share of the draws, relative to the others'.
+        once: Whether each source's records come in order, each at most once in a run.
+    """
+
+    weights: tuple[float, ...]
+    once: tuple[bool, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is known of each source."""
+        starts = itertools.accumulate(map(len, self.sources[:-1]), initial=0)
+        return [Part(*facts) for facts in zip(self.sources, starts, self.weights, self.once, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedSource:
+    """The records of a source, with its name before their ids."""
+
+    name: str
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        return dataclasses.replace(record, id=f"{self.name}/{record.id}")
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the source is."""
+        return self.source.prepared
+
+    def ids(self) -> list[str]:
+        """The ids of all records, in order."""
+        return [f"{self.name}/{id_}" for id_ in self.source.ids()]
+
+
+def open_mixture(path: Path, open_source: Callable[[Path, str, str], Source]) -> Mixture:
+    """Opens the sources that a mixture file names.
+
+    Args:
+        path: The file.
+        open_source: Opens a source by root, split, and what error messages call them.
+
+    Raises:
+        InputError: The file cannot be read or says something else than it may, or a source cannot be opened.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a mixture of OOD sources ({error}); mend the file") from error
+    entries = content.get("sources") if isinstance(content, dict) and set(content) == {"sources"} else None
+    if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)):
+        raise InputError(f'{path}: must hold {{"sources": [{{"name": ..., "root": ...}}, ...]}}')
+    if faults := [fault for index, entry in enumerate(entries) for fault in _faults(index, entry)]:
+        raise InputError(f"{path}: {first_few(faults)}")
+    names = [entry["name"] for entry in entries]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}: the name(s) {', '.join(repeated)} stand for several sources; rename all but one")
+    sources = []
+    for entry in entries:
+        root = path.parent / Path(entry["root"]).expanduser()
+        source = open_source(root, entry.get("split", ""), f"{path}: source {entry['name']}")
+        sources.append(NamedSource(entry["name"], source))
+    weights = tuple(float(entry.get("weight", 1)) for entry in entries)
+    return Mixture(tuple(sources), weights, tuple(entry.get("once", False) for entry in entries))
+
+
+def _faults(index: int, entry: dict[str, Any]) -> list[str]:
+    faults = [f"source {index} lacks {key!r}" for key in _REQUIRED if key not in entry]
+    for key, value in entry.items():
+        kind = _FIELDS.get(key)
+        if kind is None:
+            faults.append(f"source {index} has the unknown field {key!r}, known are {', '.join(_FIELDS)}")
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
+            faults.append(f"source {index} has {key!r}: {value!r}, which is of the wrong type")
+    name, weight = entry.get("name"), entry.get("weight", 1)
+    if isinstance(name, str) and (not name or "/" in name or name in (".", "..")):
+        faults.append(f"source {index} has the name {name!r}: use a word that can be a folder's name")
+    if isinstance(weight, int | float) and not (0 < weight < float("inf")):
+        faults.append(f"source {index} has the weight {weight}: use a positive number")
+    return faults

@@ -1,0 +1,1 @@
+"""Split lists: the published ones, verified, or a class-balanced draw."""

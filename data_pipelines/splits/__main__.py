@@ -1,0 +1,55 @@
+"""Writes split lists, see `lists`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.errors import InputError
+from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
+from data_pipelines.splits.published import fetch_lists, load_published, read_lists
+
+
+def _class_table(split: DrawnSplit, info: DatasetInfo) -> str:
+    rows = [("labeled", "of", "class"), *zip(split.labeled, split.listed, info.classes, strict=True)]
+    return "\n".join(f"{labeled!s:>7} {listed!s:>7}  {name}" for labeled, listed, name in rows)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    if flags.make_split is not None:
+        info = load_dataset(flags.dataset)
+        split = make_split(flags.root, flags.list, info, flags.make_split, flags.seed)
+        contents = split.lists
+        print(_class_table(split, info))
+    else:
+        published = load_published(flags.dataset)
+        print(f"{len(published.lists)} lists of {published.repository} at {published.revision}, {published.folder}")
+        contents = read_lists(published, flags.from_folder) if flags.from_folder else fetch_lists(published)
+    written = write_lists(flags.out, contents)
+    print(f"{flags.out}: {written} lists written, {len(contents) - written} there already")
+
+
+def main() -> None:
+    """Command line; an `InputError` ends it with its message and status 2."""
+    parser = argparse.ArgumentParser(description="Writes published split lists, or a class-balanced draw.")
+    parser.add_argument("--dataset", required=True, help="voc2012 or context60; with --make_split a dataset file")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the lists to")
+    parser.add_argument("--from_folder", type=Path, help="read the published lists here instead of fetching them")
+    parser.add_argument("--make_split", type=int, metavar="N", help="draw N labeled images of --list")
+    parser.add_argument("--seed", type=int, default=0, help="of --make_split; default: %(default)s")
+    parser.add_argument("--root", default="", help="of --make_split: folder of the images and labels")
+    parser.add_argument("--list", default="", help="of --make_split: `IMAGE LABEL` lines, relative to --root")
+    flags = parser.parse_args()
+    if flags.make_split is None and (flags.root or flags.list or flags.seed):
+        parser.error("--root, --list and --seed go with --make_split")
+    if flags.make_split is not None and flags.from_folder:
+        parser.error("--from_folder does not go with --make_split")
+    try:
+        _run(flags)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
