@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.weights = ""
     config.model.random_init = True
 
-    config.ovs.weights = "shapes_sed"  # shipped: semiovs_jax/ovs/weights
+    config.ovs.weights = "shapes_sed"  # shipped: semiovs_jax/weights/shipped
     config.ovs.templates = ""
     config.ovs.vocabulary = "shapes"
     config.ovs.image_size = 256

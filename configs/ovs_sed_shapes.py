@@ -1,7 +1,7 @@
 """The tiny SED by which the demo labels the embedded benchmark's out-of-distribution images.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_sed_shapes.py --workdir=runs/ovs_sed_shapes
-    cp runs/ovs_sed_shapes/shapes_sed.safetensors semiovs_jax/ovs/weights/
+    cp runs/ovs_sed_shapes/shapes_sed.safetensors semiovs_jax/weights/shipped/
 
 It sees drawn scenes of the out-of-distribution domain only, none that a benchmark holds, and starts from random
 weights, where published SEDs start from a CLIP: hence the contrastive loss, and gradients through the guides.

@@ -1,7 +1,7 @@
 """A tiny CLIP by which dense CLIP labels the embedded benchmark's out-of-distribution images.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_shapes.py --workdir=runs/ovs_shapes
-    cp runs/ovs_shapes/shapes_clip.safetensors semiovs_jax/ovs/weights/
+    cp runs/ovs_shapes/shapes_clip.safetensors semiovs_jax/weights/shipped/
 
 Hardware: two CPU cores. Time and the mIoU of its labels: in the file's metadata and printed at the end.
 """

@@ -7,13 +7,13 @@ import ml_collections
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.deeplab import load_backbone
-from semiovs_jax.convert.semivl import load_semivl_backbone
 from semiovs_jax.models import Functional, SemiVL, Student
-from semiovs_jax.ovs.clip_weights import load_clip
-from semiovs_jax.ovs.model_files import weights_path
+from semiovs_jax.models.clip.file import load_clip
+from semiovs_jax.models.deeplab.params import load_backbone
+from semiovs_jax.models.semivl.params import load_semivl_backbone
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
+from semiovs_jax.weights.parts import weights_path
 
 
 def initial_weights(config: ml_collections.ConfigDict, student: Student) -> tuple[Any, Any]:

@@ -24,13 +24,13 @@ from data_pipelines.loading.streams import open_stream
 from data_pipelines.loading.worker_log import BadRecords
 from data_pipelines.sources.records import Record, Source
 from semiovs_jax.contact_sheet import write_contact_sheet
-from semiovs_jax.convert.weights import file_sha256
 from semiovs_jax.label_job import BadImages, Job
 from semiovs_jax.labelers import OVS
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.model_files import weights_path
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.sharding import make_mesh
+from semiovs_jax.weights.files import file_sha256
+from semiovs_jax.weights.parts import weights_path
 
 _NOT_SETTINGS = ("name", "weights", "vocabulary", "labels", "labels_dir", "batch_size")
 

@@ -12,8 +12,8 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.claims import ROWS
 from semiovs_jax.initial import initial_weights
-from semiovs_jax.models.clip_vit import resize_positions
-from semiovs_jax.ovs.clip_weights import load_clip
+from semiovs_jax.models.clip.file import load_clip
+from semiovs_jax.models.clip.vit import resize_positions
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
 from semiovs_jax.recipe import make_student

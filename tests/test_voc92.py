@@ -24,9 +24,9 @@ from PIL import Image
 
 from configs import voc92
 from data_pipelines.datasets import voc_palette
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import save_weights
 from semiovs_jax.models import Functional, build_student
+from semiovs_jax.weights.files import save_weights
+from semiovs_jax.weights.keys import flatten
 from tests.ovs import tiny_sed
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from absl import app, flags
 from flax import nnx
 
 from semiovs_jax.labelers import PseudoLabel
-from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
-from semiovs_jax.models.sed import SedAggregator, SedConfig, unit
+from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
+from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig, unit
 from semiovs_jax.ovs.sed import Sed, label_probabilities
 from semiovs_jax.runtime import tune_process
 

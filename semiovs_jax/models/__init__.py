@@ -1,20 +1,19 @@
 """Segmentation students and the towers of open-vocabulary models."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models.clip_vit import ClipVitConfig
-from semiovs_jax.models.deeplabv3plus import DeepLabV3Plus
+from semiovs_jax.models.clip.vit import ClipVitConfig
+from semiovs_jax.models.deeplab.architecture import Architecture
+from semiovs_jax.models.deeplab.deeplabv3plus import DeepLabV3Plus
 from semiovs_jax.models.functional import Functional
-from semiovs_jax.models.resnet import ResNet
-from semiovs_jax.models.semivl import SemiVL, SemiVLConfig
+from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
+from semiovs_jax.models.semivl.vlg import VlgConfig
 from semiovs_jax.models.student import Student
-from semiovs_jax.models.vlg import VlgConfig
 
 __all__ = [
     "ARCHITECTURES",
@@ -26,47 +25,6 @@ __all__ = [
     "Student",
     "build_student",
 ]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Depths and widths of a DeepLabV3+; the fields are arguments of `ResNet` and `DeepLabV3Plus`."""
-
-    stage_sizes: tuple[int, ...]
-    stem_widths: tuple[int, ...] = (64, 64, 128)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    expansion: int = 4
-    dilate: tuple[bool, ...] = (False, False, True)
-    rates: tuple[int, ...] = (6, 12, 18)
-    channels: int = 256
-    low_level_channels: int = 48
-
-    def build_backbone(self, *, dtype: jnp.dtype | None = None, remat: bool = False, rngs: nnx.Rngs) -> ResNet:
-        """The ResNet alone, with fresh weights."""
-        return ResNet(
-            self.stage_sizes,
-            stem_widths=self.stem_widths,
-            widths=self.widths,
-            expansion=self.expansion,
-            dilate=self.dilate,
-            dtype=dtype,
-            remat=remat,
-            rngs=rngs,
-        )
-
-    def build(
-        self, num_classes: int, *, dtype: jnp.dtype | None = None, remat: bool = False, rngs: nnx.Rngs
-    ) -> DeepLabV3Plus:
-        """The student, with fresh weights."""
-        return DeepLabV3Plus(
-            self.build_backbone(dtype=dtype, remat=remat, rngs=rngs),
-            num_classes,
-            rates=self.rates,
-            channels=self.channels,
-            low_level_channels=self.low_level_channels,
-            dtype=dtype,
-            rngs=rngs,
-        )
 
 
 ARCHITECTURES: dict[str, Architecture | SemiVLConfig] = {
@@ -98,9 +56,6 @@ ARCHITECTURES: dict[str, Architecture | SemiVLConfig] = {
         ),
     ),
 }
-
-# None computes in the input's own type, so that float64 inputs stay float64.
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: int, rngs: nnx.Rngs) -> Student:

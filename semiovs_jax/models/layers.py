@@ -218,3 +218,7 @@ def resize_bilinear(
         # Single-pass bfloat16 products, the default for float32 on TPUs, would blur the weights.
         x = jnp.einsum(f"{left},{right}->{out}", matrix, x, precision=jax.lax.Precision.HIGHEST)
     return x
+
+
+# None computes in the input's own type, so that float64 inputs stay float64.
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}

@@ -18,19 +18,11 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
-from semiovs_jax.models.clip_vit import MASKCLIP, ClipVit, ClipVitConfig
-from semiovs_jax.models.layers import inside, resize_bilinear
-from semiovs_jax.ovs.clip_weights import NORMALIZATIONS, Clip, load_clip
+from semiovs_jax.models.clip.file import NORMALIZATIONS, Clip, load_clip, normalize
+from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
+from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
-
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of the parameters
-
-
-def normalize(image: jax.Array, normalization: str) -> jax.Array:
-    """RGB in 0..255 to zero mean and unit variance under the named statistics; shape and dtype are kept."""
-    mean, std = (jnp.asarray(values, image.dtype) for values in NORMALIZATIONS[normalization])
-    return (image / 255 - mean) / std
 
 
 def class_scores(dense: jax.Array, text: jax.Array, concepts_per_class: Sequence[int]) -> jax.Array:

@@ -19,12 +19,11 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.labelers import PseudoLabel
-from semiovs_jax.models.clip_convnext import ClipConvNext
-from semiovs_jax.models.layers import inside, resize_bilinear
-from semiovs_jax.models.sed import SedAggregator
-from semiovs_jax.ovs.clip_weights import NORMALIZATIONS
-from semiovs_jax.ovs.dense_clip import DTYPES, normalize
-from semiovs_jax.ovs.sed_weights import SedWeights, load_sed
+from semiovs_jax.models.clip.convnext import ClipConvNext
+from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
+from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
+from semiovs_jax.models.sed.aggregator import SedAggregator
+from semiovs_jax.models.sed.file import SedWeights, load_sed
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 

@@ -9,14 +9,15 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_convnext import ClipConvNext, ClipConvNextConfig
-from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
-from semiovs_jax.models.sed import SedAggregator, SedConfig
-from semiovs_jax.ovs import clip_weights, sed_weights
-from semiovs_jax.ovs.model_files import weights_kind
-from semiovs_jax.ovs.sed_weights import SedWeights, SedWeightsConfig
+from semiovs_jax.models.clip import file as clip_weights
+from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
+from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
+from semiovs_jax.models.sed import file as sed_weights
+from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig
+from semiovs_jax.models.sed.file import SedWeights, SedWeightsConfig
 from semiovs_jax.ovs.tokenizer import make_tokenizer
+from semiovs_jax.weights.keys import flatten, unflatten
+from semiovs_jax.weights.parts import weights_kind
 
 
 def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWeights:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from semiovs_jax.losses import cross_entropy, masked_mean
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.models.sed import SedLogits, unit
+from semiovs_jax.models.sed.aggregator import SedLogits, unit
 
 _CONTRASTIVE_SCALE = 20.0  # of the cosines before their softmax
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semiovs_jax.models.sed import unit
+from semiovs_jax.models.sed.aggregator import unit
 from semiovs_jax.ovs.tokenizer import Tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
 

@@ -15,11 +15,11 @@ from flax import nnx
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import load_weights, save_weights, tensors_sha256
-from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
+from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.ovs.tokenizer import Tokenizer, make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
+from semiovs_jax.weights.files import load_weights, save_weights, tensors_sha256
+from semiovs_jax.weights.keys import flatten
 
 _COLUMNS = 4  # batches are as wide as a multiple of this: few shapes to compile, little padding to compute
 _MANY_BATCHES = 8  # from here on a progress bar

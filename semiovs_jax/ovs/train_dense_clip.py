@@ -25,11 +25,11 @@ from flax import nnx
 
 from data_pipelines.shapes.drawing import BACKGROUND, IGNORE_INDEX
 from semiovs_jax.losses import cross_entropy
-from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
-from semiovs_jax.models.clip_vit import ClipVit, ClipVitConfig
+from semiovs_jax.models.clip.file import Clip, ClipConfig, normalize, save_clip
+from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
+from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.ovs.clip_weights import Clip, ClipConfig, save_clip
-from semiovs_jax.ovs.dense_clip import make_dense_clip, normalize
+from semiovs_jax.ovs.dense_clip import make_dense_clip
 from semiovs_jax.ovs.label_quality import label_quality
 from semiovs_jax.ovs.scenes import (
     MAX_SIDE,

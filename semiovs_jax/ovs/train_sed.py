@@ -18,16 +18,17 @@ from jax.sharding import Mesh
 
 from data_pipelines.checking.inputs import check_workdir
 from data_pipelines.errors import InputError
-from semiovs_jax.models.clip_convnext import ClipConvNext
-from semiovs_jax.models.clip_text import ClipText
-from semiovs_jax.models.sed import SedAggregator
-from semiovs_jax.ovs.dense_clip import DTYPES, normalize
+from semiovs_jax.models.clip.convnext import ClipConvNext
+from semiovs_jax.models.clip.file import normalize
+from semiovs_jax.models.clip.text import ClipText
+from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.sed.aggregator import SedAggregator
+from semiovs_jax.models.sed.file import SedWeights, save_sed
 from semiovs_jax.ovs.sed_init import initial_sed
 from semiovs_jax.ovs.sed_loss import contrastive_loss, sed_losses
 from semiovs_jax.ovs.sed_optim import make_optimizer, rate_multipliers
 from semiovs_jax.ovs.sed_task import Task, data_facts, held_out_quality, make_task
 from semiovs_jax.ovs.sed_text import embed_by_template, encode_prompts
-from semiovs_jax.ovs.sed_weights import SedWeights, save_sed
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.training import Step, TrainState, provenance, report_quality, run_restorable

@@ -8,9 +8,9 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models.layers import resize_bilinear
+from semiovs_jax.models.sed.file import load_sed
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.sed import label_probabilities, make_sed
-from semiovs_jax.ovs.sed_weights import load_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary
 from semiovs_jax.sharding import make_mesh, replicated, shard_batch
 from tests.ovs import tiny_sed

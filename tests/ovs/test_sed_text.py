@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.models.clip_text import ClipText
+from semiovs_jax.models.clip.text import ClipText
 from semiovs_jax.ovs.sed_text import embed_by_template, encode_prompts
 from semiovs_jax.ovs.text import embed_prompts
 from semiovs_jax.ovs.tokenizer import make_tokenizer

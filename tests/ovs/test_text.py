@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models.clip_text import ClipText, ClipTextConfig
+from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.ovs.text import cached_text_embeddings, embed_prompts, embed_text, mean_over_templates
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import load_vocabulary

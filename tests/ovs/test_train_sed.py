@@ -16,19 +16,19 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
-from semiovs_jax.convert.keys import flatten
-from semiovs_jax.convert.weights import read_safetensors
+from semiovs_jax.models.clip.file import ClipConfig, save_clip
+from semiovs_jax.models.sed.file import load_sed
 from semiovs_jax.ovs import build_ovs, train, train_sed
-from semiovs_jax.ovs.clip_weights import ClipConfig, save_clip
 from semiovs_jax.ovs.label_quality import label_quality
-from semiovs_jax.ovs.model_files import weights_path
 from semiovs_jax.ovs.scenes import MAX_SIDE, data_sha256, held_out_scenes
 from semiovs_jax.ovs.sed_init import initial_sed
 from semiovs_jax.ovs.sed_task import Task, make_task, one_class_per_concept
-from semiovs_jax.ovs.sed_weights import load_sed
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.preemption import Preemption
 from semiovs_jax.sharding import make_mesh
+from semiovs_jax.weights.files import read_safetensors
+from semiovs_jax.weights.keys import flatten
+from semiovs_jax.weights.parts import weights_path
 from tests.data_pipelines.tree import write_tree
 from tests.ovs import tiny_clip, tiny_sed
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from semiovs_jax.convert.keys import unflatten
-from semiovs_jax.models.clip_text import ClipTextConfig
-from semiovs_jax.models.clip_vit import ClipVitConfig
-from semiovs_jax.ovs.clip_weights import ClipConfig, parameter_shapes, save_clip
+from semiovs_jax.models.clip.file import ClipConfig, parameter_shapes, save_clip
+from semiovs_jax.models.clip.text import ClipTextConfig
+from semiovs_jax.models.clip.vit import ClipVitConfig
+from semiovs_jax.weights.keys import unflatten
 
 CONFIG = ClipConfig(
     visual=ClipVitConfig(patch_size=8, width=16, num_layers=2, num_heads=2, embed_dim=6, image_size=(32, 32)),

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from semiovs_jax.convert.keys import unflatten
-from semiovs_jax.models.clip_convnext import ClipConvNextConfig
-from semiovs_jax.models.clip_text import ClipTextConfig
-from semiovs_jax.models.sed import SedConfig
-from semiovs_jax.ovs.sed_weights import SedWeightsConfig, parameter_shapes, save_sed
+from semiovs_jax.models.clip.convnext import ClipConvNextConfig
+from semiovs_jax.models.clip.text import ClipTextConfig
+from semiovs_jax.models.sed.aggregator import SedConfig
+from semiovs_jax.models.sed.file import SedWeightsConfig, parameter_shapes, save_sed
+from semiovs_jax.weights.keys import unflatten
 
 CONFIG = SedWeightsConfig(
     visual=ClipConvNextConfig(widths=(4, 6, 8, 10), depths=(1, 1, 2, 1), embed_dim=6),

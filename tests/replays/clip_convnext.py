@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.clip_convnext import convert_convnext, infer_convnext_config
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_convnext import ClipConvNext
+from semiovs_jax.models.clip.convnext import ClipConvNext
+from semiovs_jax.models.clip.convnext_params import convert_convnext, infer_convnext_config
+from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.clip_text import convert_text, infer_text_config
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_text import ClipText
+from semiovs_jax.models.clip.text import ClipText
+from semiovs_jax.models.clip.text_params import convert_text, infer_text_config
 from semiovs_jax.ovs.tokenizer import make_tokenizer
+from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden
 
 

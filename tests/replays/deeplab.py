@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.deeplab import STUDENT_RULES, convert_student, infer_architecture
-from semiovs_jax.convert.keys import find_rule, flatten
 from semiovs_jax.models import Functional
+from semiovs_jax.models.deeplab.params import STUDENT_RULES, convert_student, infer_architecture
 from semiovs_jax.models.functional import PyTree
+from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.clip import convert_visual, infer_config
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.models.clip_vit import ClipFeatures, ClipVit, ClipVitConfig
+from semiovs_jax.models.clip.vit import ClipFeatures, ClipVit, ClipVitConfig
+from semiovs_jax.models.clip.vit_params import convert_visual, infer_config
+from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden
 
 

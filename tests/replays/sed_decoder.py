@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.convert.sed import convert_aggregator, infer_sed_config
-from semiovs_jax.models.sed import SedAggregator, SedLogits, correlate, unit
+from semiovs_jax.models.sed.aggregator import SedAggregator, SedLogits, correlate, unit
+from semiovs_jax.models.sed.params import convert_aggregator, infer_sed_config
+from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden
 
 

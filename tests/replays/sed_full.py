@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.keys import unflatten
-from semiovs_jax.convert.sed import convert_sed
+from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.ovs.clip_weights import NORMALIZATIONS
-from semiovs_jax.ovs.dense_clip import normalize
+from semiovs_jax.models.sed.file import SedWeights, SedWeightsConfig
+from semiovs_jax.models.sed.params import convert_sed
 from semiovs_jax.ovs.sed import Sed, make_sed
-from semiovs_jax.ovs.sed_weights import SedWeights, SedWeightsConfig
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates
+from semiovs_jax.weights.keys import unflatten
 from tests.golden import Golden
 
 

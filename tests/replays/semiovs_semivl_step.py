@@ -10,18 +10,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from semiovs_jax import augment, methods, optim, sharding, train_step
-from semiovs_jax.convert.keys import find_rule, flatten
-from semiovs_jax.convert.semivl import (
-    STUDENT_RULES,
-    convert_label_maker,
-    convert_semivl_student,
-    infer_semivl,
-)
 from semiovs_jax.labelers import PseudoLabel, trusted
 from semiovs_jax.models import Functional, SemiVL
-from semiovs_jax.models.clip_vit import ClipVit
+from semiovs_jax.models.clip.vit import ClipVit
+from semiovs_jax.models.semivl.params import STUDENT_RULES, convert_label_maker, convert_semivl_student, infer_semivl
 from semiovs_jax.ovs.dense_clip import DenseClip
 from semiovs_jax.train_state import TrainState
+from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden
 
 POWER = 0.9  # of the learning rate's decay, which the reference's config does not name

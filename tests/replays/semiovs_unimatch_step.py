@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from semiovs_jax import methods, optim, sharding, train_step
 from semiovs_jax.bank import Bank, Draw, ensemble_logits
-from semiovs_jax.convert.deeplab import STUDENT_RULES, convert_student, infer_architecture
-from semiovs_jax.convert.keys import find_rule, flatten
 from semiovs_jax.labelers import trusted
 from semiovs_jax.models import Functional
+from semiovs_jax.models.deeplab.params import STUDENT_RULES, convert_student, infer_architecture
 from semiovs_jax.train_state import TrainState
+from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden
 
 # The optimizer settings that the reference's trainer does not take from its config (notes: momentum 0.9, decay 1e-4).

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.convert.keys import flatten, unflatten
-from semiovs_jax.convert.semivl import convert_vlg_head, infer_vlg_config
-from semiovs_jax.models.semivl import resize_logits
-from semiovs_jax.models.vlg import VlgHead, similarity, unit
+from semiovs_jax.models.semivl.params import convert_vlg_head, infer_vlg_config
+from semiovs_jax.models.semivl.semivl import resize_logits
+from semiovs_jax.models.semivl.vlg import VlgHead, similarity, unit
+from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden
 
 _PATCH_SIZE = 16  # of the backbone: an image of the stored features has 16 pixels per patch

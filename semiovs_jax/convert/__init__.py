@@ -1,1 +1,0 @@
-"""Published weights to our parameters: one key table per model, converted strictly."""

@@ -1,0 +1,1 @@
+"""CLIP's towers, the key tables of its published weights, and its weight file."""

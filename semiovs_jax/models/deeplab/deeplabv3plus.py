@@ -1,0 +1,149 @@
+"""DeepLabV3+ (Chen et al. 2018) as the official SemiOVS and UniMatch trainers build it.
+
+Source of the details: model/semseg/deeplabv3plus.py of wooseok-shin/SemiOVS.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from semiovs_jax.models.deeplab.resnet import ResNet
+from semiovs_jax.models.layers import (
+    ConvNorm,
+    channel_dropout,
+    full_precision,
+    head_init,
+    resize_bilinear,
+    zero_outside,
+)
+from semiovs_jax.sharding import deinterleave, interleave
+
+
+class ASPP(nnx.Module):
+    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3, and an image-pooling branch, projected."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        rates: Sequence[int],
+        *,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
+        dilated = [conv(in_channels, channels, 3, dilation=rate) for rate in rates]
+        self.branches = nnx.List([conv(in_channels, channels, 1), *dilated])
+        self.pool = conv(in_channels, channels, 1)
+        self.project = conv((len(rates) + 2) * channels, channels, 1)
+
+    def __call__(self, x: jax.Array, size: jax.Array | None = None) -> jax.Array:
+        """Maps x [N, h, w, in], zero outside `size`, to [N, h, w, channels]."""
+        area = x.shape[1] * x.shape[2] if size is None else size.prod(axis=1)[:, None, None, None]
+        mean = (full_precision(x).sum((1, 2), keepdims=True) / area).astype(x.dtype)
+        pooled = self.pool(mean)
+        y = [branch(x, size) for branch in self.branches]
+        y.append(jnp.broadcast_to(pooled, (*x.shape[:3], pooled.shape[-1])))
+        return self.project(jnp.concatenate(y, axis=-1), size)
+
+
+class DeepLabV3Plus(nnx.Module):
+    """Segmentation network with an optional perturbed twin of the decoder (UniMatch, Yang et al. 2023).
+
+    Attributes:
+      perturbed_channels: Channels of the features that a perturbed forward drops from: stages 1 and 4.
+    """
+
+    windowed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        num_classes: int,
+        *,
+        rates: Sequence[int] = (6, 12, 18),
+        channels: int = 256,
+        low_level_channels: int = 48,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
+        low_level, high_level = backbone.channels[0], backbone.channels[-1]
+        self.backbone = backbone
+        self.aspp = ASPP(high_level, channels, rates, dtype=dtype, rngs=rngs)
+        self.low_level = conv(low_level, low_level_channels, 1)
+        self.fuse = nnx.List([conv(channels + low_level_channels, channels, 3), conv(channels, channels, 3)])
+        self.classifier = nnx.Conv(channels, num_classes, (1, 1), kernel_init=head_init, rngs=rngs)
+        self.perturbed_channels: tuple[int, ...] = (low_level, high_level)
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        keep: tuple[jax.Array, ...] | None = None,
+        size: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Computes logits at the input's resolution.
+
+        Args:
+          x: Normalized images [N, H, W, 3], floating point.
+          keep: Channels to keep, bool [N, C] for each of `perturbed_channels`. Asks for the perturbed twin:
+            kept channels are doubled (dropout of rate 0.5), and the decoder runs once on clean and perturbed
+            features, so that its batch statistics cover both.
+          size: True sizes, int32 [N, 2], of images padded on the right and bottom. The logits on the true
+            area are those of the unpadded image; outside they mean nothing. Evaluation only.
+
+        Returns:
+          Logits [N, H, W, K], float32 (float64 for a float64 x); with `keep`, a pair of them: clean, perturbed.
+
+        Raises:
+          ValueError: `size` is given together with batch statistics, which would count the padding.
+        """
+        if size is not None and not self.aspp.pool.norm.use_running_average:
+            raise ValueError("size is for evaluation: batch statistics would count the padding")
+        height, width = x.shape[1:3]
+        x = zero_outside(x if self.dtype is None else x.astype(self.dtype), size)
+        features, sizes = self.backbone(x, size)
+        low_level, high_level = features[0], features[-1]
+        if keep is not None:
+            low_level = interleave(low_level, channel_dropout(low_level, keep[0]))
+            high_level = interleave(high_level, channel_dropout(high_level, keep[1]))
+        logits = self._decode(low_level, high_level, sizes[0], sizes[-1])
+        logits = resize_bilinear(logits, (height, width), align_corners=True, source_size=sizes[0], target_size=size)
+        if keep is None:
+            return logits
+        clean, perturbed = deinterleave(logits, 2)
+        return clean, perturbed
+
+    @staticmethod
+    def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
+        """See `Student`: "backbone" below that key, "head" elsewhere."""
+        return {
+            key: jax.tree.map(lambda _, group="backbone" if key == "backbone" else "head": group, subtree)
+            for key, subtree in params.items()
+        }
+
+    def _decode(
+        self,
+        low_level: jax.Array,
+        high_level: jax.Array,
+        low_size: jax.Array | None,
+        high_size: jax.Array | None,
+    ) -> jax.Array:
+        _, height, width, _ = low_level.shape
+        context = resize_bilinear(
+            self.aspp(high_level, high_size),
+            (height, width),
+            align_corners=True,
+            source_size=high_size,
+            target_size=low_size,
+        )
+        y = jnp.concatenate([self.low_level(low_level, low_size), context], axis=-1)
+        for conv in self.fuse:
+            y = conv(y, low_size)
+        return self.classifier(full_precision(y))

@@ -1,0 +1,136 @@
+"""SemiVL's student: CLIP's vision transformer under a head that is guided by the names of the classes.
+
+Source: Hoyer et al., "SemiVL: Semi-Supervised Semantic Segmentation with Vision-Language Guidance", 2024, and
+google-research/semivl `vlm.py` and `builder.py`.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
+from semiovs_jax.models.layers import channel_dropout, resize_bilinear
+from semiovs_jax.models.semivl.vlg import VlgConfig, VlgHead
+from semiovs_jax.sharding import deinterleave, interleave
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiVLConfig:
+    """Architecture of a student; the defaults are the published ones.
+
+    Attributes:
+      visual: the backbone, with MaskCLIP's epsilon and activation; its image size gives way to the training crop's.
+      out_layers: 0-based blocks, in order, whose value paths the head sees beside the dense embedding.
+      head: the head.
+    """
+
+    visual: ClipVitConfig = dataclasses.field(default_factory=lambda: ClipVitConfig(**MASKCLIP))
+    out_layers: tuple[int, ...] = (0, 4)
+    head: VlgConfig = dataclasses.field(default_factory=VlgConfig)
+
+
+class TextEmbedding(nnx.BatchStat):
+    """Embeddings of the classes' names, [K, D], which nothing ever trains.
+
+    Kept among the running statistics, so that checkpoints hold them, and neither gradients nor the optimizer know
+    of them.
+    """
+
+
+def resize_logits(logits: jax.Array, image_size: int, shape: tuple[int, int]) -> jax.Array:
+    """Logits [N, h, w, K] to [N, *shape, K], by way of a square of side `image_size` as in the reference."""
+    for size in ((image_size, image_size), shape):
+        if logits.shape[1:3] != size:
+            logits = resize_bilinear(logits, size, align_corners=False)
+    return logits
+
+
+class SemiVL(nnx.Module):
+    """Segmentation network with an optional perturbed twin of the decoder.
+
+    The text is zero until weights are loaded, and every class's logits are then alike.
+
+    Args:
+      config: the architecture.
+      num_classes: channels of the logits.
+      image_size: side of the training crop, in pixels. The position table covers its patches, and every image's
+        logits pass through a square of this side, as in the reference.
+      dtype: compute dtype, None for that of the input. Parameters, embeddings and logits stay float32.
+      remat: whether to recompute the backbone's blocks in the backward pass instead of keeping their activations.
+      rngs: initializes the parameters.
+
+    Attributes:
+      perturbed_channels: channels of the features that a perturbed forward drops from: levels and dense embedding.
+    """
+
+    windowed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: SemiVLConfig,
+        num_classes: int,
+        *,
+        image_size: int,
+        dtype: DTypeLike | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        patch = config.visual.patch_size
+        side = -(-image_size // patch) * patch
+        visual = dataclasses.replace(config.visual, image_size=(side, side))
+        widths = (visual.width,) * len(config.out_layers)
+        self.config = config
+        self.image_size = image_size
+        self.dtype = dtype
+        self.backbone = ClipVit(visual, dtype=dtype, remat=remat, rngs=rngs)
+        self.head = VlgHead(config.head, widths, visual.embed_dim, dtype=dtype, rngs=rngs)
+        self.text = TextEmbedding(jnp.zeros((num_classes, visual.embed_dim)))
+        self.perturbed_channels = (*widths, visual.embed_dim)
+
+    def __call__(
+        self, x: jax.Array, *, keep: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Computes logits at the input's resolution.
+
+        Args:
+          x: Normalized images [N, H, W, 3], floating point.
+          keep: Channels to keep, bool [N, C] for each of `perturbed_channels`. Asks for the perturbed twin: kept
+            channels are doubled (dropout of rate 0.5), and the head runs once on clean and perturbed features.
+          size: Must be None.
+
+        Returns:
+          Logits [N, H, W, K], float32 (float64 for a float64 x); with `keep`, a pair of them: clean, perturbed.
+
+        Raises:
+          ValueError: `size` is given, or the images have fewer patches than the head pools.
+        """
+        if size is not None:
+            raise ValueError("SemiVL knows no true sizes; evaluate it by windows")
+        features = self.backbone(x if self.dtype is None else x.astype(self.dtype), out_indices=self.config.out_layers)
+        pyramid = (*features.levels, features.dense)
+        if keep is not None:
+            pyramid = tuple(
+                interleave(level, channel_dropout(level, kept)) for level, kept in zip(pyramid, keep, strict=True)
+            )
+        logits = self.head(pyramid[:-1], pyramid[-1], self.text[...])
+        logits = resize_logits(logits, self.image_size, (x.shape[1], x.shape[2]))
+        if keep is None:
+            return logits
+        clean, perturbed = deinterleave(logits, 2)
+        return clean, perturbed
+
+    @staticmethod
+    def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
+        """See `Student`: of the backbone, only attention and positions are trained."""
+
+        def group(path: tuple[Any, ...], _: Any) -> str:
+            part, *names = (entry.key for entry in path)
+            if part != "backbone":
+                return "head"
+            return "backbone" if "attention" in names or names == ["pos_embed"] else "frozen"
+
+        return jax.tree_util.tree_map_with_path(group, params)

@@ -1,0 +1,208 @@
+import dataclasses
+import hashlib
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from data_pipelines.errors import InputError
+from semiovs_jax import convert as command
+from semiovs_jax.models import Functional
+from semiovs_jax.models.deeplab.architecture import Architecture
+from semiovs_jax.models.deeplab.params import convert_resnet, convert_student, infer_architecture, load_backbone
+from semiovs_jax.weights.files import load_weights, save_weights
+from semiovs_jax.weights.keys import WeightMismatchError, flatten
+from semiovs_jax.weights.state_dicts import read_state_dict
+from tests.golden import Golden, golden_path
+
+TINY = Architecture(
+    (2, 1), stem_widths=(3, 4, 5), widths=(2, 3), dilate=(True,), channels=4, low_level_channels=2, rates=(1, 2, 3)
+)
+
+
+def norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}.{leaf}": (channels,) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    return {**shapes, f"{name}.num_batches_tracked": ()}
+
+
+def published_backbone() -> dict[str, np.ndarray]:
+    """A state dict with the published names and the depths and widths of TINY."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for conv, bn, c_in, c_out in (("0", "conv1.1", 3, 3), ("3", "conv1.4", 3, 4), ("6", "bn1", 4, 5)):
+        shapes |= {f"conv1.{conv}.weight": (c_out, c_in, 3, 3), **norm(bn, c_out)}
+    features = 5
+    for stage, (blocks, width) in enumerate(((2, 2), (1, 3)), 1):
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            kernels = [(width, features, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            for i, kernel in enumerate(kernels, 1):
+                shapes |= {f"{name}.conv{i}.weight": kernel, **norm(f"{name}.bn{i}", kernel[0])}
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (4 * width, features, 1, 1)
+                shapes |= norm(f"{name}.downsample.1", 4 * width)
+            features = 4 * width
+    shapes |= {"fc.weight": (10, features), "fc.bias": (10,)}
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def fresh_student(architecture: Architecture = TINY):
+    student = nnx.eval_shape(lambda: architecture.build(6, rngs=nnx.Rngs(0)))
+    _, params, stats = Functional.create(student)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), (params, stats))
+
+
+def test_architecture_is_read_off_names_and_shapes():
+    found = infer_architecture(published_backbone())
+    assert (found.stage_sizes, found.stem_widths, found.widths, found.expansion) == ((2, 1), (3, 4, 5), (2, 3), 4)
+    golden = Golden(golden_path("deeplab_r50_forward"))
+    found = infer_architecture({name: np.empty(shape) for name, shape in golden.shapes.items()})
+    assert found == Architecture((3, 4, 6, 3))
+
+
+def test_golden_names_fill_a_student_exactly():
+    golden = Golden(golden_path("semiovs_unimatch_step"))
+    source = golden.state_dict()
+    student = nnx.eval_shape(lambda: Architecture((1, 1, 1, 1)).build(21, rngs=nnx.Rngs(0)))
+    _, params, stats = Functional.create(student)
+    params, stats = convert_student(source, params, stats)
+    np.testing.assert_array_equal(
+        params["aspp"]["branches"][2]["conv"]["kernel"], source["head.b2.0.weight"].transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(stats["fuse"][1]["norm"]["var"], source["fuse.4.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer1.1.bn3.running_var": None}, "without a source:\n    backbone/stages/0/1/conv3/norm/var"),
+        ({"layer1.1.conv2.bias": np.zeros(2)}, r"no rule names:\n    layer1.1.conv2.bias"),
+        ({"layer2.0.conv3.weight": np.zeros((12, 4, 1, 1))}, r"has shape \(1, 1, 4, 12\), the model wants"),
+        ({"layer1.2.bn1.weight": np.zeros(2)}, "no place:\n    layer1.2.bn1.weight"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_refused(change, message):
+    source = {k: v for k, v in (published_backbone() | change).items() if v is not None}
+    with pytest.raises(WeightMismatchError, match=message):
+        convert_resnet(source, "resnet.pth")
+
+
+def test_other_networks_are_named():
+    source = published_backbone()
+    source["conv1.weight"] = source.pop("conv1.0.weight")
+    with pytest.raises(InputError, match=r"torchvision\.pth: no `conv1\.0\.weight`.*resnet50\.pth"):
+        convert_resnet(source, "torchvision.pth")
+
+
+def converted(tmp_path):
+    source, out = tmp_path / "resnet.safetensors", tmp_path / "out.safetensors"
+    save_file(published_backbone(), source)
+    return source, out, command.main([str(source), str(out), "--kind=resnet"])
+
+
+def test_command_writes_weights_with_provenance(tmp_path, capsys):
+    source, out, status = converted(tmp_path)
+    assert status == 0
+    values, metadata = load_weights(out)
+    assert metadata["kind"] == "resnet"
+    assert metadata["source"] == "resnet.safetensors"
+    assert metadata["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert len(metadata["sha256"]) == 64
+    printed = capsys.readouterr().out
+    assert {"dropped fc.weight", "dropped fc.bias"} <= set(printed.splitlines())
+    assert "dropped layer1.0.bn1.num_batches_tracked\n" in printed
+    np.testing.assert_array_equal(
+        values["backbone/stem/2/conv/kernel"], published_backbone()["conv1.6.weight"].transpose(2, 3, 1, 0)
+    )
+
+
+def test_command_says_what_is_wrong(tmp_path, capsys):
+    assert command.main([str(tmp_path / "no.pth"), str(tmp_path / "out"), "--kind=resnet"]) == 2
+    assert "no.pth: no such weights file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_backbone_fills_a_student_and_leaves_its_head(tmp_path):
+    _, out, _ = converted(tmp_path)
+    params, stats = fresh_student()
+    before, source = flatten(params) | flatten(stats), published_backbone()
+    params, stats = load_backbone(str(out), params, stats)
+    after = flatten(params) | flatten(stats)
+    assert after.keys() == before.keys()
+    for path in after:
+        if not path.startswith("backbone/"):
+            np.testing.assert_array_equal(after[path], before[path])
+    np.testing.assert_array_equal(
+        after["backbone/stages/1/0/shortcut/norm/mean"], source["layer2.0.downsample.1.running_mean"]
+    )
+    np.testing.assert_array_equal(after["backbone/stages/0/1/conv3/norm/scale"], source["layer1.1.bn3.weight"])
+    assert jax.tree.structure(params) == jax.tree.structure(fresh_student()[0])
+
+
+def test_backbone_of_another_depth_is_refused(tmp_path):
+    _, out, _ = converted(tmp_path)
+    params, stats = fresh_student(dataclasses.replace(TINY, stage_sizes=(1, 1)))
+    with pytest.raises(WeightMismatchError, match=r"out\.safetensors(.|\n)*no place:\n    backbone/stages/0/1"):
+        load_backbone(str(out), params, stats)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    save_weights(tmp_path / "clip", {"a": np.zeros(1)}, {"kind": "clip"})
+    with pytest.raises(InputError, match=r"kind 'clip'.*--kind=resnet"):
+        load_backbone(str(tmp_path / "clip"), *fresh_student())
+
+
+class FakeTensor:
+    def __init__(self, value, dtype="torch.float32"):
+        self.value, self.dtype = np.asarray(value), dtype
+
+    def float(self):
+        return FakeTensor(self.value.astype(np.float32))
+
+    def numpy(self):
+        assert self.dtype != "torch.bfloat16"
+        return self.value
+
+
+def fake_torch(content):
+    def load(path, *, map_location, weights_only):
+        assert (map_location, weights_only) == ("cpu", True)
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    return SimpleNamespace(load=load)
+
+
+@pytest.fixture
+def pth(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"x")
+    return path
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"state_dict": d, "epoch": 3}, lambda d: {"model": d}])
+def test_pytorch_files(pth, monkeypatch, wrap):
+    content = {"module.a": FakeTensor([1.0]), "module.b": FakeTensor([2.0], "torch.bfloat16")}
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(wrap(content)))
+    assert {k: v.tolist() for k, v in read_state_dict(pth).items()} == {"a": [1.0], "b": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("torch", "message"),
+    [
+        (None, r"w\.pth: .*PyTorch, which is not installed.*semiovs-jax\[convert\]"),
+        (fake_torch(RuntimeError("bad magic")), r"w\.pth: PyTorch cannot read it as plain weights \(bad magic\)"),
+        (fake_torch([1, 2]), "holds no state dict"),
+        (fake_torch({"epoch": 3}), "holds no state dict"),
+    ],
+)
+def test_unreadable_pytorch_files(pth, monkeypatch, torch, message):
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(InputError, match=message):
+        read_state_dict(pth)
