@@ -14,7 +14,7 @@ from semiovs_jax.methods import Method, make_method
 from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.dense_clip import build_label_maker
+from semiovs_jax.ovs.maskclip import build_label_maker
 from semiovs_jax.train_step import Recipe
 
 

@@ -19,10 +19,10 @@ from semiovs_jax.checkpoint import Checkpointer, describe_run
 from semiovs_jax.evaluate import Evaluator, check_evaluation
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.inspection import make_inspection
-from semiovs_jax.label import label_images, labels_complete
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import make_method
 from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.preemption import Preemption
 from semiovs_jax.recipe import (
     batch_structs,

@@ -113,7 +113,7 @@ def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
 def main() -> None:
     """Labels a share: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT RENAMES."""
     from data_pipelines.labels import shard_store as label_shard_store
-    from semiovs_jax.label import label_images
+    from semiovs_jax.ovs.labeling.images import label_images
     from semiovs_jax.sharding import make_mesh
 
     label_shard_store.FEWEST_RECORDS = SHARD_RECORDS

@@ -5,7 +5,7 @@ from typing import Any
 
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import OVS
-from semiovs_jax.ovs.dense_clip import build_dense_clip
+from semiovs_jax.ovs.maskclip import build_dense_clip
 from semiovs_jax.ovs.sed import build_sed
 
 __all__ = ["MODELS", "build_ovs"]

@@ -7,15 +7,17 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
+from semiovs_jax.models.sed.aggregator import unit
 from semiovs_jax.ovs.tokenizer import Tokenizer, make_tokenizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.weights.files import load_weights, save_weights, tensors_sha256
@@ -166,3 +168,46 @@ def _forward(
 
 def _normalize(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class Prompts(NamedTuple):
+    """Every prompt of a vocabulary.
+
+    Attributes:
+      ids: int32 [M, L], cut to the longest.
+      place: int32 [M], number of the prompt's (concept, template), concept-major; one for all synonyms.
+      shape: numbers of concepts and of templates.
+    """
+
+    ids: np.ndarray
+    place: np.ndarray
+    shape: tuple[int, int]
+
+
+def encode_prompts(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Prompts:
+    """Tokens of every concept in every template and synonym.
+
+    Raises:
+      InputError: a prompt does not fit the tokenizer's context.
+    """
+    vocabulary.check_prompts(tokenizer)
+    groups = [texts for concept in vocabulary.concepts for texts in vocabulary.prompts(concept)]
+    ids = tokenizer.encode([text for texts in groups for text in texts])
+    place = np.repeat(np.arange(len(groups), dtype=np.int32), [len(texts) for texts in groups])
+    longest = int(np.flatnonzero(ids.any(axis=0))[-1]) + 1
+    return Prompts(ids[:, :longest], place, (len(vocabulary.concepts), len(vocabulary.templates)))
+
+
+def embed_by_template(encode_text: Callable[[jax.Array], jax.Array], prompts: Prompts) -> jax.Array:
+    """What `text.embed_prompts` computes, traceable: unit embeddings averaged over synonyms, made unit again.
+
+    Args:
+      encode_text: ids [M, L] to embeddings [M, D].
+      prompts: of the vocabulary.
+
+    Returns:
+      float [T, P, D] for T concepts and P templates.
+    """
+    concepts, templates = prompts.shape
+    summed = jax.ops.segment_sum(unit(encode_text(jnp.asarray(prompts.ids))), prompts.place, concepts * templates)
+    return unit(summed).reshape(concepts, templates, -1)

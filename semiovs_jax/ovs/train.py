@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 
 from data_pipelines.errors import InputError
-from semiovs_jax.ovs.train_dense_clip import train_clip
-from semiovs_jax.ovs.train_sed import train_sed
+from semiovs_jax.ovs.training.maskclip import train_clip
+from semiovs_jax.ovs.training.sed import train_sed
 from semiovs_jax.runtime import run_command
 
 KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path | None]] = {

@@ -4,8 +4,7 @@ import numpy as np
 from flax import nnx
 
 from semiovs_jax.models.clip.text import ClipText
-from semiovs_jax.ovs.sed_text import embed_by_template, encode_prompts
-from semiovs_jax.ovs.text import embed_prompts
+from semiovs_jax.ovs.text import embed_by_template, embed_prompts, encode_prompts
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.ovs.tiny_sed import CONFIG, parts

@@ -6,7 +6,7 @@ import numpy as np
 
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from semiovs_jax.models.clip.file import normalize
-from semiovs_jax.ovs.dense_clip import class_scores, label_scores
+from semiovs_jax.ovs.maskclip import class_scores, label_scores
 from tests.golden import Golden
 from tests.replays.maskclip_vit import build, forward, image_of
 

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNextConfig
 from semiovs_jax.models.clip.file import ClipConfig, load_clip, parameter_shapes
-from semiovs_jax.ovs.dense_clip import make_dense_clip
+from semiovs_jax.ovs.maskclip import make_dense_clip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import flatten

@@ -29,9 +29,11 @@ from semiovs_jax.models.clip.file import Clip, ClipConfig, normalize, save_clip
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.ovs.dense_clip import make_dense_clip
-from semiovs_jax.ovs.label_quality import label_quality
-from semiovs_jax.ovs.scenes import (
+from semiovs_jax.ovs.maskclip import make_dense_clip
+from semiovs_jax.ovs.tokenizer import make_tokenizer
+from semiovs_jax.ovs.training.loop import Step, TrainState, provenance, report_quality, run_steps
+from semiovs_jax.ovs.training.quality import label_quality
+from semiovs_jax.ovs.training.scenes import (
     MAX_SIDE,
     Scenes,
     concept_of_scene_class,
@@ -39,8 +41,6 @@ from semiovs_jax.ovs.scenes import (
     draw_scenes,
     held_out_scenes,
 )
-from semiovs_jax.ovs.tokenizer import make_tokenizer
-from semiovs_jax.ovs.training import Step, TrainState, provenance, report_quality, run_steps
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 FILE_NAME = "shapes_clip.safetensors"

@@ -1,4 +1,7 @@
-"""A page to look at cached OVS labels: python -m semiovs_jax.contact_sheet --config=configs/voc92.py [--images=24].
+"""A page to look at cached OVS labels.
+
+    python -m semiovs_jax.ovs.labeling.contact_sheet --config=configs/voc92.py [--images=24]
+
 
 Labeling writes it by itself when it is done: LABELS_DIR/contact_sheet.html, one file with all images inside. It
 shows what made the labels, the share of each class in the whole set, and, for images spread evenly over the set, the

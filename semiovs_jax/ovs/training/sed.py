@@ -24,14 +24,13 @@ from semiovs_jax.models.clip.text import ClipText
 from semiovs_jax.models.layers import DTYPES
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SedWeights, save_sed
-from semiovs_jax.ovs.sed_init import initial_sed
-from semiovs_jax.ovs.sed_loss import contrastive_loss, sed_losses
-from semiovs_jax.ovs.sed_optim import make_optimizer, rate_multipliers
-from semiovs_jax.ovs.sed_task import Task, data_facts, held_out_quality, make_task
-from semiovs_jax.ovs.sed_text import embed_by_template, encode_prompts
-from semiovs_jax.ovs.text import embed_text
+from semiovs_jax.ovs.text import embed_by_template, embed_text, encode_prompts
 from semiovs_jax.ovs.tokenizer import make_tokenizer
-from semiovs_jax.ovs.training import Step, TrainState, provenance, report_quality, run_restorable
+from semiovs_jax.ovs.training.loop import Step, TrainState, provenance, report_quality, run_restorable
+from semiovs_jax.ovs.training.sed_init import initial_sed
+from semiovs_jax.ovs.training.sed_losses import contrastive_loss, sed_losses
+from semiovs_jax.ovs.training.sed_optim import make_optimizer, rate_multipliers
+from semiovs_jax.ovs.training.task import Task, data_facts, held_out_quality, make_task
 from semiovs_jax.sharding import make_mesh, replicated, shard_batch
 
 _FILE_DTYPES = {"float16": np.float16, "float32": np.float32}

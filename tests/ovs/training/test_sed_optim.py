@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
-from semiovs_jax.ovs.sed_optim import make_optimizer, rate_multipliers
+from semiovs_jax.ovs.training.sed_optim import make_optimizer, rate_multipliers
 
 PARTS = ("visual", "text", "aggregator")
 

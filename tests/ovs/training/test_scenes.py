@@ -5,7 +5,7 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX, SCENE_CLASSES
 from data_pipelines.shapes.outlines import TARGETS
-from semiovs_jax.ovs import scenes
+from semiovs_jax.ovs.training import scenes
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 
 

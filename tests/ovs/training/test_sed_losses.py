@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semiovs_jax.models.sed.aggregator import SedLogits, unit
-from semiovs_jax.ovs.sed_loss import best_concept, binary_cross_entropy, contrastive_loss, sed_losses
+from semiovs_jax.ovs.training.sed_losses import best_concept, binary_cross_entropy, contrastive_loss, sed_losses
 
 IGNORE = 255
 

@@ -12,10 +12,17 @@ from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.models.clip.file import load_clip
-from semiovs_jax.ovs import train_dense_clip as train
-from semiovs_jax.ovs.dense_clip import build_dense_clip, make_dense_clip
-from semiovs_jax.ovs.label_quality import label_quality
-from semiovs_jax.ovs.scenes import MAX_SIDE, Scenes, concept_of_scene_class, data_sha256, draw_scenes, held_out_scenes
+from semiovs_jax.ovs.maskclip import build_dense_clip, make_dense_clip
+from semiovs_jax.ovs.training import maskclip as train
+from semiovs_jax.ovs.training.quality import label_quality
+from semiovs_jax.ovs.training.scenes import (
+    MAX_SIDE,
+    Scenes,
+    concept_of_scene_class,
+    data_sha256,
+    draw_scenes,
+    held_out_scenes,
+)
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.weights.files import read_safetensors
 from semiovs_jax.weights.parts import weights_path

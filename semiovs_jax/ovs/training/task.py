@@ -16,8 +16,9 @@ from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from semiovs_jax.metrics import Scores
 from semiovs_jax.models.sed.file import SedWeights
-from semiovs_jax.ovs.label_quality import label_quality
-from semiovs_jax.ovs.scenes import (
+from semiovs_jax.ovs.sed import make_sed
+from semiovs_jax.ovs.training.quality import label_quality
+from semiovs_jax.ovs.training.scenes import (
     MAX_SIDE,
     concept_of_scene_class,
     data_sha256,
@@ -25,7 +26,6 @@ from semiovs_jax.ovs.scenes import (
     held_out_scenes,
     scene_batches,
 )
-from semiovs_jax.ovs.sed import make_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_vocabulary
 
 

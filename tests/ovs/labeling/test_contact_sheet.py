@@ -13,8 +13,8 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from data_pipelines.loading.streams import open_stream
-from semiovs_jax import contact_sheet
-from semiovs_jax.contact_sheet import write_contact_sheet
+from semiovs_jax.ovs.labeling import contact_sheet
+from semiovs_jax.ovs.labeling.contact_sheet import write_contact_sheet
 from tests.fake_ovs import label_config
 
 AWKWARD = 'sub/<b>&"x"'

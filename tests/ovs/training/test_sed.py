@@ -18,11 +18,12 @@ from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.models.clip.file import ClipConfig, save_clip
 from semiovs_jax.models.sed.file import load_sed
-from semiovs_jax.ovs import build_ovs, train, train_sed
-from semiovs_jax.ovs.label_quality import label_quality
-from semiovs_jax.ovs.scenes import MAX_SIDE, data_sha256, held_out_scenes
-from semiovs_jax.ovs.sed_init import initial_sed
-from semiovs_jax.ovs.sed_task import Task, make_task, one_class_per_concept
+from semiovs_jax.ovs import build_ovs, train
+from semiovs_jax.ovs.training import sed as train_sed
+from semiovs_jax.ovs.training.quality import label_quality
+from semiovs_jax.ovs.training.scenes import MAX_SIDE, data_sha256, held_out_scenes
+from semiovs_jax.ovs.training.sed_init import initial_sed
+from semiovs_jax.ovs.training.task import Task, make_task, one_class_per_concept
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.preemption import Preemption
 from semiovs_jax.sharding import make_mesh

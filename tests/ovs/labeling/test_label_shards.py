@@ -20,8 +20,8 @@ from data_pipelines.labels.shards import list_path, read_shards
 from data_pipelines.loading.streams import open_stream
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import read_ids
-from semiovs_jax.contact_sheet import FILE_NAME
-from semiovs_jax.label import label_images, labels_complete
+from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
+from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.sharding import make_mesh
 from tests.fake_ovs import (
     NEVER,

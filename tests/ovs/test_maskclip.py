@@ -13,7 +13,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.file import load_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.dense_clip import build_label_maker, class_scores, label_scores, make_dense_clip
+from semiovs_jax.ovs.maskclip import build_label_maker, class_scores, label_scores, make_dense_clip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.golden import Golden, assert_matches, golden_path
 from tests.ovs.tiny_clip import CLASSES, CONFIG, write_clip, write_vocabulary

@@ -10,8 +10,8 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from semiovs_jax import label as label_module
-from semiovs_jax.label import label_images, labels_complete
-from semiovs_jax.label_job import MAX_CANVASES
+from semiovs_jax.ovs.labeling.images import label_images, labels_complete
+from semiovs_jax.ovs.labeling.job import MAX_CANVASES
 from semiovs_jax.sharding import make_mesh
 from tests.fake_ovs import NEVER, ColorOVS, assert_killed, label_config, start_labeling, write_images
 

@@ -1,0 +1,1 @@
+"""Labeling the OOD images once, before training."""
