@@ -245,7 +245,7 @@ def main(flags: Any) -> None:
 if __name__ == "__main__":
     from absl import flags as absl_flags
 
-    from semiovs_jax.runtime import run_command
+    from semiovs_jax.runtime.command import run_command
 
     absl_flags.DEFINE_string("json", "", "File to write the report to as JSON.")
     run_command(main, needs_workdir=False)

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.datasets import load_dataset
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.labeling.images import label_images
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 
 
 def main(flags: Any) -> None:
@@ -35,7 +35,7 @@ def main(flags: Any) -> None:
 if __name__ == "__main__":
     from absl import flags as absl_flags
 
-    from semiovs_jax.runtime import run_command
+    from semiovs_jax.runtime.command import run_command
 
     absl_flags.DEFINE_integer("process_index", None, "Which share of the images to label.")
     absl_flags.DEFINE_integer("process_count", None, "Number of shares.")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from semiovs_jax.runtime import run_command
+from semiovs_jax.runtime.command import run_command
 
 
 def main(flags: Any) -> None:

@@ -15,15 +15,13 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.benchmark import write_shapes
-from semiovs_jax.checkpoint import Checkpointer, describe_run
-from semiovs_jax.evaluate import Evaluator, check_evaluation
+from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
+from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation
 from semiovs_jax.initial import initial_weights
-from semiovs_jax.inspection import make_inspection
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import make_method
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.preemption import Preemption
 from semiovs_jax.recipe import (
     batch_structs,
     build_frozen_labelers,
@@ -33,7 +31,9 @@ from semiovs_jax.recipe import (
     total_steps,
 )
 from semiovs_jax.reporting import Report, Summary
-from semiovs_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from semiovs_jax.reporting.inspection import make_inspection
+from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState, count_parameters
 from semiovs_jax.train_step import TrainStep, make_train_step
 

@@ -20,7 +20,7 @@ from semiovs_jax.bank import Bank, Draw, draw_snapshots, ensemble_logits
 from semiovs_jax.labelers import OVS, PseudoLabel
 from semiovs_jax.methods import CUTMIX_PARTNER, Method, Progress
 from semiovs_jax.models.functional import Functional
-from semiovs_jax.sharding import deinterleave, interleave, replicated
+from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated
 from semiovs_jax.train_state import TrainState
 
 PERTURBATION_KEEP_PROBABILITY = 0.5

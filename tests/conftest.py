@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from semiovs_jax.runtime import CPU_FLAGS
+from semiovs_jax.runtime.command import CPU_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation, and of that LLVM's optimization a third.

@@ -114,7 +114,7 @@ def main() -> None:
     """Labels a share: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT RENAMES."""
     from data_pipelines.labels import shard_store as label_shard_store
     from semiovs_jax.ovs.labeling.images import label_images
-    from semiovs_jax.sharding import make_mesh
+    from semiovs_jax.runtime.sharding import make_mesh
 
     label_shard_store.FEWEST_RECORDS = SHARD_RECORDS
     root, folder, index, count, renames = sys.argv[1:]

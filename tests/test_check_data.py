@@ -16,7 +16,7 @@ from data_pipelines.checking.inputs import check_inputs
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
 from semiovs_jax.ovs.labeling.images import label_images
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests import custom_tree
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.fake_ovs import ColorOVS, label_config, prepare_images

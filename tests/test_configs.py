@@ -20,7 +20,7 @@ from semiovs_jax import compile
 from semiovs_jax.models import Functional
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.recipe import make_student
-from semiovs_jax.sharding import make_mesh, replicated, shard_batch
+from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState, count_parameters
 from semiovs_jax.train_step import make_train_step
 from tests.custom_tree import write_custom

@@ -8,7 +8,7 @@ import pytest
 
 from configs import custom
 from semiovs_jax import check_data, evaluate, train
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.custom_tree import CLASSES, write_custom
 from tests.ovs.tiny_clip import write_clip
 

@@ -13,8 +13,8 @@ import pytest
 from data_pipelines.errors import InputError
 from semiovs_jax import train
 from semiovs_jax.benchmarks.claims import ROWS
-from semiovs_jax.preemption import Preemption
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import shrunk_demo
 from tests.ovs.tiny_clip import write_vocabulary
 

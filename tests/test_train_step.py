@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 
 from configs import common
-from semiovs_jax import methods, models, optim, sharding, train_step
+from semiovs_jax import methods, models, optim, train_step
 from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.functional import Functional
+from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
 
 CLASSES, SIZE, BATCH, IGNORE = 5, 33, 8, 255

@@ -18,8 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.errors import InputError
-from semiovs_jax.config_files import load_config
-from semiovs_jax.runtime import set_up_logging, tune_process
+from semiovs_jax.runtime.command import set_up_logging, tune_process
+from semiovs_jax.runtime.config_files import load_config
 
 OURS = "SemiOVS"
 THRESHOLD = 0.7  # of OVS confidence

@@ -32,8 +32,8 @@ from data_pipelines.pipeline import STREAMS, make_train_iterator
 from data_pipelines.sources.records import File
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
-from semiovs_jax.config_files import load_config
-from semiovs_jax.runtime import tune_process
+from semiovs_jax.runtime.command import tune_process
+from semiovs_jax.runtime.config_files import load_config
 
 _CONFIG = "configs/voc92.py"
 

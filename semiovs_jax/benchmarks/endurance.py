@@ -27,7 +27,7 @@ from data_pipelines.pipeline import STREAMS, make_train_iterator
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.data import data_config
-from semiovs_jax.runtime import tune_process
+from semiovs_jax.runtime.command import tune_process
 
 SIZE = (96, 128)  # of the photographs: height, width
 CROP_SIZE, BATCH_SIZE, NUM_THREADS = 64, 4, 2

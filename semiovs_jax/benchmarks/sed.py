@@ -24,7 +24,7 @@ from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig, unit
 from semiovs_jax.ovs.sed import Sed, label_probabilities
-from semiovs_jax.runtime import tune_process
+from semiovs_jax.runtime.command import tune_process
 
 MODELS = {
     "base": (ClipConvNextConfig(), SedConfig()),

@@ -19,7 +19,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
 from data_pipelines.loading.streams import open_stream
 from semiovs_jax.ovs.sed import Sed, build_sed
-from semiovs_jax.runtime import run_command
+from semiovs_jax.runtime.command import run_command
 
 
 def paths(config: Any, num_classes: int, top_k: tuple[int, ...]) -> dict[str, Sed]:

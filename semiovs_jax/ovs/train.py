@@ -14,7 +14,7 @@ import ml_collections
 from data_pipelines.errors import InputError
 from semiovs_jax.ovs.training.maskclip import train_clip
 from semiovs_jax.ovs.training.sed import train_sed
-from semiovs_jax.runtime import run_command
+from semiovs_jax.runtime.command import run_command
 
 KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path | None]] = {
     "dense_clip": train_clip,

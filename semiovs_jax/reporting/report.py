@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from semiovs_jax.metrics import Scores
+from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.reporting import curves, panels, table
 from semiovs_jax.reporting.metrics_log import MetricsLog
 from semiovs_jax.reporting.progress import Clock, Progress

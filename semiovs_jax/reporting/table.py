@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import replace_file
-from semiovs_jax.metrics import Scores
+from semiovs_jax.evaluation.metrics import Scores
 
 Record = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from semiovs_jax.models import ARCHITECTURES, Functional, build_student
 from semiovs_jax.models.deeplab.resnet import ResNet
-from semiovs_jax.sharding import batch_sharding, make_mesh
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays import deeplab

@@ -12,7 +12,7 @@ from semiovs_jax.models.sed.file import load_sed
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.sed import label_probabilities, make_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary
-from semiovs_jax.sharding import make_mesh, replicated, shard_batch
+from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from tests.ovs import tiny_sed
 
 VOCABULARY = Vocabulary(

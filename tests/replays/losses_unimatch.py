@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semiovs_jax import augment, losses, metrics, schedules
+from semiovs_jax import augment, losses, schedules
+from semiovs_jax.evaluation import metrics
 from tests.golden import Golden
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from semiovs_jax import augment, methods, optim, sharding, train_step
+from semiovs_jax import augment, methods, optim, train_step
 from semiovs_jax.labelers import PseudoLabel, trusted
 from semiovs_jax.models import Functional, SemiVL
 from semiovs_jax.models.clip.vit import ClipVit
 from semiovs_jax.models.semivl.params import STUDENT_RULES, convert_label_maker, convert_semivl_student, infer_semivl
 from semiovs_jax.ovs.maskclip import DenseClip
+from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden

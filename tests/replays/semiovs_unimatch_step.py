@@ -12,11 +12,12 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from semiovs_jax import methods, optim, sharding, train_step
+from semiovs_jax import methods, optim, train_step
 from semiovs_jax.bank import Bank, Draw, ensemble_logits
 from semiovs_jax.labelers import trusted
 from semiovs_jax.models import Functional
 from semiovs_jax.models.deeplab.params import STUDENT_RULES, convert_student, infer_architecture
+from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden

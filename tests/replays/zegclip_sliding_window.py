@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from semiovs_jax.evaluation.sliding import sliding_logits
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.sliding import sliding_logits
 from tests.golden import Golden
 
 Predict = Callable[[jax.Array], jax.Array]

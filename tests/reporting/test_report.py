@@ -11,7 +11,7 @@ from PIL import Image
 from configs import common
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.errors import InputError
-from semiovs_jax import metrics
+from semiovs_jax.evaluation import metrics
 from semiovs_jax.methods import make_method
 from semiovs_jax.reporting import Report, Summary, curves, panels, table
 from semiovs_jax.reporting.metrics_log import MetricsLog, read_records

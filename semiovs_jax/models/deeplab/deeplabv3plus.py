@@ -20,7 +20,7 @@ from semiovs_jax.models.layers import (
     resize_bilinear,
     zero_outside,
 )
-from semiovs_jax.sharding import deinterleave, interleave
+from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 
 class ASPP(nnx.Module):

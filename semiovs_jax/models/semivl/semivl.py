@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import channel_dropout, resize_bilinear
 from semiovs_jax.models.semivl.vlg import VlgConfig, VlgHead
-from semiovs_jax.sharding import deinterleave, interleave
+from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 
 @dataclasses.dataclass(frozen=True)

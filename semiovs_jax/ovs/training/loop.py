@@ -12,9 +12,9 @@ import ml_collections
 import optax
 from tqdm import tqdm
 
-from semiovs_jax.checkpoint import Checkpointer, describe_run
-from semiovs_jax.metrics import Scores
-from semiovs_jax.preemption import Preemption
+from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
+from semiovs_jax.evaluation.metrics import Scores
+from semiovs_jax.runtime.preemption import Preemption
 
 
 class TrainState(NamedTuple):

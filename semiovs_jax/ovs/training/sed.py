@@ -31,7 +31,7 @@ from semiovs_jax.ovs.training.sed_init import initial_sed
 from semiovs_jax.ovs.training.sed_losses import contrastive_loss, sed_losses
 from semiovs_jax.ovs.training.sed_optim import make_optimizer, rate_multipliers
 from semiovs_jax.ovs.training.task import Task, data_facts, held_out_quality, make_task
-from semiovs_jax.sharding import make_mesh, replicated, shard_batch
+from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 
 _FILE_DTYPES = {"float16": np.float16, "float32": np.float32}
 

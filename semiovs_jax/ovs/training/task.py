@@ -14,7 +14,7 @@ from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.drawing import IGNORE_INDEX
-from semiovs_jax.metrics import Scores
+from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models.sed.file import SedWeights
 from semiovs_jax.ovs.sed import make_sed
 from semiovs_jax.ovs.training.quality import label_quality

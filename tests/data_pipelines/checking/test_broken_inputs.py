@@ -13,7 +13,7 @@ from data_pipelines.prepare.local import make_builder, prepare
 from data_pipelines.sources.records import File
 from data_pipelines.splits.balanced import draw_balanced
 from semiovs_jax.ovs.labeling.images import label_images
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.data_pipelines.tree import data_config
 from tests.fake_ovs import ColorOVS, label_config
 

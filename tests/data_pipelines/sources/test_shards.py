@@ -16,7 +16,7 @@ from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.data_pipelines.tree import write_cached_labels, write_tree
 from tests.fake_ovs import ColorOVS, label_config, write_images
 

@@ -12,7 +12,7 @@ from data_pipelines.labels.store import FileStore
 from semiovs_jax import label as label_module
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.ovs.labeling.job import MAX_CANVASES
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.fake_ovs import NEVER, ColorOVS, assert_killed, label_config, start_labeling, write_images
 
 COUNT = 29

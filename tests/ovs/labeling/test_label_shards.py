@@ -22,7 +22,7 @@ from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import read_ids
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh
 from tests.fake_ovs import (
     NEVER,
     SHARD_RECORDS,

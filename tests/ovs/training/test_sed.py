@@ -25,8 +25,8 @@ from semiovs_jax.ovs.training.scenes import MAX_SIDE, data_sha256, held_out_scen
 from semiovs_jax.ovs.training.sed_init import initial_sed
 from semiovs_jax.ovs.training.task import Task, make_task, one_class_per_concept
 from semiovs_jax.ovs.vocabulary import load_vocabulary
-from semiovs_jax.preemption import Preemption
-from semiovs_jax.sharding import make_mesh
+from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.sharding import make_mesh
 from semiovs_jax.weights.files import read_safetensors
 from semiovs_jax.weights.keys import flatten
 from semiovs_jax.weights.parts import weights_path

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from semiovs_jax import augment
 from semiovs_jax.methods import CUTMIX_PARTNER
-from semiovs_jax.sharding import replicated
+from semiovs_jax.runtime.sharding import replicated
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import Outcome, Recipe, total_loss
 

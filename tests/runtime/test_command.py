@@ -6,13 +6,13 @@ from unittest import mock
 
 import pytest
 
-from semiovs_jax import runtime
+from semiovs_jax.runtime import command as runtime
 
 # Prints the page faults of 2 MiB arrays that come and go.
 FAULTS = """
 import resource
 import numpy as np
-from semiovs_jax.runtime import tune_process
+from semiovs_jax.runtime.command import tune_process
 
 if TUNED:
     tune_process()

@@ -14,7 +14,7 @@ _FLAG = "--config"
 
 def config_folder() -> Path:
     """The project's config files: beside this package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

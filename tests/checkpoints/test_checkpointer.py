@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
-from semiovs_jax.checkpoint import Checkpointer, describe_run, restore_weights
+from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, restore_weights
 from semiovs_jax.train_state import TrainState
 
 OPTIMIZER = optax.chain(

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DatasetInfo, voc_palette
 from data_pipelines.errors import InputError
-from semiovs_jax import augment, metrics
-from semiovs_jax.evaluate import Evaluator, check_evaluation, resize_levels
-from semiovs_jax.hlo import find_collectives, parse_instructions
-from semiovs_jax.sharding import batch_sharding, make_mesh
+from semiovs_jax import augment
+from semiovs_jax.evaluation import metrics
+from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation, resize_levels
+from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
+from tests.evaluation.test_sliding import predict, predict_numpy, sliding_numpy
 from tests.golden import Golden, golden_path
 from tests.models.test_student import CLASSES, student
-from tests.test_sliding import predict, predict_numpy, sliding_numpy
 
 IGNORE = 255
 DATASET = DatasetInfo("letters", tuple("abcde"), voc_palette(), IGNORE, None, {})

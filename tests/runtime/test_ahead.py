@@ -8,13 +8,14 @@ import pytest
 
 from configs import demo
 from data_pipelines.errors import InputError
-from semiovs_jax import compile as compiling
-from semiovs_jax.sharding import batch_sharding, make_mesh, replicated
+from semiovs_jax.compile import compile_config
+from semiovs_jax.runtime import ahead
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 
 
 def compile_toy(extra, devices=8, dtype=jnp.float32):
     """Compiles an SGD step of one matrix, whose loss adds `extra(batch)`, over a data-parallel mesh."""
-    mesh = make_mesh(compiling.topology_devices(f"cpu:{devices}"))
+    mesh = make_mesh(ahead.topology_devices(f"cpu:{devices}"))
     weights = jax.ShapeDtypeStruct((128, 64), dtype, sharding=replicated(mesh))
     batch = jax.ShapeDtypeStruct((16, 128), dtype, sharding=batch_sharding(mesh))
 
@@ -23,7 +24,7 @@ def compile_toy(extra, devices=8, dtype=jnp.float32):
         return weights - gradient, loss + extra(batch)
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-    return compiling.compile_step(jitted, (weights, batch), mesh)
+    return ahead.compile_step(jitted, (weights, batch), mesh)
 
 
 def test_a_clean_step_reports_its_memory_flops_and_collectives():
@@ -37,7 +38,7 @@ def test_a_clean_step_reports_its_memory_flops_and_collectives():
     assert report.flops >= 2 * 2 * 2 * 128 * 64, "forward and backward products over two images a device"
     assert {c.kind for c in report.collectives} == {"all-reduce"}
     assert sum(c.num_bytes for c in report.collectives) == weights + 4, "the gradient and the loss"
-    text = compiling.format_report(report)
+    text = ahead.format_report(report)
     assert "8 x cpu" in text
     assert "all-reduce" in text
     assert "FAULT" not in text
@@ -46,7 +47,7 @@ def test_a_clean_step_reports_its_memory_flops_and_collectives():
 def test_one_device_needs_no_collective():
     report = compile_toy(lambda batch: 0.0, devices=1)
     assert report.collectives == ()
-    assert "none" in compiling.format_report(report)
+    assert "none" in ahead.format_report(report)
 
 
 def _print_mean(batch):
@@ -66,8 +67,8 @@ def test_a_fault_is_named_with_its_source(extra, fault, culprit):
     (line,) = report.faults
     assert fault in line
     assert culprit in line
-    assert "test_compile.py:" in line
-    assert f"FAULT: the step {line}" in compiling.format_report(report)
+    assert "test_ahead.py:" in line
+    assert f"FAULT: the step {line}" in ahead.format_report(report)
 
 
 def test_float64_is_a_fault():
@@ -85,7 +86,7 @@ def tiny_config(**method):
 
 
 def test_the_real_supervised_step_is_clean():
-    report = compiling.compile_config(tiny_config(name="supervised", ood="none"), "cpu:2")
+    report = compile_config(tiny_config(name="supervised", ood="none"), "cpu:2")
     assert report.faults == ()
     assert report.devices == 2
     assert report.donated > 8 * report.parameters, "parameters, momentum and statistics are all donated"
@@ -94,25 +95,25 @@ def test_the_real_supervised_step_is_clean():
 
 @pytest.mark.slow
 def test_the_real_semiovs_step_is_clean():
-    report = compiling.compile_config(tiny_config(), "cpu:2")
+    report = compile_config(tiny_config(), "cpu:2")
     assert report.faults == ()
     assert {c.kind for c in report.collectives} == {"all-reduce"}
 
 
 def test_a_batch_that_the_devices_do_not_divide():
     with pytest.raises(InputError, match=r"batch_size=2 cannot be split over 8 devices.*batch_size=8"):
-        compiling.compile_config(tiny_config(), "cpu:8")
+        compile_config(tiny_config(), "cpu:8")
 
 
 def test_more_fake_devices_than_there_are():
     with pytest.raises(InputError, match="device_count=4096"):
-        compiling.topology_devices("cpu:4096")
+        ahead.topology_devices("cpu:4096")
 
 
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs libtpu; run pip install '\.\[tpu\]'"):
-        compiling.topology_devices("v5e:2x4")
+        ahead.topology_devices("v5e:2x4")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +128,9 @@ def test_a_topology_that_libtpu_refuses(monkeypatch, message, mend):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(compiling.topologies, "get_topology_desc", refuse)
+    monkeypatch.setattr(ahead.topologies, "get_topology_desc", refuse)
     with pytest.raises(InputError, match=f"--topology=banana:2x2: .*{mend}"):
-        compiling.topology_devices("banana:2x2")
+        ahead.topology_devices("banana:2x2")
 
 
 @pytest.mark.parametrize("error", ["RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G of 15.75G"])
@@ -138,9 +139,9 @@ def test_a_step_that_does_not_fit_says_what_to_make_smaller(error):
         def lower(self, *arguments):
             raise jax.errors.JaxRuntimeError(error)
 
-    mesh = make_mesh(compiling.topology_devices("cpu:1"))
+    mesh = make_mesh(ahead.topology_devices("cpu:1"))
     with pytest.raises(InputError, match=r"does not fit .*Used 20G of 15\.75G\n.*batch_size"):
-        compiling.compile_step(Step(), (), mesh)
+        ahead.compile_step(Step(), (), mesh)
 
 
 def test_the_command_prints_an_input_error_and_exits_with_2():

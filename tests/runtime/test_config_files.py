@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import InputError
-from semiovs_jax.config_files import config_folder, find_configs
+from semiovs_jax.runtime.config_files import config_folder, find_configs
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 _PRINTS = """
 import sys
-from semiovs_jax.runtime import run_command
+from semiovs_jax.runtime.command import run_command
 run_command(lambda flags: print(flags.config.method.name, flags.config.data.labeled_split), needs_workdir=False)
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semiovs_jax import metrics
+from semiovs_jax.evaluation import metrics
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semiovs_jax.hlo import find_collectives, parse_instructions
+from semiovs_jax.evaluation.sliding import sliding_logits, windows_along
 from semiovs_jax.models.layers import zero_outside
-from semiovs_jax.sharding import batch_sharding, make_mesh
-from semiovs_jax.sliding import sliding_logits, windows_along
+from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays.zegclip_sliding_window import replay
 

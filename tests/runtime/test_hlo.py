@@ -2,7 +2,7 @@
 
 import pytest
 
-from semiovs_jax import hlo
+from semiovs_jax.runtime import hlo
 
 TABLES = """HloModule jit_step, is_scheduled=true, num_partitions=8
 

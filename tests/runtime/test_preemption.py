@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from semiovs_jax.preemption import Preemption
+from semiovs_jax.runtime.preemption import Preemption
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
-from semiovs_jax.config_files import find_configs
+from semiovs_jax.runtime.config_files import find_configs
 
 # Hands XLA's CPU reductions and matrix products to a library: half the step time of batch normalization networks,
 # see openxla's xla/debug_options_flags.

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semiovs_jax.buckets import bucket_of, choose_buckets
+from semiovs_jax.evaluation.buckets import bucket_of, choose_buckets
 
 SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=40)
 

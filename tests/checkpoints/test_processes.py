@@ -14,9 +14,9 @@ process, port, workdir, task = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.a
 import jax
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 import grain, json, numpy as np
-from semiovs_jax.checkpoint import Checkpointer
-from semiovs_jax.preemption import Preemption
-from semiovs_jax.sharding import batch_sharding, make_mesh, replicated
+from semiovs_jax.checkpoints.checkpointer import Checkpointer
+from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 
 mesh = make_mesh()
 iterator = iter(grain.MapDataset.range(1000).seed(1).shuffle().repeat()[process::2].batch(2).to_iter_dataset())

@@ -23,7 +23,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
-from semiovs_jax.checkpoint_reading import (
+from semiovs_jax.checkpoints.reading import (
     first_whole,
     list_steps,
     load_state,

@@ -1,0 +1,238 @@
+"""Evaluates a student against labels of the images' own sizes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines.datasets import DatasetInfo
+from data_pipelines.errors import InputError
+from data_pipelines.images.transforms import short_side_size
+from data_pipelines.pipeline import ValidationRecords
+from semiovs_jax import augment
+from semiovs_jax.evaluation import metrics
+from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
+from semiovs_jax.evaluation.metrics import Scores
+from semiovs_jax.evaluation.sliding import sliding_logits
+from semiovs_jax.models import Functional
+from semiovs_jax.models.layers import resize_bilinear
+from semiovs_jax.runtime.sharding import batch_sharding, replicated
+
+Batch = dict[str, np.ndarray]
+
+
+def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> None:
+    """Checks the keys short_side, window and stride of `config.eval` against the sizes of the validation images.
+
+    Raises:
+      InputError: a negative length, windows with gaps between them, or windows larger than an image.
+    """
+    for key in ("short_side", "window"):
+        if config[key] < 0:
+            raise InputError(f"config.eval.{key}={config[key]}: set it to pixels, or 0 for off")
+    if not config.window:
+        return
+    if not 0 < config.stride <= config.window:
+        raise InputError(
+            f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and the "
+            "window, beyond which pixels have no window"
+        )
+    if config.short_side:
+        if config.window > config.short_side:
+            raise InputError(
+                f"config.eval.window={config.window} is larger than images with config.eval.short_side="
+                f"{config.short_side}; set it to {config.short_side} or less"
+            )
+        return
+    height, width = min(sizes, key=min, default=(config.window, config.window))
+    if min(height, width) < config.window:
+        raise InputError(
+            f"config.eval.window={config.window} is larger than a validation image of {width}x{height} (width x "
+            f"height); set it to {min(height, width)} or less, or config.eval.short_side to {config.window} or more"
+        )
+
+
+def resize_levels(image: jax.Array, shape: Size, source_size: jax.Array, target_size: jax.Array) -> jax.Array:
+    """Resizes 8-bit images as the reference does with cv2: linear without antialiasing, rounded to whole levels.
+
+    cv2's fixed-point arithmetic is not reproduced: in a twentieth of the pixels it is one level off.
+
+    Args:
+      image: float [N, h, w, C], whole levels 0..255.
+      shape: padded shape of the result.
+      source_size: int32 [N, 2], true sizes of the images.
+      target_size: int32 [N, 2], true sizes of the result.
+
+    Returns:
+      float [N, *shape, C], whole levels; zero outside the true size.
+    """
+    resized = resize_bilinear(image, shape, align_corners=False, source_size=source_size, target_size=target_size)
+    # Halves, which simple ratios of sizes make often, go up whatever rounding errors they carry: a level must not
+    # depend on the padded shape or the device.
+    return jnp.floor(resized + (0.5 + 1e-3))
+
+
+class Evaluator:
+    """Scores of a student on the validation records.
+
+    Attributes:
+      protocol: how images are evaluated and scores averaged, in a sentence.
+    """
+
+    def __init__(
+        self,
+        student: Functional,
+        records: ValidationRecords,
+        dataset: DatasetInfo,
+        config: ml_collections.ConfigDict,
+        mesh: Mesh,
+        num_threads: int = 2,
+    ):
+        """Chooses the padded shapes, such that what the student sees fits a few of them.
+
+        Args:
+          student: the student as a pure function.
+          records: the validation images and labels.
+          dataset: class count and ignore index.
+          config: `config.eval` with keys batch_size (images at a time over all devices; rounded up to a multiple of
+            their number), max_shapes, short_side, window and stride.
+          mesh: the devices.
+          num_threads: threads that decode ahead.
+
+        Raises:
+          InputError: as `check_evaluation`.
+        """
+        sizes = records.sizes()
+        check_evaluation(config, sizes)
+        self._student = student
+        self._records = records
+        self._dataset = dataset
+        self._mesh = mesh
+        self._num_threads = num_threads
+        self._short_side, self._window, self._stride = config.short_side, config.window, config.stride
+        self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
+        self.protocol = _protocol(config)
+        seen = [self._seen_size(size) for size in sizes]
+        self._seen_shapes = choose_buckets(seen, config.max_shapes)
+        buckets = [bucket_of(size, self._seen_shapes) for size in seen]
+        self._label_shapes = self._seen_shapes
+        if self._short_side:
+            self._label_shapes = _enclosing(sizes, buckets, len(self._seen_shapes))
+        self._groups = _group(buckets, self._batch_size)
+        self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=replicated(mesh))
+
+    def run(self, params: Any, batch_stats: Any) -> Scores:
+        """Evaluates a student with these parameters and running statistics.
+
+        Every process calls this; each decodes its rows of every batch.
+        """
+        total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
+        pending: list[jax.Array] = []
+        for bucket, batch in self._batches():
+            sharded = {
+                name: jax.make_array_from_process_local_data(batch_sharding(self._mesh), array)
+                for name, array in batch.items()
+            }
+            pending.append(self._confusion(params, batch_stats, sharded, shape=self._seen_shapes[bucket]))
+            if len(pending) > 1:  # one batch is computed while the next is decoded
+                total += np.asarray(pending.pop(0))
+        return metrics.scores(total + sum(np.asarray(counts, np.int64) for counts in pending))
+
+    def _seen_size(self, size: Size) -> Size:
+        """The size at which the student sees an image."""
+        return short_side_size(size, self._short_side) if self._short_side else size
+
+    def _logits(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
+        """Logits at the labels' sizes, of images that the student sees in this padded shape."""
+        image, size = augment.as_float(batch["image"]), batch["size"]
+        if self._short_side:
+            image, size = resize_levels(image, shape, size, batch["seen_size"]), batch["seen_size"]
+        image = augment.normalize(image)
+        if self._window:
+            logits = sliding_logits(
+                lambda x: self._student.apply(params, batch_stats, x, train=False)[0],
+                image,
+                window=self._window,
+                stride=self._stride,
+                size=size,
+            )
+        else:
+            logits, _ = self._student.apply(params, batch_stats, image, train=False, size=size)
+        if self._short_side:
+            _, height, width = batch["label"].shape
+            own_size = batch["size"]
+            logits = resize_bilinear(
+                logits, (height, width), align_corners=True, source_size=size, target_size=own_size
+            )
+        return logits
+
+    def _count(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
+        logits = self._logits(params, batch_stats, batch, shape)
+        valid = batch["label"] != self._dataset.ignore_index
+        return metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), valid, self._dataset.num_classes)
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """This process's rows of every batch and the batch's bucket, decoded one batch ahead."""
+        rows = self._batch_size // jax.process_count()
+        mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            ahead: tuple[int, list[Future]] | None = None
+            for bucket, indices in self._groups:
+                current, ahead = ahead, (bucket, [pool.submit(self._records.__getitem__, i) for i in indices[mine]])
+                if current is not None:
+                    yield current[0], self._stack(*current, rows)
+            if ahead is not None:
+                yield ahead[0], self._stack(*ahead, rows)
+
+    def _stack(self, bucket: int, records: list[Future], rows: int) -> Batch:
+        """Puts records in the top left of their shape; the rest, and rows without a record, are ignored pixels."""
+        shape = self._label_shapes[bucket]
+        batch: Batch = {
+            "image": np.zeros((rows, *shape, 3), np.uint8),
+            "label": np.full((rows, *shape), self._dataset.ignore_index, np.uint8),
+            "size": np.tile(np.array(shape, np.int32), (rows, 1)),
+        }
+        if self._short_side:
+            batch["seen_size"] = np.tile(np.array(self._seen_shapes[bucket], np.int32), (rows, 1))
+        for row, future in enumerate(records):
+            record = future.result()
+            height, width = record["label"].shape
+            batch["image"][row, :height, :width] = record["image"]
+            batch["label"][row, :height, :width] = record["label"]
+            batch["size"][row] = height, width
+            if self._short_side:
+                batch["seen_size"][row] = self._seen_size((height, width))
+        return batch
+
+
+def _protocol(config: ml_collections.ConfigDict) -> str:
+    how = f"in windows of {config.window} px every {config.stride} px with mean logits" if config.window else "whole"
+    size = "at its own size"
+    if config.short_side:
+        size = f"with its short side at {config.short_side} px, logits resized to the label's size"
+    return (
+        f"every validation image {how} and {size}, single scale, no flip; IoU from one confusion matrix over all "
+        "images; mIoU over all classes with absent classes as 0, and over present classes"
+    )
+
+
+def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> list[Size]:
+    """The smallest shape for the sizes in each of `count` buckets; (1, 1) for one without any."""
+    shapes = [(1, 1)] * count
+    for bucket, (height, width) in zip(buckets, sizes, strict=True):
+        shapes[bucket] = max(shapes[bucket][0], height), max(shapes[bucket][1], width)
+    return shapes
+
+
+def _group(buckets: list[int], batch_size: int) -> list[tuple[int, list[int]]]:
+    """Batches of record indices that share a bucket, as (bucket, indices)."""
+    groups = []
+    for bucket in sorted(set(buckets)):
+        indices = [i for i, other in enumerate(buckets) if other == bucket]
+        groups += [(bucket, indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    return groups
