@@ -11,9 +11,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
-from tqdm import tqdm
 
 from data_pipelines.builders.archives import Members, member_path, opened_members
 from data_pipelines.builders.downloads import Archive, describe, locate, origin
@@ -22,7 +20,6 @@ from data_pipelines.errors import InputError, first_few
 from data_pipelines.images.decode import probe_image
 from data_pipelines.sources.folders import IMAGE_SUFFIXES, collisions, is_image
 from data_pipelines.sources.records import UnreadableError, record_id
-from data_pipelines.sources.shard_files import Shard, shard_path, write_ids, write_shard
 
 UNIT_IMAGES = 1000
 _LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
@@ -55,7 +52,7 @@ class BadFile(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A part of a split that is prepared at once, and becomes one shard where shards are prepared side by side.
+    """A part of a split that is prepared at once, and becomes one shard.
 
     Attributes:
         name: For messages: a tar's path, or "FOLDER: images 0-999".
@@ -86,7 +83,7 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
     An example holds `image` and, if LABELED, `label` (the bytes of the source's files: read them with
     `tfds.decode.SkipDecoding`), `id` (text) and `sha256` (of the image's bytes, hexadecimal). Beside the shards of a
     split lie its ids (`shard_files.ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and
-    `bad`, the files left out and why.
+    `bad`, the files left out and why. `prepare.units` writes the files.
 
     Attributes:
         LABELED: Whether the samples have labels.
@@ -147,49 +144,11 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
         )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        # Of TensorFlow Datasets' own writers, one needs TensorFlow from 1 GiB on, the other holds shards in memory.
-        units_of, source = self.units(dl_manager), self.origin(dl_manager)
-        bad: list[BadFile] = []
-        infos = []
-        for split, units in units_of.items():
-            shards = self._write_split(split, units, bad)
-            infos.append(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[len(shard.ids) for shard in shards],
-                    num_bytes=sum(shard.bytes for shard in shards),
-                    filename_template=self._get_filename_template(split_name=split),
-                )
-            )
-        self.info.set_splits(tfds.core.splits.SplitDict(infos))
-        self.info.metadata.update(source=source, bad=[file._asdict() for file in bad])
+        from data_pipelines.prepare.units import Preparation, prepare_in_turn  # they import this module
 
-    def _write_split(self, split: str, units: Sequence[Unit], bad: list[BadFile]) -> list[Shard]:
-        """Writes a shard for each unit that has a sample, and the ids; appends to `bad`."""
-        folder = Path(self.data_path)
-        shards: dict[Path, Shard] = {}
-        for index, unit in enumerate(tqdm(units, desc=f"{self.name} {split}", unit="shard", disable=None)):
-            path = folder / f"{split}.{index}"
-            shard = write_shard(path, self.info.features, self._examples(unit, bad))
-            if shard.ids:
-                shards[path] = shard
-            else:
-                path.unlink()
-        if not shards:
-            refuse_empty(split, bad)
-        for index, path in enumerate(shards):
-            path.replace(shard_path(folder, self.name, split, index, len(shards)))
-        write_ids(folder, split, [id_ for shard in shards.values() for id_ in shard.ids])
-        return list(shards.values())
-
-    def _examples(self, unit: Unit, bad: list[BadFile]) -> Iterator[dict[str, Any]]:
-        for found in unit.samples():
-            if isinstance(found, BadFile):
-                bad.append(found)
-                message = f"{found.name}: left out: {found.reason}"
-                logging.warning("%s", message.encode(errors="backslashreplace").decode())  # names need not be UTF-8
-            else:
-                yield self.example(found)
+        units = self.units(dl_manager)
+        prepare_in_turn(Preparation(self, Path(self.data_path), self.origin(dl_manager)), units)
+        self.info.read_from_directory(self.data_path)
 
 
 class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -227,12 +186,6 @@ def id_fault(id_: str) -> str | None:
     except UnicodeEncodeError:  # names of files that are not UTF-8
         return f"its id {id_!r} is not UTF-8; rename it"
     return None
-
-
-def refuse_empty(split: str, bad: Sequence[BadFile]) -> None:
-    """Raises the `InputError` of a split without samples, which names the files that were left out."""
-    faults = first_few([f"{file.name}: {file.reason}" for file in bad])
-    raise InputError(f"the split {split!r} has no image that can be used: {faults or 'its archives are empty'}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.prepare.local import DATASETS, _report, make_builder, prepare
+from data_pipelines.prepare.local import DATASETS, make_builder, prepare
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
     flags = parser.parse_args()
     try:
-        print(_report(prepare(make_builder(flags.dataset, flags.out, flags.source), flags.manual_dir)))
+        print(prepare(make_builder(flags.dataset, flags.out, flags.source), flags.manual_dir))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -27,12 +27,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.builders.base import Unit
-from data_pipelines.builders.downloads import download_config
 from data_pipelines.errors import InputError
 from data_pipelines.loading.streams import open_split
 from data_pipelines.prepare.leakage import DISTANCE, hash_evaluation_images
-from data_pipelines.prepare.local import DATASETS, make_builder
-from data_pipelines.prepare.units import Part, Preparation, Report, begin, finish, prepare_part
+from data_pipelines.prepare.local import DATASETS, make_builder, open_preparation
+from data_pipelines.prepare.report import Report
+from data_pipelines.prepare.units import Part, Preparation, begin, finish, prepare_part
 
 
 def prepare_on_beam(
@@ -89,10 +89,7 @@ def _run(flags: argparse.Namespace) -> str:
         names = ("--evaluation_root", "--evaluation_split")
         source = open_split(flags.evaluation_root, flags.evaluation_split, names, with_labels=False)
         evaluation = hash_evaluation_images(source, flags.leakage_distance)
-    config = download_config(flags.manual_dir)
-    manager = builder._make_download_manager(download_dir=flags.out / "downloads", download_config=config)
-    units = builder.units(manager)
-    preparation = Preparation(builder, Path(builder.data_path).absolute(), builder.origin(manager), evaluation)
+    preparation, units = open_preparation(builder, flags.manual_dir, evaluation)
     report = prepare_on_beam(preparation, units, flags.beam_runner, shlex.split(flags.beam_options))
     return f"{preparation.folder}:\n{report.summary()}"
 

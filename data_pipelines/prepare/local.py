@@ -7,21 +7,23 @@ r"""Prepares a dataset as ArrayRecord shards of the encoded images, with TensorF
     python -m data_pipelines.prepare --dataset=webdataset_ood --out=data/shards --source='crawl/*.tar'
 
 What is not in `--manual_dir` is downloaded and verified, but for labels, which are only published where no checksum is.
-The dataset lies in OUT/DATASET/VERSION, whole or not at all, beside `SPLIT.ids.txt`, the ids in the order of the
-examples. Files that cannot be used are left out, counted and listed (`bad` in its metadata.json). A dataset that is
-there already is kept if it was made from the same, and refused if it was not.
+The dataset lies in OUT/DATASET/VERSION, beside `SPLIT.ids.txt`, the ids in the order of the examples. Files that cannot
+be used are left out, counted, and listed in report.json there. A command that was killed goes on when it is run again
+(see `units`). A dataset that is there already is kept if it was made from the same, and refused if it was not.
 """
 
 import importlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from data_pipelines.builders.base import BadFile, ImageBuilder, SourceBuilder
+from data_pipelines.builders.base import ImageBuilder, SourceBuilder, Unit
 from data_pipelines.builders.downloads import download_config
 from data_pipelines.errors import InputError
+from data_pipelines.prepare.leakage import EvaluationImages
+from data_pipelines.prepare.report import Report
+from data_pipelines.prepare.units import Preparation, finished_report, prepare_in_turn, remove_leftovers
 
 DATASETS = ("voc2012_semi", "pascal_context60", "coco_ood", "image_folder", "webdataset_ood")
-_LISTED = 20
 
 
 class Prepared(NamedTuple):
@@ -29,17 +31,17 @@ class Prepared(NamedTuple):
 
     Attributes:
         folder: Where it lies.
-        counts: Number of examples by split.
-        size: Bytes of all examples.
-        bad: Files that were left out.
+        report: What it holds and what was left out.
         reused: Whether it was there already.
     """
 
     folder: Path
-    counts: dict[str, int]
-    size: int
-    bad: list[BadFile]
+    report: Report
     reused: bool
+
+    def __str__(self) -> str:
+        state = "there already, made from the same" if self.reused else "prepared"
+        return f"{self.folder}: {state}:\n{self.report.summary()}"
 
 
 def make_builder(dataset: str, out: Path, source: str = "") -> ImageBuilder:
@@ -64,8 +66,17 @@ def make_builder(dataset: str, out: Path, source: str = "") -> ImageBuilder:
         raise InputError(f"{out / dataset}: cannot be read ({error}); remove it, or name another --out") from error
 
 
+def open_preparation(
+    builder: ImageBuilder, manual_dir: Path | None = None, evaluation: EvaluationImages | None = None
+) -> tuple[Preparation, dict[str, list[Unit]]]:
+    """What there is to prepare, and the units of each split; raises `InputError` if the source cannot be used."""
+    manager = _download_manager(builder, manual_dir)
+    units = builder.units(manager)
+    return Preparation(builder, Path(builder.data_path).absolute(), builder.origin(manager), evaluation), units
+
+
 def prepare(builder: ImageBuilder, manual_dir: Path | None = None) -> Prepared:
-    """Prepares a dataset, or finds that it is there already, made from the same.
+    """Prepares a dataset, or goes on where it was, or finds that it is there already, made from the same.
 
     Args:
         builder: The dataset's builder.
@@ -74,22 +85,18 @@ def prepare(builder: ImageBuilder, manual_dir: Path | None = None) -> Prepared:
     Raises:
         InputError: The source is missing or cannot be used, another dataset is there, or it cannot be written.
     """
-    if manual_dir is not None and not manual_dir.is_dir():
-        raise InputError(f"--manual_dir={manual_dir}: no such folder; name the one that holds the archives")
-    reused = builder.data_path.exists()
+    folder = Path(builder.data_path)
     try:
-        if reused:
-            _refuse_another_source(builder, manual_dir)
-        else:
-            builder.download_and_prepare(download_config=download_config(manual_dir))
+        if (report := finished_report(builder)) is None:
+            return Prepared(folder, prepare_in_turn(*open_preparation(builder, manual_dir)), reused=False)
+        _refuse_another_source(builder, manual_dir)
+        remove_leftovers(folder)
     except OSError as error:
         raise InputError(
-            f"{error.filename or builder.data_path}: cannot be read or written ({error.strerror or error}); name an "
-            "--out you may write to, with room for the dataset"
+            f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); name an --out you may "
+            "write to, with room for the dataset"
         ) from error
-    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
-    bad = [BadFile(**file) for file in builder.info.metadata["bad"]]
-    return Prepared(Path(builder.data_path), counts, int(builder.info.dataset_size), bad, reused)
+    return Prepared(folder, report, reused=True)
 
 
 def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> None:
@@ -102,8 +109,7 @@ def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> No
         )
     if manual_dir is None and not isinstance(builder, SourceBuilder):
         return  # what was in --manual_dir may be gone
-    manager = builder._make_download_manager(download_dir=None, download_config=download_config(manual_dir))
-    for role, wanted in builder.origin(manager).items():
+    for role, wanted in builder.origin(_download_manager(builder, manual_dir)).items():
         if made_from.get(role) != wanted:
             raise InputError(
                 f"{builder.data_path}: is there already, made from {made_from.get(role)}, not from {wanted}; remove "
@@ -111,13 +117,7 @@ def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> No
             )
 
 
-def _report(prepared: Prepared) -> str:
-    counts = ", ".join(f"{split} {count:,}" for split, count in prepared.counts.items())
-    state = "there already, made from the same" if prepared.reused else "prepared"
-    lines = [
-        f"{prepared.folder}: {state}: images: {counts}; {prepared.size:,} bytes; bad files: {len(prepared.bad):,}",
-        *(f"  {file.name}: {file.reason}" for file in prepared.bad[:_LISTED]),
-    ]
-    if len(prepared.bad) > _LISTED:
-        lines.append(f"  and {len(prepared.bad) - _LISTED:,} more: 'bad' in {prepared.folder / 'metadata.json'}")
-    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
+def _download_manager(builder: ImageBuilder, manual_dir: Path | None) -> Any:
+    if manual_dir is not None and not manual_dir.is_dir():
+        raise InputError(f"--manual_dir={manual_dir}: no such folder; name the one that holds the archives")
+    return builder._make_download_manager(download_dir=None, download_config=download_config(manual_dir))

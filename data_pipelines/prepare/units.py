@@ -1,5 +1,7 @@
 """Prepares a dataset unit by unit: each unit of a builder becomes one shard, in any order, on any machine.
 
+`prepare_in_turn` does it in this process, `beam` on many. A unit without samples becomes a shard without examples.
+
     FOLDER/preparation.json                  what was asked for: the units and the settings
     FOLDER/units/SPLIT-00003.json            what came of a unit whose shard is whole; gone when all are
     FOLDER/NAME-SPLIT.array_record-...       the shards, SPLIT.ids.txt, dataset_info.json: see `shard_files`
@@ -10,24 +12,26 @@ and passed over if it is there, so that a preparation that was killed goes on wh
 else is asked for in the same FOLDER is refused.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from data_pipelines.builders.base import BadFile, Content, ImageBuilder, Unit, refuse_empty
+from tqdm import tqdm
+
+from data_pipelines.builders.base import BadFile, Content, ImageBuilder, Unit
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.files import replace_file
 from data_pipelines.prepare.leakage import EvaluationImages
+from data_pipelines.prepare.report import Dropped, Report, read_report
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, shard_path, write_metadata, write_shard
 
 _PLAN = "preparation.json"
-_REPORT = "report.json"
 _UNITS = "units"
 
 
@@ -53,7 +57,7 @@ class Preparation:
     """A dataset to prepare.
 
     Attributes:
-        builder: Gives the structure of the examples. Its own way to write files is not used.
+        builder: Gives the structure of the examples.
         folder: Where the dataset goes.
         source: What it is made from (see `ImageBuilder.origin`).
         evaluation: Evaluation images whose duplicates are dropped; None to look for none.
@@ -63,58 +67,6 @@ class Preparation:
     folder: Path
     source: Mapping[str, str]
     evaluation: EvaluationImages | None = None
-
-
-class Dropped(NamedTuple):
-    """An image that is a duplicate of an evaluation image, and therefore not in the dataset.
-
-    Attributes:
-        file: The unit's name and the image's id.
-        evaluation: Id of the evaluation image.
-        kind: "exact" or "near".
-        distance: Bits in which the perceptual hashes differ.
-    """
-
-    file: str
-    evaluation: str
-    kind: str
-    distance: int
-
-
-class Report(NamedTuple):
-    """What came of a preparation.
-
-    Attributes:
-        images: Examples in the dataset by split.
-        evaluation_images: Number of evaluation images whose duplicates were looked for; None if none were.
-        bad: The files that cannot be used.
-        dropped: The duplicates of evaluation images.
-        repeated: Examples whose image has the very bytes of an example before it; they are in the dataset.
-    """
-
-    images: dict[str, int]
-    evaluation_images: int | None
-    bad: list[BadFile]
-    dropped: list[Dropped]
-    repeated: int
-
-    def summary(self, limit: int = 20) -> str:
-        """Counts, and the first `limit` files of each list."""
-        rows = [
-            *(f"{count:>9,} images in the split {split}" for split, count in self.images.items()),
-            f"{self.repeated:>9,} of them with the bytes of another",
-            f"{len(self.bad):>9,} bad files left out",
-            *_first([f"{file.name}: {file.reason}" for file in self.bad], limit),
-        ]
-        if self.evaluation_images is None:
-            return "\n".join([*rows, "          duplicates of evaluation images were not looked for"])
-        kinds = Counter(image.kind for image in self.dropped)
-        rows += [
-            f"{len(self.dropped):>9,} duplicates of {self.evaluation_images:,} evaluation images dropped "
-            f"({kinds['exact']:,} exact, {kinds['near']:,} near)",
-            *_first([_sentence(image) for image in self.dropped], limit),
-        ]
-        return "\n".join(rows)
 
 
 def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list[Part]:
@@ -128,16 +80,15 @@ def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list
         The parts that are not finished.
 
     Raises:
-        InputError: Something else was asked for in the folder before, it holds files of other origin, or it cannot be
-            written.
+        InputError: The folder holds something else, or cannot be read or written.
     """
     folder = preparation.folder
     plan = _plan(preparation, units)
     try:
-        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        before = _read_json(folder / _PLAN)
+    except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
-            raise InputError(f"{folder}: holds files of something else; name another folder or remove it") from None
+            raise InputError(f"{folder}: holds files but no {_PLAN}; name another folder or remove it") from None
         _write_json(folder / _PLAN, plan)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / _PLAN}: cannot be read ({error}); remove {folder} to begin anew") from error
@@ -147,7 +98,7 @@ def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list
                 f"{folder}: was begun with other units or settings: {first_few(differences, 3)}; use the same again, "
                 "or name another folder, or remove this one"
             )
-    if _finished_report(folder) is not None:
+    if read_report(folder) is not None:
         return []
     parts = [Part(split, i, len(found), unit) for split, found in units.items() for i, unit in enumerate(found)]
     return [part for part in parts if _unit_report(preparation, part) is None]
@@ -168,7 +119,7 @@ def prepare_part(preparation: Preparation, part: Part) -> None:
         report: dict[str, Any] = {"fault": str(error)}
     else:
         report = {"ids": shard.ids, "bytes": shard.bytes, "file_bytes": path.stat().st_size, **found}
-    _write_json(_unit_report_path(preparation.folder, part.split, part.index), report)
+    _write_json(_unit_report_path(preparation, part), report)
 
 
 def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
@@ -178,18 +129,35 @@ def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Rep
         InputError: A unit has a fault or is not finished, an id is there twice, or a split has no image.
     """
     folder = preparation.folder
-    if (report := _finished_report(folder)) is None:
-        report = _finish(preparation, units)
-    for path in folder.glob("*.part"):  # of writers that were killed
-        path.unlink(missing_ok=True)
-    for split, found in units.items():
-        for index in range(len(found)):
-            _unit_report_path(folder, split, index).unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        for path in (folder / _UNITS).glob("*.part"):
-            path.unlink(missing_ok=True)
-        (folder / _UNITS).rmdir()
+    report = read_report(folder) or _finish(preparation, units)
+    remove_leftovers(folder)
     return report
+
+
+def prepare_in_turn(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
+    """Prepares one unit after the other, or goes on where it was; raises what `begin` and `finish` raise."""
+    parts, total = begin(preparation, units), sum(map(len, units.values()))
+    for part in tqdm(parts, preparation.builder.name, total, initial=total - len(parts), unit="shard", disable=None):
+        prepare_part(preparation, part)
+    return finish(preparation, units)
+
+
+def finished_report(builder: ImageBuilder) -> Report | None:
+    """What came of the dataset that is where the builder puts it; None if there is none or it is not complete."""
+    folder = Path(builder.data_path)
+    if (folder / _PLAN).exists() or not builder.info.splits:
+        return read_report(folder)
+    # Of an earlier version, without a report: how many images repeat is unknown.
+    images = {name: split.num_examples for name, split in builder.info.splits.items()}
+    bad = dict(builder.info.metadata or {}).get("bad", ())
+    return Report(images, None, [BadFile(**file) for file in bad], [], repeated=None)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a dataset that is complete needs no more, and what killed processes left in it."""
+    shutil.rmtree(folder / _UNITS, ignore_errors=True)
+    for path in folder.glob("*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
@@ -212,7 +180,7 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
         digests += found["sha256"]
     for split, written in shards.items():
         if not any(shard.ids for shard in written):
-            refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
+            _refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
         ids = Counter(id_ for shard in written for id_ in shard.ids)
         if len(ids) < (total := sum(ids.values())):
             twice = [f"{id_} stands for {count} images" for id_, count in ids.items() if count > 1]
@@ -236,8 +204,13 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
         description=builder.info.description,
         metadata={"source": dict(preparation.source), "bad": [file._asdict() for file in bad]},
     )
-    _write_json(folder / _REPORT, _plain(report))
+    report.write(folder)
     return report
+
+
+def _refuse_empty(split: str, bad: Sequence[BadFile]) -> None:
+    faults = first_few([f"{file.name}: {file.reason}" for file in bad])
+    raise InputError(f"the split {split!r} has no image that can be used: {faults or 'its archives are empty'}")
 
 
 def _examples(preparation: Preparation, unit: Unit, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -290,14 +263,14 @@ def _shard_path(preparation: Preparation, part: Part) -> Path:
     return shard_path(preparation.folder, preparation.builder.name, part.split, part.index, part.count)
 
 
-def _unit_report_path(folder: Path, split: str, index: int) -> Path:
-    return folder / _UNITS / f"{split}-{index:05d}.json"
+def _unit_report_path(preparation: Preparation, part: Part) -> Path:
+    return preparation.folder / _UNITS / f"{part.split}-{part.index:05d}.json"
 
 
 def _unit_report(preparation: Preparation, part: Part) -> dict[str, Any] | None:
     """What came of a unit; None if it is not finished or its shard is not as it was written."""
     try:
-        report = _read_json(_unit_report_path(preparation.folder, part.split, part.index))
+        report = _read_json(_unit_report_path(preparation, part))
         size = _shard_path(preparation, part).stat().st_size
     except (OSError, ValueError):
         return None
@@ -306,27 +279,9 @@ def _unit_report(preparation: Preparation, part: Part) -> dict[str, Any] | None:
 
 def _fault(preparation: Preparation, part: Part) -> str:
     try:
-        return _read_json(_unit_report_path(preparation.folder, part.split, part.index))["fault"]
+        return _read_json(_unit_report_path(preparation, part))["fault"]
     except (OSError, ValueError, KeyError):
         return f"{part.unit.name}: no whole shard of it; run the same command again"
-
-
-def _finished_report(folder: Path) -> Report | None:
-    """The report of a dataset that is complete, the last file to be written; None if it is not."""
-    try:
-        found = _read_json(folder / _REPORT)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / _REPORT}: cannot be read ({error}); remove {folder} to begin anew") from error
-    found["bad"] = [BadFile(**file) for file in found["bad"]]
-    found["dropped"] = [Dropped(**image) for image in found["dropped"]]
-    return Report(**found)
-
-
-def _plain(report: Report) -> dict[str, Any]:
-    lists = {name: [item._asdict() for item in getattr(report, name)] for name in ("bad", "dropped")}
-    return report._asdict() | lists
 
 
 def _read_json(path: Path) -> Any:
@@ -335,14 +290,3 @@ def _read_json(path: Path) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     replace_file(path, json.dumps(value, indent=1).encode() + b"\n")
-
-
-def _first(lines: Sequence[str], limit: int) -> list[str]:
-    more = [f"and {len(lines) - limit:,} more: see {_REPORT}"] if len(lines) > limit else []
-    return [f"          {line}" for line in (*lines[:limit], *more)]
-
-
-def _sentence(image: Dropped) -> str:
-    if image.kind == "exact":
-        return f"{image.file} is {image.evaluation}"
-    return f"{image.file} is nearly {image.evaluation} ({image.distance} of 64 bits differ)"

@@ -8,7 +8,7 @@ A shard appears whole or not at all, and the metadata last. Importing this modul
 Datasets does.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,11 +58,11 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iter
         try:
             for example in examples:
                 serialized = _in_order(features.serialize_example(features.encode_example(example)))
-                writer.write(serialized)
+                _call(writer.write, serialized)
                 ids.append(_line(path, example["id"]))
                 length += len(serialized)
         finally:
-            writer.close()
+            _call(writer.close)
     return Shard(tuple(ids), length)
 
 
@@ -175,6 +175,14 @@ def ids_path(folder: Path, split: str) -> Path:
 def _in_order(serialized: bytes) -> bytes:
     """The same example with its features in order: the order of a map differs from process to process."""
     return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
+
+
+def _call(method: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a method of a writer, whose errors, such as that the disk is full, become `OSError`."""
+    try:
+        method(*arguments)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _line(path: Path, id_: str) -> str:

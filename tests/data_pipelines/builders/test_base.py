@@ -65,6 +65,7 @@ def test_examples_are_the_files_with_their_own_bytes_ids_and_hashes(tmp_path, mo
     )
     hashes = [example["sha256"].decode() for example in examples]
     assert hashes == [hashlib.sha256(content).hexdigest() for content in expected.values()]
+    assert [example["id"] for example in builder.as_data_source("train")] == [b"a/1", b"b"]
     assert "tensorflow" not in sys.modules
     (bad,) = tfds.builder_from_directory(folder).info.metadata["bad"]
     assert bad["name"] == f"{tmp_path / 'x.zip'}: train/a/cut.jpg"

@@ -104,7 +104,7 @@ def test_voc_has_the_augmented_labels(tmp_path, monkeypatch, extracted):
         know(monkeypatch, "voc2012_semi", tar.read_bytes(), voc.VOC2012.source)
         write_zip(manual / "SegmentationClass.zip", AUGMENTED)
     found = prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
-    assert (found.counts, found.bad) == ({"train": 2, "val": 2}, [])
+    assert (found.report.images, found.report.bad) == ({"train": 2, "val": 2}, [])
     assert contents(found.folder, "train") == voc_contents(AUGMENTED, ["2002", "2004"])
     assert contents(found.folder, "val") == voc_contents(AUGMENTED, ["2001", "2003"])
 
@@ -281,10 +281,12 @@ def test_labels_that_cannot_be_used_are_listed(tmp_path):
         prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
     (manual / "VOCdevkit/VOC2012/JPEGImages/2006.jpg").write_bytes(encoded(6))
     (manual / "SegmentationClassAug/2006.png").write_bytes(plane(6))
-    found = prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
-    assert found.counts == {"train": 1, "val": 1}
-    assert [Path(file.name).name for file in found.bad] == list(faulty)
-    assert all(expected in file.reason for file, (_, expected) in zip(found.bad, faulty.values(), strict=True))
+    with pytest.raises(InputError, match=r"was begun with other units or settings: .*name another folder, or remove"):
+        prepare(make_builder("voc2012_semi", tmp_path / "out"), manual)
+    found = prepare(make_builder("voc2012_semi", tmp_path / "other"), manual)
+    assert found.report.images == {"train": 1, "val": 1}
+    assert [Path(file.name).name for file in found.report.bad] == list(faulty)
+    assert all(expected in file.reason for file, (_, expected) in zip(found.report.bad, faulty.values(), strict=True))
 
 
 def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path):
@@ -302,7 +304,7 @@ def test_another_prepared_dataset_is_not_taken_for_the_wanted(tmp_path):
     first, second = (write_folder(tmp_path / name, {"a.jpg": encoded(1)}) for name in ("first", "second"))
     assert not prepare(make_builder("image_folder", tmp_path / "out", str(first))).reused
     again = prepare(make_builder("image_folder", tmp_path / "out", str(first)))
-    assert (again.reused, again.counts) == (True, {"train": 1})
+    assert (again.reused, again.report.images) == (True, {"train": 1})
     with pytest.raises(
         InputError, match=rf"is there already, made from {first} \(1 files.*not from {second} \(1 files"
     ):
@@ -318,6 +320,19 @@ def test_another_prepared_dataset_is_not_taken_for_the_wanted(tmp_path):
     (again.folder / "metadata.json").unlink()
     with pytest.raises(InputError, match="does not say what it was made from"):
         prepare(make_builder("image_folder", tmp_path / "out", str(first)))
+
+
+def test_a_dataset_of_an_earlier_version_is_known(tmp_path):
+    first, second = (write_folder(tmp_path / name, TREE | {"cut.jpg": b"x"}) for name in ("first", "second"))
+    found = prepare(make_builder("image_folder", tmp_path / "out", str(first)))
+    for name in ("preparation.json", "report.json"):
+        (found.folder / name).unlink()
+    files = {path: path.read_bytes() for path in found.folder.iterdir()}
+    again = prepare(make_builder("image_folder", tmp_path / "out", str(first)))
+    assert again == found._replace(report=found.report._replace(repeated=None), reused=True)
+    with pytest.raises(InputError, match=rf"is there already, made from {first} \(.*not from {second} \("):
+        prepare(make_builder("image_folder", tmp_path / "out", str(second)))
+    assert {path: path.read_bytes() for path in found.folder.iterdir()} == files
 
 
 def test_prepared_again_with_other_labels_is_refused(tmp_path):
@@ -346,7 +361,7 @@ def test_webdataset_tars_give_images_by_shard_and_key(tmp_path):
     expected = {"00000/000000005": 5, "00000/000000003": 3, "00000/sub/a": 1, "00001/000000007": 7}
     for number, source in enumerate(("crawl", "crawl/0*.tar")):
         found = prepare(make_builder("webdataset_ood", tmp_path / str(number), str(tmp_path / source)))
-        assert found.bad == []
+        assert found.report.bad == []
         assert contents(found.folder, "train") == {
             id_: (encoded(n, "PNG" if n == 1 else "JPEG"),) for id_, n in expected.items()
         }
@@ -373,13 +388,13 @@ def test_damaged_tars_and_images_are_listed_and_the_rest_is_kept(tmp_path):
     names = [str(tmp_path / name) for name in ("0.tar", "1.tar", "2.tar")]
     names += [f"{tmp_path / '3.tar'}: {name}" for name in ("7.jpg", "8.png", "000000006.png")]
     names.append(str(tmp_path / "4.tar"))
-    assert [file.name for file in found.bad] == names
+    assert [file.name for file in found.report.bad] == names
     reasons = ["cut short within member '000000003.jpg'", *["is damaged or no archive"] * 2]
     reasons += [*["is damaged or not an image"] * 2, "another image has the key '000000006' as well"]
     reasons.append("holds no image")
-    assert all(reason in file.reason for reason, file in zip(reasons, found.bad, strict=True))
+    assert all(reason in file.reason for reason, file in zip(reasons, found.report.bad, strict=True))
     again = prepare(make_builder("webdataset_ood", tmp_path / "out", str(tmp_path)))
-    assert (again.reused, again.bad) == (True, found.bad)
+    assert (again.reused, again.report.bad) == (True, found.report.bad)
 
 
 def test_tars_must_be_there_and_have_names_of_their_own(tmp_path):

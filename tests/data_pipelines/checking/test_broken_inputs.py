@@ -76,7 +76,7 @@ def test_odd_photographs_get_labels_of_their_size_from_folders_and_shards(tmp_pa
     for write in ODD:
         write(tmp_path / "ood" / write.__name__.strip("_"))
     builder = make_builder("image_folder", tmp_path / "shards", str(tmp_path / "ood"))
-    assert prepare(builder, None).bad == []
+    assert prepare(builder, None).report.bad == []
     for root, name in ((tmp_path / "ood", "files"), (tmp_path / "shards" / "image_folder", "shards")):
         config = label_config(root, tmp_path / name)
         report = label_images(config, ColorOVS(), make_mesh())

@@ -2,8 +2,6 @@
 
 import io
 import json
-import signal
-import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
@@ -17,28 +15,9 @@ from data_pipelines.prepare import beam
 from data_pipelines.prepare.beam import prepare_on_beam
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from data_pipelines.sources.shards import open_shards
-from tests.data_pipelines.prepare.unit_builder import contents, preparation, unit
+from tests.data_pipelines.prepare.unit_builder import contents, preparation, run_killed, unit
 
 TARS, IMAGES = 6, 10
-
-# Dies by SIGKILL as it writes the last image of the third tar that it takes up.
-KILLED = f"""
-import os, signal
-from data_pipelines.prepare import beam
-from data_pipelines.builders.base import ImageBuilder
-
-written, example = 0, ImageBuilder.example
-
-def killed(self, sample):
-    global written
-    written += 1
-    if written == {2 * IMAGES + 5}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return example(self, sample)
-
-ImageBuilder.example = killed
-beam.main()
-"""
 
 
 def scaled(path: Path) -> bytes:
@@ -93,9 +72,7 @@ def run(monkeypatch, *arguments: str) -> None:
 
 
 def test_a_killed_preparation_of_shapes_goes_on_without_its_evaluation_images(crawl, tmp_path, monkeypatch, capsys):
-    command = [sys.executable, "-c", KILLED, *flags(crawl, tmp_path / "killed")]
-    killed = subprocess.run(command, check=False, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run_killed(beam.__name__, 2 * IMAGES + 5, flags(crawl, tmp_path / "killed"))
     folder = tmp_path / "killed/webdataset_ood/1.0.0"
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record-?????-of-?????")}
     assert len(finished) == len(list((folder / "units").glob("*.json"))) == 2

@@ -121,7 +121,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     job = preparation(tmp_path)
     job.folder.mkdir(parents=True)
     (job.folder / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds files of something else"):
+    with pytest.raises(InputError, match=r"holds files but no preparation\.json; name another folder"):
         begin(job, UNITS)
 
 

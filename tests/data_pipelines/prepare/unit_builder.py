@@ -1,8 +1,11 @@
-"""A builder whose units the tests say, and datasets compared by their files."""
+"""A builder whose units the tests say, commands that are killed, and datasets compared by their files."""
 
 import functools
 import io
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,24 @@ from data_pipelines.builders.base import BadFile, ImageBuilder, Sample, Unit
 from data_pipelines.errors import InputError
 from data_pipelines.prepare.leakage import EvaluationImages
 from data_pipelines.prepare.units import Preparation
+
+KILLED = """
+import importlib, os, signal, sys
+from data_pipelines.builders.base import ImageBuilder
+
+command, images = importlib.import_module(sys.argv.pop(1)), int(sys.argv.pop(1))
+written, example = 0, ImageBuilder.example
+
+def killed(self, sample):
+    global written
+    written += 1
+    if written == images:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return example(self, sample)
+
+ImageBuilder.example = killed
+command.main()
+"""
 
 
 class Toy(ImageBuilder, skip_registration=True):
@@ -53,6 +74,14 @@ def preparation(folder: Path, source: str = "here", evaluation: EvaluationImages
     """Of `Toy` below `folder`."""
     builder = Toy(data_dir=str(folder))
     return Preparation(builder, Path(builder.data_path), {"source": source}, evaluation)
+
+
+def run_killed(command: str, images: int, flags: Sequence[str]) -> None:
+    """Runs the command of a module, which dies by SIGKILL as it writes its image number `images`."""
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, command, str(images), *flags], check=False, capture_output=True, timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
