@@ -37,15 +37,16 @@ def list_steps(directory: epath.Path) -> list[int]:
 
 def read_scores(directory: epath.Path) -> dict[int, float]:
     """Maps the step to the mIoU, for the checkpoints that were evaluated and whose meta can be read."""
-    scores = {}
-    for step in list_steps(directory):
-        try:
-            miou = read_meta(directory / str(step))["miou"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # broken: restoring will say so
-        if miou is not None:
-            scores[step] = miou
-    return scores
+    scores = {step: read_miou(directory / str(step)) for step in list_steps(directory)}
+    return {step: miou for step, miou in scores.items() if miou is not None}
+
+
+def read_miou(step_dir: epath.Path) -> float | None:
+    """The mIoU saved with a checkpoint; None if it was not evaluated or its meta cannot be read."""
+    try:
+        return read_meta(step_dir)["miou"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # broken: restoring will say so
 
 
 def read_meta(step_dir: epath.Path) -> dict[str, Any]:
