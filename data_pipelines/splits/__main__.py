@@ -4,10 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+import pooch
+
 from data_pipelines.datasets import DatasetInfo, load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
-from data_pipelines.splits.published import fetch_lists, load_published, read_lists
+from data_pipelines.splits.published import load_published, read_lists
 
 
 def _class_table(split: DrawnSplit, info: DatasetInfo) -> str:
@@ -24,7 +26,7 @@ def _run(flags: argparse.Namespace) -> None:
     else:
         published = load_published(flags.dataset)
         print(f"{len(published.lists)} lists of {published.repository} at {published.revision}, {published.folder}")
-        contents = read_lists(published, flags.from_folder) if flags.from_folder else fetch_lists(published)
+        contents = read_lists(published, flags.from_folder)
     written = write_lists(flags.out, contents)
     print(f"{flags.out}: {written} lists written, {len(contents) - written} there already")
 
@@ -44,6 +46,7 @@ def main() -> None:
         parser.error("--root, --list and --seed go with --make_split")
     if flags.make_split is not None and flags.from_folder:
         parser.error("--from_folder does not go with --make_split")
+    pooch.get_logger().setLevel("WARNING")  # not a line for every list
     try:
         _run(flags)
     except InputError as error:

@@ -5,23 +5,20 @@ the lists themselves are not shipped. Pascal VOC's are those of UniMatch (the or
 1_16 to 1_4, U2PL's u2pl_1_16 to u2pl_1_4), Pascal Context's those of SemiOVS.
 """
 
-import hashlib
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import pooch
 
 from data_pipelines.errors import InputError, first_few
 
 _FOLDER = Path(__file__).parent
 _TIMEOUT = 30.0  # seconds without a byte
-_PAUSES = (1.0, 5.0)  # seconds before another attempt
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})  # HTTP statuses that may be another the next time
 
 
 class ListFacts(NamedTuple):
@@ -69,103 +66,51 @@ def load_published(name: str) -> PublishedSplits:
     return PublishedSplits(name=name, lists=lists, **facts)
 
 
-def fetch_lists(published: PublishedSplits) -> dict[str, bytes]:
-    """Downloads all lists and verifies them; what may pass is tried again.
+def read_lists(published: PublishedSplits, folder: Path | None = None) -> dict[str, bytes]:
+    """Downloads all lists, or copies them from a folder, and verifies their sha256.
 
-    Returns:
-        Their bytes by path.
-
-    Raises:
-        InputError: A list cannot be fetched, or is not the published one.
-    """
-    elsewhere = (
-        f"on a machine with internet, get {published.repository} at {published.revision} and pass its folder "
-        f"{published.folder} here with --from_folder"
-    )
-    contents = {}
-    for path in published.lists:
-        address = published.address(path)
-        try:
-            contents[path] = _download(address)
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(f"{address}: cannot be fetched ({error}); try again later, or {elsewhere}") from error
-    mend = f"something on the way changes the bytes: fetch again, or {elsewhere}"
-    verify_lists(published, contents, published.address, mend)
-    return contents
-
-
-def read_lists(published: PublishedSplits, folder: Path) -> dict[str, bytes]:
-    """Reads all lists from a folder laid out as the repository's, and verifies them.
+    A download that fails or differs is tried twice more.
 
     Args:
         published: Facts of the lists.
         folder: The folder `published.folder` of a copy of the repository, with "92/labeled.txt" and so on below it.
+            None downloads the lists.
 
     Returns:
         Their bytes by path.
 
     Raises:
-        InputError: A list cannot be read, or is not the published one.
+        InputError: Lists cannot be read, or are not those published.
     """
-    contents, faults = {}, []
-    for path in published.lists:
-        try:
-            contents[path] = (folder / path).read_bytes()
-        except OSError as error:
-            faults.append(f"{folder / path} ({error.strerror or error})")
+    contents: dict[str, bytes] = {}
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as cache:
+        lists = pooch.create(
+            cache,
+            "",
+            registry={path: facts.sha256 for path, facts in published.lists.items()},
+            urls={path: str(folder / path) if folder else published.address(path) for path in published.lists},
+            retry_if_failed=0 if folder else 2,
+        )
+        download = _copy if folder else pooch.HTTPDownloader(timeout=_TIMEOUT)
+        for path, url in lists.urls.items():
+            try:
+                contents[path] = Path(lists.fetch(path, downloader=download)).read_bytes()
+            except OSError as error:  # those of requests too
+                faults.append(f"{url} ({error.strerror or error})")
+                if not folder:
+                    break  # without internet every list would wait as long
+            except ValueError as error:  # names both sha256, then says what became of the temporary file
+                faults.append(f"{url} ({str(error).split('. ')[0]})")
     if faults:
         raise InputError(
-            f"--from_folder={folder}: {len(faults)} of {len(published.lists)} lists cannot be read: "
-            f"{first_few(faults, 3)}; name the folder {published.folder} of a copy of {published.repository} at "
-            f"{published.revision}"
+            f"{f'--from_folder={folder}' if folder else published.repository}: {len(contents)} of "
+            f"{len(published.lists)} lists could be read and verified, but not {first_few(faults)}; try again, or on a "
+            f"machine with internet get {published.repository} at {published.revision}, line ends as they are (git: "
+            f"core.autocrlf=false), and pass its folder {published.folder} here with --from_folder"
         )
-    mend = (
-        f"copy the folder {published.folder} of {published.repository} at {published.revision} again, line ends as "
-        "they are (git: core.autocrlf=false)"
-    )
-    verify_lists(published, contents, lambda path: str(folder / path), mend)
     return contents
 
 
-def verify_lists(
-    published: PublishedSplits, contents: Mapping[str, bytes], place: Callable[[str], str], mend: str
-) -> None:
-    """Compares lists with the published facts.
-
-    Args:
-        published: The facts.
-        contents: Bytes by path of all lists.
-        place: What messages call the list of a path.
-        mend: What to do if one is another.
-
-    Raises:
-        InputError: Lists differ; all are named with what was expected and found.
-    """
-    faults = []
-    for path, expected in published.lists.items():
-        found = ListFacts(len(contents[path].splitlines()), hashlib.sha256(contents[path]).hexdigest())
-        if found != expected:
-            faults.append(
-                f"{place(path)}: expected sha256 {expected.sha256} and {expected.lines} lines, found {found.sha256} "
-                f"and {found.lines} lines"
-            )
-    if faults:
-        raise InputError(f"{len(faults)} list(s) are not those published: {first_few(faults)}; {mend}")
-
-
-def _download(address: str) -> bytes:
-    for pause in _PAUSES:
-        try:
-            return _get(address)
-        except urllib.error.HTTPError as error:
-            if error.code not in _PASSING:
-                raise
-        except (OSError, http.client.HTTPException):
-            pass
-        time.sleep(pause)
-    return _get(address)
-
-
-def _get(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as response:
-        return response.read()
+def _copy(source: str, target: str, _: pooch.Pooch) -> None:
+    shutil.copyfile(source, target)

@@ -29,6 +29,7 @@ from semiovs_jax.checkpoints.reading import (
     load_state,
     read_data_position,
     read_meta,
+    read_miou,
     read_scores,
     write_checksums,
 )
@@ -105,12 +106,13 @@ class Checkpointer:
                 f"workdir {workdir}: cannot make {self.directory} ({error.strerror or error}); "
                 "pass a --workdir that this user can write to"
             ) from error
-        self._scores = read_scores(self.directory)
         self._saving = 0
-        self._manager = ocp.CheckpointManager(
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda miou: miou, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(keep_latest, self._scores),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
@@ -125,7 +127,7 @@ class Checkpointer:
     @property
     def best(self) -> Best | None:
         """Step and mIoU of the best evaluated checkpoint on disk, None before the first."""
-        return _best(self._scores)
+        return _best(read_scores(self.directory))
 
     @property
     def latest_step(self) -> int | None:
@@ -160,26 +162,18 @@ class Checkpointer:
         # Orbax would wait too, but the callback of the previous save must not see this save's step.
         self._manager.wait_until_finished()
         self._saving = step
-        if miou is not None and math.isfinite(miou):
-            self._scores[step] = float(miou)
-        best = self.best
-        document = {
-            **meta,
-            "step": step,
-            "miou": self._scores.get(step),
-            "best": best._asdict() if best else None,
-        }
-        saved = self._manager.save(
+        miou = float(miou) if miou is not None and math.isfinite(miou) else None
+        best = _best(read_scores(self.directory) | ({} if miou is None else {step: miou}))
+        document = {**meta, "step": step, "miou": miou, "best": best._asdict() if best else None}
+        return self._manager.save(
             step,
+            metrics=miou,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 data=grain.checkpoint.CheckpointSave(data_iterator),
                 meta=ocp.args.JsonSave(document),
             ),
         )
-        for gone in self._scores.keys() - set(self._manager.all_steps()):
-            del self._scores[gone]
-        return saved
 
     def restore(self, target: Any, data_iterator: grain.DatasetIterator) -> Restored | None:
         """Restores the newest whole checkpoint; sets `data_iterator` to its position.
@@ -221,7 +215,6 @@ class Checkpointer:
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         for step in steps:
-            self._scores.pop(step, None)
             if jax.process_index() == 0:
                 aside = self.directory / f"broken-{step}"
                 if aside.exists():
@@ -272,26 +265,11 @@ def restore_weights(
     return restored
 
 
-class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the `keep_latest` newest steps and the best of `scores` (mIoU by step, read at every decision)."""
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which reads the metric of a checkpoint on disk from `meta`: it has no item of its own."""
 
-    def __init__(self, keep_latest: int, scores: Mapping[int, float]):
-        self._keep_latest = keep_latest
-        self._scores = scores
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[ocp.checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: ocp.checkpoint_managers.PreservationContext,
-    ) -> Sequence[bool]:
-        del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = set(steps[-self._keep_latest :])
-        best = _best({step: score for step, score in self._scores.items() if step in steps})
-        if best:
-            keep.add(best.step)
-        return [step in keep for step in steps]
+    def metrics(self, step: int) -> float | None:
+        return read_miou(self.directory / str(step))
 
 
 def _best(scores: Mapping[int, float]) -> Best | None:

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from semiovs_jax.convert.keys import flatten
 
 _CHECKSUMS = "checksums.json"
 _LISTED = 4  # keys quoted per kind of difference
@@ -36,15 +37,16 @@ def list_steps(directory: epath.Path) -> list[int]:
 
 def read_scores(directory: epath.Path) -> dict[int, float]:
     """Maps the step to the mIoU, for the checkpoints that were evaluated and whose meta can be read."""
-    scores = {}
-    for step in list_steps(directory):
-        try:
-            miou = read_meta(directory / str(step))["miou"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # broken: restoring will say so
-        if miou is not None:
-            scores[step] = miou
-    return scores
+    scores = {step: read_miou(directory / str(step)) for step in list_steps(directory)}
+    return {step: miou for step, miou in scores.items() if miou is not None}
+
+
+def read_miou(step_dir: epath.Path) -> float | None:
+    """The mIoU saved with a checkpoint; None if it was not evaluated or its meta cannot be read."""
+    try:
+        return read_meta(step_dir)["miou"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # broken: restoring will say so
 
 
 def read_meta(step_dir: epath.Path) -> dict[str, Any]:
@@ -130,8 +132,8 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
       InputError: the checkpoint lacks arrays of the target, has others, or of another shape or dtype.
     """
     handler = ocp.PyTreeCheckpointHandler()
-    saved = _flatten(handler.metadata(step_dir / "state").tree)
-    wanted = _flatten(target)
+    saved = flatten(handler.metadata(step_dir / "state").tree)
+    wanted = flatten(target)
     if partial:
         saved = {key: leaf for key, leaf in saved.items() if key.split("/")[0] in target}
     differences = _differences(saved, wanted)
@@ -157,12 +159,6 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
 def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by "/"-joined path, the same for a state and for Orbax's record of it."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -7,10 +7,11 @@ reported together.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from data_pipelines.errors import InputError
@@ -175,18 +176,10 @@ def _message(name: str, faults: Mapping[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Leaves of nested dicts by "/" path; integer keys become their digits."""
-    return dict(_leaves(tree, ()))
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        path = (*prefix, str(key))
-        if isinstance(value, Mapping):
-            yield from _leaves(value, path)
-        else:
-            yield "/".join(path), value
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves of a pytree by "/" path, the same for a state and for Orbax's record of it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[Any, Any]:

@@ -125,6 +125,16 @@ def test_the_best_is_kept_while_the_latest_moves_on(tmp_path):
     assert steps_on_disk(tmp_path) == [8, 9, 10], "of equal ones the later is the best"
 
 
+@pytest.mark.parametrize(
+    ("miou", "kept"),
+    [({}, [5, 6]), ({1: 0.5, 4: 0.3}, [1, 5, 6]), ({1: 0.5, 4: 0.5}, [4, 5, 6]), ({1: 0.0}, [1, 5, 6])],
+)
+def test_scores_are_known_again_after_a_restart(tmp_path, miou, kept):
+    for steps in ([1, 2, 3], [4, 5, 6]):
+        run(tmp_path, steps, miou)
+    assert steps_on_disk(tmp_path) == kept
+
+
 def _empty(step_dir):
     for path in sorted(step_dir.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

@@ -17,10 +17,9 @@ from configs import context, voc
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.splits import __main__ as splits
-from data_pipelines.splits import published as published_splits
 from data_pipelines.splits.balanced import draw_balanced
 from data_pipelines.splits.lists import make_split, write_lists
-from data_pipelines.splits.published import ListFacts, PublishedSplits, fetch_lists, load_published, read_lists
+from data_pipelines.splits.published import ListFacts, PublishedSplits, load_published, read_lists
 from tests.custom_tree import label as custom_label
 from tests.custom_tree import write_label, write_text
 
@@ -88,9 +87,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def host(monkeypatch):
+def host(monkeypatch, tmp_path):
+    """The host; nothing of what is fetched from it may stay behind."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(published_splits, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     with Host() as server:
         server.files = {f"/me/lists/{'0' * 40}/splits/tiny/{path}": content for path, content in LISTS.items()}
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -98,32 +100,33 @@ def host(monkeypatch):
         yield server
         server.shutdown()
         thread.join()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_lists_are_fetched_at_the_pinned_revision(host):
     published = publish(LISTS, host.url)
-    assert fetch_lists(published) == LISTS
+    assert read_lists(published) == LISTS
     assert host.requests == list(host.files)
 
 
 @pytest.mark.parametrize("fault", [("truncated", 3), ("status", 503)])
 def test_a_download_that_breaks_off_is_tried_again(host, fault):
     host.faults = [fault] * 2
-    assert fetch_lists(publish(LISTS, host.url)) == LISTS
+    assert read_lists(publish(LISTS, host.url)) == LISTS
     assert len(host.requests) == len(LISTS) + 2
 
 
 def test_a_download_that_stays_truncated_is_refused(host):
     host.faults = [("truncated", 3)] * 3
-    with pytest.raises(InputError, match=r"2/labeled.txt: cannot be fetched \(IncompleteRead.*--from_folder"):
-        fetch_lists(publish(LISTS, host.url))
+    with pytest.raises(InputError, match=r"0 of 3 lists .*2/labeled.txt \(.*IncompleteRead.*--from_folder"):
+        read_lists(publish(LISTS, host.url))
 
 
-def test_what_the_host_does_not_have_is_not_asked_for_again(host):
+def test_the_first_list_that_the_host_does_not_have_ends_it(host):
     del host.files[next(iter(host.files))]
     with pytest.raises(InputError, match=r"404.*get me/lists at 0000"):
-        fetch_lists(publish(LISTS, host.url))
-    assert len(host.requests) == 1
+        read_lists(publish(LISTS, host.url))
+    assert len(set(host.requests)) == 1
 
 
 @pytest.mark.parametrize("change", [flipped, lambda content: content[:-1], lambda content: content + b"\n"])
@@ -131,16 +134,33 @@ def test_what_the_host_does_not_have_is_not_asked_for_again(host):
 def test_one_byte_of_difference_is_refused_wherever_it_comes_from(host, tmp_path, change, path):
     changed = {**LISTS, path: change(LISTS[path])}
     found, expected = hashlib.sha256(changed[path]).hexdigest(), hashlib.sha256(LISTS[path]).hexdigest()
-    message = f"1 list.s. are not those published: .*{path}: expected sha256 {expected} .* found {found} "
-    with pytest.raises(InputError, match=message + r".*core.autocrlf=false"):
+    message = f"2 of 3 lists .* but not .*{path} .*SHA256.* expected {expected} but got {found}.; .*core.autocrlf=false"
+    with pytest.raises(InputError, match=message):
         read_lists(publish(LISTS), write_files(tmp_path, changed))
     host.files = {f"/me/lists/{'0' * 40}/splits/tiny/{path}": content for path, content in changed.items()}
-    with pytest.raises(InputError, match=message + r".*fetch again"):
-        fetch_lists(publish(LISTS, host.url))
+    with pytest.raises(InputError, match=message):
+        read_lists(publish(LISTS, host.url))
+
+
+def test_all_wrong_lists_are_named_at_once(host, tmp_path):
+    changed = {path: flipped(content) for path, content in LISTS.items()}
+    host.files = dict(zip(host.files, changed.values(), strict=True))
+    for published, folder in (
+        (publish(LISTS), write_files(tmp_path / "copy", changed)),
+        (publish(LISTS, host.url), None),
+    ):
+        with pytest.raises(InputError, match="0 of 3 lists") as error:
+            read_lists(published, folder)
+        for path, content in changed.items():
+            assert path in str(error.value)
+            assert hashlib.sha256(content).hexdigest() in str(error.value)
+    assert files_below(tmp_path / "copy") == changed, "what is there is left as it is"
 
 
 def test_lists_missing_in_a_folder_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"3 of 3 lists cannot be read.*labeled.txt \(No such file.*splits/tiny of"):
+    with pytest.raises(
+        InputError, match=r"0 of 3 lists .*labeled.txt \(No such file.*val.txt.*folder splits/tiny here"
+    ):
         read_lists(publish(LISTS), tmp_path)
 
 
