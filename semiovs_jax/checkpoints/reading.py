@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
-from semiovs_jax.convert.keys import flatten
+from semiovs_jax.weights.keys import flatten
 
 _CHECKSUMS = "checksums.json"
 _LISTED = 4  # keys quoted per kind of difference
