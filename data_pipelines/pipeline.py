@@ -1,5 +1,8 @@
 """The streams of training records, zipped into batches, and the validation records.
 
+    positions of each stream (shuffled, repeated) -> random views of its records -> zip of the streams
+    -> this process's rows -> batch -> prefetch
+
 Every stream is shuffled anew each epoch, repeated without end and drawn from independently, so streams of
 different lengths run side by side. What a step receives depends on the seed and the step alone, never on
 the number of threads, worker processes or processes that train.
@@ -7,27 +10,23 @@ the number of threads, worker processes or processes that train.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
 from data_pipelines.images import transforms
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label, image_size, size_fault
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.loading.order import batches_at_most, draw_positions
-from data_pipelines.loading.selection import filter_keys, select_images
-from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.selection import Selection
 from data_pipelines.loading.worker_log import BadRecords, HeldRecords
-from data_pipelines.sources.mixture import Mixture
-from data_pipelines.sources.records import ConcatenatedSource, Record, Source, UnreadableError
+from data_pipelines.sources.records import Record, Source, UnreadableError
 
 STREAMS = ("labeled", "unlabeled", "mix", "ood")
-
-_NOT_NEGATIVE = ("scale_short_side", "num_workers", "num_threads", "prefetch", "stall_seconds")
 
 Element = dict[str, Any]
 
@@ -58,15 +57,59 @@ class TrainData:
         return self._bad.names()
 
 
+class Options(NamedTuple):
+    """How training records are read and shown: keys of `config.data`, and fields of the same names.
+
+    Attributes:
+        crop_size: Side of the square crops, in pixels.
+        scale_range: Least and largest factor of the long side, before the crop.
+        scale_short_side: Where positive, the factors are of this side instead, in pixels.
+        scaled_decode: Whether JPEGs are decoded smaller where the drawn size is at most half (see `decode_image`).
+        max_bad_records: Unreadable records that are passed over before a run gives up.
+        num_workers: Processes that build batches; 0: this one.
+        num_threads: Threads of each of them.
+        prefetch: Batches built ahead.
+        stall_seconds: A batch that takes longer ends the run; 0: never.
+    """
+
+    crop_size: int
+    scale_range: tuple[float, float]
+    scale_short_side: int
+    scaled_decode: bool
+    max_bad_records: int
+    num_workers: int
+    num_threads: int
+    prefetch: int
+    stall_seconds: float
+
+    @classmethod
+    def read(cls, data_config: Any) -> "Options":
+        """The options of a config's `data` section.
+
+        Raises:
+            InputError: Values are out of range; all of them in one message.
+        """
+        options = cls(**{name: data_config[name] for name in cls._fields})
+        numbers = {key: value for key, value in options._asdict().items() if key not in ("crop_size", "scale_range")}
+        faults = [f"config.data.{key}={value}: set it to 0 or more" for key, value in numbers.items() if value < 0]
+        if options.crop_size < 1:
+            faults.append(f"config.data.crop_size={options.crop_size}: set it to 1 or more")
+        least, most = options.scale_range
+        if not 0 < least <= most:
+            faults.append(f"config.data.scale_range={options.scale_range}: set it to two positive factors, ascending")
+        if faults:
+            raise InputError(*faults)
+        return options
+
+
 def make_train_iterator(
-    data_config: Any,
+    sources: Mapping[str, Source],
+    info: DatasetInfo,
+    options: Options,
     *,
     batch_size: int,
     seed: int,
-    streams: Sequence[str],
-    ood_labels_dir: str | None = None,
-    ood_confidence: bool = True,
-    ood_as_unlabeled: bool = False,
+    selection: Selection | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainData:
@@ -74,91 +117,71 @@ def make_train_iterator(
 
     Every stream holds `image` uint8 [B, S, S, 3] (0 on padding), `valid` bool [B, S, S] (False on padding),
     `index` int32 [B] (position of the record in its source) and `substituted` int32 [B] (how many unreadable
-    records were passed over to fill the row). "labeled" adds `label` uint8 [B, S, S], the ignore index on
-    padding; "ood" adds `label`, and `confidence` uint8 [B, S, S], where they are asked for.
+    records were passed over to fill the row). A source with labels adds `label` uint8 [B, S, S], the ignore index on
+    padding; one with confidences `confidence` uint8 [B, S, S].
 
     Args:
-        data_config: The `data` section of the config.
+        sources: The records by stream, out of `STREAMS`; see `streams.train_sources`.
+        info: The dataset.
+        options: How records are read and shown.
         batch_size: Rows of each stream in a global batch.
         seed: Seed of all shuffles and draws.
-        streams: Names of the streams, out of `STREAMS`.
-        ood_labels_dir: Folder of cached pseudo-labels for the "ood" stream.
-        ood_confidence: Whether to read their confidence, too, which takes as long as reading the labels or longer.
-        ood_as_unlabeled: Whether the "ood" images, without labels, join "unlabeled" and "mix".
+        selection: Which records of the "ood" stream are drawn, and how often; None: all alike.
         process_index: This process; it gets the `process_index`-th block of rows of each global batch.
         process_count: Number of processes.
 
     Raises:
-        InputError: A source cannot be opened, or the batch cannot be divided among the processes. The
-            iterator raises it when more records than `max_bad_records` turn out to be unreadable.
+        InputError: The batch cannot be divided among the processes. The iterator raises it when more records than
+            `max_bad_records` turn out to be unreadable.
     """
     if batch_size <= 0 or batch_size % process_count:
         raise InputError(
             f"config.batch_size={batch_size} must be a positive multiple of the {process_count} process(es)"
         )
-    if unknown := [name for name in streams if name not in STREAMS]:
-        raise InputError(f"unknown stream(s) {', '.join(unknown)}: use {', '.join(STREAMS)}")
-    for key in _NOT_NEGATIVE:
-        if data_config[key] < 0:
-            raise InputError(f"config.data.{key}={data_config[key]}: set it to 0 or more")
-    info = load_dataset(data_config.dataset)
-    bad, held = BadRecords(data_config.max_bad_records), HeldRecords()
-    sources: dict[str, Source] = {
-        name: open_stream(data_config, name, ood_labels_dir, ood_confidence=ood_confidence) for name in streams
-    }
-    selections = {"ood": select_images(sources["ood"], data_config, ood_labels_dir, info)} if "ood" in sources else {}
-    if ood_as_unlabeled:
-        ood = open_stream(data_config, "ood")
-        _refuse_draws(data_config, ood)
-        for name in {"unlabeled", "mix"} & set(sources):
-            sources[name] = ConcatenatedSource((sources[name], ood))
+    bad, held = BadRecords(options.max_bad_records), HeldRecords()
     draw = functools.partial(
         transforms.draw_geometry,
-        crop_size=data_config.crop_size,
-        scale_range=tuple(data_config.scale_range),
-        scale_short_side=data_config.scale_short_side,
+        crop_size=options.crop_size,
+        scale_range=options.scale_range,
+        scale_short_side=options.scale_short_side,
     )
     datasets = []
     for name, source in sources.items():
         # One seed a stream, whichever other streams there are: mix is shuffled independently of unlabeled.
         order_seed, view_seed = (int(s) for s in np.random.SeedSequence([seed, STREAMS.index(name)]).generate_state(2))
-        order = draw_positions(source, order_seed, selections.get(name))
-        view = _View(source, info, bad, held, data_config.crop_size, draw, data_config.scaled_decode)
+        order = draw_positions(source, order_seed, selection if name == "ood" else None)
+        view = _View(source, info, bad, held, options.crop_size, draw, options.scaled_decode)
         datasets.append(order.random_map(view, seed=view_seed))
     rows = grain.experimental.ZipMapDataset(datasets).map(functools.partial(_named, names=tuple(sources)))
     local = _ProcessRows(rows, batch_size, process_index, process_count)
     iterator = BatchIterator(
         local.batch(batch_size // process_count, drop_remainder=True),
-        num_workers=data_config.num_workers,
-        num_threads=data_config.num_threads,
-        prefetch=data_config.prefetch,
-        stall_seconds=data_config.stall_seconds,
+        num_workers=options.num_workers,
+        num_threads=options.num_threads,
+        prefetch=options.prefetch,
+        stall_seconds=options.stall_seconds,
         bad=bad,
         held=held,
     )
     lengths = {name: len(source) for name, source in sources.items()}
     epoch = lengths.get("unlabeled", lengths.get("labeled", 0))
-    most = batches_at_most(sources["ood"], batch_size, selections["ood"]) if "ood" in sources else None
+    most = batches_at_most(sources["ood"], batch_size, selection) if "ood" in sources else None
     return TrainData(iterator, lengths, max(1, epoch // batch_size), most, bad)
 
 
-def _refuse_draws(data_config: Any, source: Source) -> None:
-    """OOD images that join the unlabeled ones are shuffled among them, each once an epoch."""
-    if keys := filter_keys(data_config):
-        raise InputError(f"{keys}: there are no OVS labels with config.method.ood='unlabeled'; set 0")
-    if isinstance(source, Mixture) and (len(set(source.weights)) > 1 or any(source.once)):
-        raise InputError(
-            f"config.data.ood_root={data_config.ood_root}: weights and 'once' have no meaning with "
-            "config.method.ood='unlabeled', which draws each image once an epoch; leave them out"
-        )
-
-
 class ValidationRecords(Sequence):
-    """The validation images with their labels, at their own sizes, decoded when asked for."""
+    """The validation images with their labels, at their own sizes, decoded when asked for.
 
-    def __init__(self, source: Source, info: DatasetInfo):
+    Args:
+        source: The validation split.
+        info: The dataset.
+        sizes: (height, width) of every image, if they are known; otherwise the headers are read when asked for.
+    """
+
+    def __init__(self, source: Source, info: DatasetInfo, sizes: Sequence[tuple[int, int]] | None = None):
         self._source = source
         self._info = info
+        self._sizes = sizes
 
     def __len__(self) -> int:
         return len(self._source)
@@ -178,14 +201,12 @@ class ValidationRecords(Sequence):
     def __iter__(self) -> Iterator[Element]:
         return (self[index] for index in range(len(self)))
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every image, read from the headers."""
-        return [image_size(self._source[index].image) for index in range(len(self))]
-
-
-def validation_records(data_config: Any) -> ValidationRecords:
-    """Opens the validation split; raises `InputError` if it is missing, empty or malformed."""
-    return ValidationRecords(open_stream(data_config, "val"), load_dataset(data_config.dataset))
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """(height, width) of every image."""
+        if self._sizes is None:
+            self._sizes = [image_size(self._source[index].image) for index in range(len(self))]
+        return self._sizes
 
 
 class _ProcessRows(grain.MapDataset):

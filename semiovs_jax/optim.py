@@ -3,13 +3,38 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
 from data_pipelines.errors import InputError
-from semiovs_jax import schedules
 
 FROZEN = "frozen"
+
+
+def poly_learning_rate(
+    base: float, total_steps: int, power: float = 0.9
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    """Polynomial decay to zero, one update late.
+
+    The reference sets the learning rate after an update from that update's index, so updates 0 and 1 both use `base`
+    and update i uses base * (1 - (i - 1) / total_steps) ** power (reference: `semiovs_unimatch.py`).
+
+    Args:
+      base: the first learning rate.
+      total_steps: number of updates of the whole run.
+      power: exponent.
+
+    Returns:
+      A schedule: update index, from 0, to learning rate.
+    """
+
+    def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+        done = jnp.clip((jnp.asarray(step, float) - 1) / total_steps, 0, 1)
+        return base * (1 - done) ** power
+
+    return learning_rate
 
 
 def learning_rate_schedules(config: ml_collections.ConfigDict, total_steps: int) -> dict[str, optax.Schedule]:
@@ -23,7 +48,7 @@ def learning_rate_schedules(config: ml_collections.ConfigDict, total_steps: int)
     multipliers = {"backbone": config.backbone_multiplier, "head": config.head_multiplier}
 
     def schedule(multiplier: float) -> optax.Schedule:
-        base = schedules.poly_learning_rate(config.learning_rate, total_steps, config.power)
+        base = poly_learning_rate(config.learning_rate, total_steps, config.power)
         return lambda step: multiplier * base(step)
 
     return {group: schedule(multiplier) for group, multiplier in multipliers.items()}

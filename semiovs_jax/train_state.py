@@ -1,6 +1,6 @@
 """The one pytree of a run."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from semiovs_jax.bank import Bank
+from semiovs_jax.labelers import Labeler
 
 
 @struct.dataclass
@@ -20,27 +20,31 @@ class TrainState:
       params: the student's parameters, a pure dict.
       batch_stats: its running statistics, a pure dict.
       opt_state: optax state.
-      bank: snapshots of the student; None for methods without one.
+      labelers: the state of each labeler that has one, by its name.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
-    bank: Bank | None = None
+    labelers: dict[str, Any]
 
     @classmethod
     def create(
-        cls, params: Any, batch_stats: Any, optimizer: optax.GradientTransformation, bank_capacity: int = 0
+        cls,
+        params: Any,
+        batch_stats: Any,
+        optimizer: optax.GradientTransformation,
+        labelers: Mapping[str, Labeler],
     ) -> "TrainState":
-        """State before the first update; with a capacity, with an empty bank."""
-        bank = Bank.create(params, batch_stats, bank_capacity) if bank_capacity else None
-        return cls(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), bank)
+        """State before the first update."""
+        states = {name: labeler.init(params, batch_stats) for name, labeler in labelers.items()}
+        with_state = {name: state for name, state in states.items() if jax.tree.leaves(state)}
+        return cls(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), with_state)
 
-    def offer_snapshot(self, miou: jax.Array) -> "TrainState":
-        """The state after an evaluation: the student joins its bank if this mIoU, in 0..1, is a new best."""
-        assert self.bank is not None
-        return dataclasses.replace(self, bank=self.bank.offer(self.params, self.batch_stats, miou))
+    def labeler(self, name: str) -> Any:
+        """The state of a labeler; an empty pytree for one without."""
+        return self.labelers.get(name, ())
 
 
 def count_parameters(params: Any) -> int:

@@ -1,10 +1,9 @@
-"""The train step: views -> predictions -> labels -> terms -> update, one jit for every method.
+"""The train step: views -> labels -> predictions -> terms -> update, one jit for every method.
 
 Order and detail follow the reference trainers `semiovs/semiovs_{unimatch,prevmatch}.py` and `semiovs_semivl/semivl.py`;
-what differs between methods stands in `methods.py`.
+what differs between methods is data in `semiovs_jax.methods`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,35 +14,35 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from semiovs_jax import augment, labelers, losses
-from semiovs_jax.bank import Bank, Draw, draw_snapshots, ensemble_logits
-from semiovs_jax.labelers import OVS, PseudoLabel
-from semiovs_jax.methods import CUTMIX_PARTNER, Method, Progress
+from semiovs_jax import augment, losses
+from semiovs_jax.labelers import Labeler, PseudoLabel, View
+from semiovs_jax.labelers.student import from_logits
+from semiovs_jax.methods import STUDENT, Method, Progress
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated
 from semiovs_jax.train_state import TrainState
 
-PERTURBATION_KEEP_PROBABILITY = 0.5
-_BANK = 5  # what a step's key is folded with for the bank's draw; the keys of views are split from it
+_LABELERS = 5  # the step's key is folded with this and the following numbers for the labelers, and split for the views
 
 Labels = dict[tuple[str, str], PseudoLabel]  # pseudo-labels of weak views, by (labeler, stream)
+Batch = Mapping[str, Mapping[str, jax.Array]]  # the streams of `data_pipelines.pipeline`, a dictionary each
 
 
 @struct.dataclass
 class Views:
-    """What one step sees. Images are float [N, H, W, 3], normalized; planes are [N, H, W].
+    """The views of one step. Images are float [N, H, W, 3], normalized; planes are [N, H, W].
 
     Attributes:
       weak: weak view of each stream, by its name.
       s1: first strong view of each unlabeled stream, before CutMix.
-      s2: second strong view, likewise.
+      s2: second strong view of each, before CutMix.
       valid: bool plane of each stream, False on padding.
       label: int32, ground truth of the labeled stream, with the ignore index.
-      labels: by every labeler but the student itself: the OVS, the bank of its snapshots, dense CLIP.
       box1: bool, CutMix boxes of the first strong views; empty without terms.
-      box2: bool, of the second.
-      keep: one bool [kN, C] for each perturbed feature level: the channels kept in the perturbed twin of the k
-        weak views that are predicted jointly, interleaved.
+      box2: bool, CutMix boxes of the second.
+      weak_masks: float [m, kN, C] for each perturbed feature level: channel masks of the k weak views that are
+        predicted jointly, interleaved; empty without.
+      strong_masks: float [1, 2N, C] for each level, by stream: channel masks of the strong views, interleaved.
     """
 
     weak: dict[str, jax.Array]
@@ -51,19 +50,19 @@ class Views:
     s2: dict[str, jax.Array]
     valid: dict[str, jax.Array]
     label: jax.Array
-    labels: Labels
     box1: jax.Array
     box2: jax.Array
-    keep: tuple[jax.Array, ...]
+    weak_masks: tuple[jax.Array, ...] = ()
+    strong_masks: dict[str, tuple[jax.Array, ...]] = struct.field(default_factory=dict)
 
 
 class Predictions(NamedTuple):
-    """Logits, float [N, H, W, K]: of the labeled weak view, and by stream of the unlabeled ones.
+    """Logits, float [N, H, W, K]: of the labeled weak view, and by stream of the others.
 
     Attributes:
       labeled: of the labeled weak view.
-      labeled_fp: the same with perturbed features, which no term uses; None without terms.
-      partner: eval-mode logits of weak views that are only pasted from, without gradient.
+      labeled_fp: the same with perturbed features, which no term uses; None without such a pass.
+      frozen: eval-mode logits of weak views that are only labeled, without gradient.
       weak: train-mode logits of the weak views.
       fp: the same with perturbed features.
       s1: of the CutMix-ed first strong views.
@@ -71,16 +70,16 @@ class Predictions(NamedTuple):
     """
 
     labeled: jax.Array
-    labeled_fp: jax.Array | None
-    partner: dict[str, jax.Array]
-    weak: dict[str, jax.Array]
-    fp: dict[str, jax.Array]
-    s1: dict[str, jax.Array]
-    s2: dict[str, jax.Array]
+    labeled_fp: jax.Array | None = None
+    frozen: Mapping[str, jax.Array] = {}
+    weak: Mapping[str, jax.Array] = {}
+    fp: Mapping[str, jax.Array] = {}
+    s1: Mapping[str, jax.Array] = {}
+    s2: Mapping[str, jax.Array] = {}
 
 
 class TermValue(NamedTuple):
-    """One evaluated term: its loss, and how many of its valid pixels passed the gate."""
+    """One evaluated term: its loss, its number of valid pixels, and how many of these are above the threshold."""
 
     loss: jax.Array
     passed: jax.Array
@@ -88,13 +87,13 @@ class TermValue(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the loss computes on the way; a step that does not use a part does not pay for it.
+    """Everything the loss computes; a step that does not use a part does not pay for it.
 
     Attributes:
       batch_stats: running statistics after the step's forward passes.
       supervised: the labeled stream's loss.
       terms: the consistency terms by name.
-      confident: share of valid unlabeled pixels whose label passes the gate, by labeler.
+      confident: share of valid unlabeled pixels whose label is above the threshold, by labeler.
       predictions: the logits.
       labels: pseudo-labels before CutMix.
     """
@@ -107,26 +106,49 @@ class Outcome(NamedTuple):
     labels: Labels
 
 
-def make_views(
-    key: jax.Array,
-    batch: Mapping[str, Mapping[str, jax.Array]],
-    method: Method,
-    perturbed_channels: tuple[int, ...],
-    ignore_index: int,
-    frozen: Mapping[str, OVS],
-    frozen_weights: Mapping[str, Any],
-) -> Views:
+class StepSpec(NamedTuple):
+    """The static side of a step: everything but state, batch and the labelers' weights.
+
+    Attributes:
+      student: the student as a pure function.
+      perturbed_channels: channels of each feature level of the student that takes masks.
+      method: the table of terms.
+      labelers: all but the student, by name.
+      optimizer: the optax transformation.
+      ignore_index: the label left out of every loss.
+      seed: of all randomness in the step.
+      steps_per_epoch: updates in one pass over the unlabeled stream, for schedules of terms.
+      total_steps: length of the run, for schedules of terms.
+    """
+
+    student: Functional
+    perturbed_channels: tuple[int, ...]
+    method: Method
+    labelers: Mapping[str, Labeler]
+    optimizer: optax.GradientTransformation
+    ignore_index: int
+    seed: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def key(self, step: jax.Array) -> jax.Array:
+        """Random key of a step, a function of the seed and the step alone."""
+        return jax.random.fold_in(jax.random.key(self.seed), step)
+
+    def term_weights(self, state: TrainState) -> dict[str, jax.typing.ArrayLike]:
+        """The weights of the terms in a step from `state`, by name."""
+        ready = {name: labeler.ready(state.labeler(name)) for name, labeler in self.labelers.items()}
+        return self.method.weights(Progress(state.step, self.steps_per_epoch, self.total_steps), ready)
+
+
+def make_views(key: jax.Array, batch: Batch, method: Method, perturbed_channels: tuple[int, ...]) -> Views:
     """Makes every view of a step from the batch's uint8 crops.
 
     Args:
       key: random key of this step.
-      batch: streams of `data_pipelines.pipeline`, a dictionary each.
-      method: its streams decide what is made.
-      perturbed_channels: channels of each perturbed feature level of the student.
-      ignore_index: the label left out of every loss.
-      frozen: models that label inside the step, by labeler: "ovs" (without it, cached labels are read from the
-        batch) and "dense_clip".
-      frozen_weights: their weights, by labeler.
+      batch: the streams that `method` names.
+      method: decides what is made.
+      perturbed_channels: channels of each feature level that takes masks.
     """
     weak = {name: augment.weak_view(batch[name]["image"]) for name in method.streams}
     valid = {name: batch[name]["valid"] for name in method.streams}
@@ -134,60 +156,65 @@ def make_views(
     count, size = label.shape[:2]
     if not method.terms:
         no_boxes = jnp.zeros((0, size, size), bool)
-        return Views(weak, {}, {}, valid, label, {}, no_boxes, no_boxes, ())
+        return Views(weak, {}, {}, valid, label, no_boxes, no_boxes)
 
-    strong1_key, strong2_key, box1_key, box2_key, keep_key = jax.random.split(key, 5)
+    strong1_key, strong2_key, box1_key, box2_key, mask_key = jax.random.split(key, 5)
     unlabeled = [name for name in method.streams if name != "labeled"]
 
     def strong(key: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(unlabeled))
         return {name: augment.strong_view(k, batch[name]["image"]) for name, k in zip(unlabeled, keys, strict=True)}
 
-    def ask(labeler: str, stream: str) -> PseudoLabel:
-        if labeler not in frozen:
-            return _cached_label(batch[stream], with_confidence=method.reads_ovs_confidence)
-        return _online_label(batch[stream], frozen[labeler], frozen_weights[labeler])
-
-    labels = {
-        (labeler, stream): ask(labeler, stream)
-        for labeler, streams in method.labeled_by.items()
-        if labeler in ("ovs", "dense_clip")
-        for stream in streams
-    }
-    if ("ovs", "ood") in labels:
-        trusted = functools.partial(labelers.trusted, ignore_index=ignore_index, threshold=method.ovs_threshold)
-        labels["ovs", "ood"] = trusted(*labels["ovs", "ood"])
-
-    twins = count * (1 + len(method.predicted_streams))
-    keep_keys = jax.random.split(keep_key, len(perturbed_channels))
+    weak_masks, strong_masks = (), {}
+    if method.weak_masks is not None:
+        weak_masks = method.weak_masks(mask_key, count * (1 + len(method.weak_streams)), perturbed_channels)
+    if method.strong_masks is not None:
+        strong_masks = {
+            name: method.strong_masks(jax.random.fold_in(mask_key, index), 2 * count, perturbed_channels)
+            for index, name in enumerate(method.predicted_streams)
+        }
     return Views(
         weak=weak,
         valid=valid,
         label=label,
         s1=strong(strong1_key),
         s2=strong(strong2_key),
-        labels=labels,
         box1=augment.cutmix_boxes(box1_key, count, size),
         box2=augment.cutmix_boxes(box2_key, count, size),
-        keep=tuple(
-            jax.random.bernoulli(k, PERTURBATION_KEEP_PROBABILITY, (twins, channels))
-            for k, channels in zip(keep_keys, perturbed_channels, strict=True)
-        ),
+        weak_masks=weak_masks,
+        strong_masks=strong_masks,
     )
 
 
-def _cached_label(stream: Mapping[str, jax.Array], *, with_confidence: bool) -> PseudoLabel:
-    """Labels that the batch holds, with the confidence that it holds or with 1."""
-    label = stream["label"]
-    confidence = augment.as_float(stream["confidence"]) / 255 if with_confidence else jnp.ones(label.shape, jnp.float32)
-    return PseudoLabel(label, confidence, stream["valid"])
+def label_views(
+    key: jax.Array, batch: Batch, views: Views, state: TrainState, weights: Mapping[str, Any], spec: StepSpec
+) -> Labels:
+    """The labels of all labelers but the student.
 
-
-def _online_label(stream: Mapping[str, jax.Array], model: OVS, weights: Any) -> PseudoLabel:
-    image = augment.as_float(stream["image"])
-    _, height, width, _ = image.shape
-    found = model.label(weights, image, canvas=(height, width))
-    return found._replace(valid=found.valid & stream["valid"])
+    Args:
+      key: random key of this step.
+      batch: the streams of the views.
+      views: of this step.
+      state: before the update.
+      weights: frozen arrays by labeler.
+      spec: the static side of the step.
+    """
+    labels: Labels = {}
+    for index, (name, labeler) in enumerate(spec.labelers.items()):
+        given = {
+            stream: View(
+                views.weak[stream],
+                batch[stream]["image"],
+                views.valid[stream],
+                batch[stream].get("label"),
+                batch[stream].get("confidence"),
+            )
+            for stream in spec.method.labeled_by[name]
+        }
+        own_key = jax.random.fold_in(key, _LABELERS + index)
+        found = labeler.label(state.labeler(name), weights[name], given, own_key)
+        labels |= {(name, stream): label for stream, label in found.items()}
+    return labels
 
 
 def predict(
@@ -195,54 +222,52 @@ def predict(
 ) -> tuple[Predictions, Any]:
     """All forward passes of a step, in the reference's order, each moving the running statistics.
 
-    First the weak views that are only pasted from, in eval mode and without gradient; then, in train mode, the
-    labeled and all predicted weak views jointly with their perturbed twin; then each stream's strong views.
+    First the weak views that the student only labels, in eval mode and without gradient; then, in train mode, the
+    labeled and the predicted weak views jointly, with all variants of their channel masks; then each stream's strong
+    views.
 
     Returns:
       The logits, and the running statistics afterwards.
     """
-    frozen = jax.lax.stop_gradient(params)
-    streams = method.predicted_streams
-    partner = {
-        name: student.apply(frozen, batch_stats, views.weak[name], train=False)[0]
-        for name in method.streams
-        if name not in ("labeled", *streams)
-    }
+    fixed = jax.lax.stop_gradient(params)
+    only_labeled = [name for name in method.labeled_by.get(STUDENT, ()) if name not in method.weak_streams]
+    frozen = {name: student.apply(fixed, batch_stats, views.weak[name], train=False)[0] for name in only_labeled}
 
-    if not streams:
-        labeled, batch_stats = student.apply(params, batch_stats, views.weak["labeled"], train=True)
-        return Predictions(labeled, None, partner, {}, {}, {}, {}), batch_stats
-
-    joint = interleave(views.weak["labeled"], *(views.weak[name] for name in streams))
-    (clean, perturbed), batch_stats = student.apply(params, batch_stats, joint, train=True, keep=views.keep)
-    labeled, *weak = deinterleave(clean, 1 + len(streams))
-    labeled_fp, *fp = deinterleave(perturbed, 1 + len(streams))
+    joint = interleave(views.weak["labeled"], *(views.weak[name] for name in method.weak_streams))
+    logits, batch_stats = student.apply(params, batch_stats, joint, train=True, channel_masks=views.weak_masks or None)
+    variants = logits if views.weak_masks else logits[None]
+    labeled, *weak = deinterleave(variants[0], 1 + len(method.weak_streams))
+    labeled_fp, *fp = deinterleave(variants[1], 1 + len(method.weak_streams)) if len(variants) > 1 else (None,)
 
     s1, s2 = {}, {}
-    for name in streams:
+    for name in method.predicted_streams:
         # Pasted are the partner's own strong views, not yet mixed themselves.
-        mixed1 = augment.paste(views.s1[name], views.s1[CUTMIX_PARTNER[name]], views.box1)
-        mixed2 = augment.paste(views.s2[name], views.s2[CUTMIX_PARTNER[name]], views.box2)
-        strong, batch_stats = student.apply(params, batch_stats, interleave(mixed1, mixed2), train=True)
-        s1[name], s2[name] = deinterleave(strong, 2)
+        mixed1, mixed2 = (
+            augment.paste(views_of[name], _of_partner(views_of, name, method), box)
+            for views_of, box in ((views.s1, views.box1), (views.s2, views.box2))
+        )
+        masks = views.strong_masks.get(name)
+        strong, batch_stats = student.apply(
+            params, batch_stats, interleave(mixed1, mixed2), train=True, channel_masks=masks
+        )
+        s1[name], s2[name] = deinterleave(strong[0] if masks else strong, 2)
 
-    by_name = functools.partial(zip, streams, strict=True)
-    return Predictions(labeled, labeled_fp, partner, dict(by_name(weak)), dict(by_name(fp)), s1, s2), batch_stats
+    def by_stream(predictions: list[jax.Array]) -> dict[str, jax.Array]:
+        return dict(zip(method.weak_streams, predictions, strict=True)) if predictions else {}
+
+    return Predictions(labeled, labeled_fp, frozen, by_stream(weak), by_stream(fp), s1, s2), batch_stats
 
 
-def label_by_bank(views: Views, bank: Bank, draw: Draw, student: Functional, streams: tuple[str, ...]) -> Views:
-    """Adds the labels of the drawn snapshots together; they are invalid while the bank is empty."""
-    logits = ensemble_logits(bank, draw, student, interleave(*(views.weak[name] for name in streams)))
-    labels = dict(views.labels)
-    for name, own in zip(streams, deinterleave(logits, len(streams)), strict=True):
-        labels["bank", name] = labelers.from_logits(own, views.valid[name] & (draw.used > 0))
-    return dataclasses.replace(views, labels=labels)
+def _of_partner(values: Mapping[str, Any], stream: str, method: Method) -> Any:
+    """What CutMix pastes into a stream: its partner's arrays, or its own in reversed order of the batch."""
+    partner = method.partners[stream]
+    return jax.tree.map(lambda array: array[::-1], values[partner]) if partner == stream else values[partner]
 
 
 def label_by_student(views: Views, predictions: Predictions) -> Labels:
     """Labels by the student's own predictions of the weak views."""
-    logits = predictions.partner | predictions.weak
-    return {("student", name): labelers.from_logits(z, views.valid[name]) for name, z in logits.items()}
+    logits = {**predictions.frozen, **predictions.weak}
+    return {(STUDENT, name): from_logits(z, views.valid[name]) for name, z in logits.items()}
 
 
 def evaluate_terms(method: Method, views: Views, predictions: Predictions, labels: Labels) -> dict[str, TermValue]:
@@ -253,8 +278,9 @@ def evaluate_terms(method: Method, views: Views, predictions: Predictions, label
         logits = getattr(predictions, term.prediction)[term.stream]
         target = labels[term.labeler, term.stream]
         if (box := boxes.get(term.prediction)) is not None:
-            pasted = labels[term.pasted_labeler, CUTMIX_PARTNER[term.stream]]
-            target = PseudoLabel(*(augment.paste(own, other, box) for own, other in zip(target, pasted, strict=True)))
+            by_stream = {stream: label for (name, stream), label in labels.items() if name == term.pasted_labeler}
+            other = _of_partner(by_stream, term.stream, method)
+            target = PseudoLabel(*(augment.paste(*planes, box) for planes in zip(target, other, strict=True)))
         values[term.name] = TermValue(
             losses.gated_mean(
                 losses.cross_entropy(logits, target.label),
@@ -274,8 +300,9 @@ def total_loss(
     params: Any,
     batch_stats: Any,
     views: Views,
+    labels: Labels,
     weights: Mapping[str, jax.typing.ArrayLike],
-    recipe: "Recipe",
+    spec: StepSpec,
 ) -> tuple[jax.Array, Outcome]:
     """The method's loss over the global batch.
 
@@ -283,21 +310,22 @@ def total_loss(
       params: the student's parameters.
       batch_stats: its running statistics.
       views: of this step.
+      labels: of all labelers but the student.
       weights: of the terms, by name.
-      recipe: the static side of the step.
+      spec: the static side of the step.
 
     Returns:
       The loss, a scalar, and everything computed on the way.
     """
-    method = recipe.method
-    predictions, batch_stats = predict(params, batch_stats, views, recipe.student, method)
-    labels = views.labels | label_by_student(views, predictions)
+    method = spec.method
+    predictions, batch_stats = predict(params, batch_stats, views, spec.student, method)
+    labels = labels | label_by_student(views, predictions)
 
-    known = views.valid["labeled"] & (views.label != recipe.ignore_index)
+    known = views.valid["labeled"] & (views.label != spec.ignore_index)
     supervised = losses.masked_mean(losses.cross_entropy(predictions.labeled, views.label), known)
     terms = evaluate_terms(method, views, predictions, labels)
-    averaged = [term.name for term in method.terms if term.in_divisor]
-    added = [term.name for term in method.terms if not term.in_divisor]
+    averaged = [term.name for term in method.terms if term.normalized]
+    added = [term.name for term in method.terms if not term.normalized]
     total = supervised + sum(weights[name] * terms[name].loss for name in averaged)
     total = total / (1.0 + sum(weights[name] for name in averaged))
     total = total + sum(weights[name] * terms[name].loss for name in added)
@@ -314,7 +342,7 @@ def _confident(label: PseudoLabel, threshold: float, dtype: jnp.dtype) -> jax.Ar
 
 
 class Update(NamedTuple):
-    """One update: the next state, the loss before it, its gradient, and what was computed on the way."""
+    """One update: the next state, the loss before it, its gradient, and everything computed on the way."""
 
     state: TrainState
     loss: jax.Array
@@ -322,97 +350,65 @@ class Update(NamedTuple):
     outcome: Outcome
 
 
-def update(state: TrainState, views: Views, recipe: "Recipe") -> Update:
-    """One update from given views."""
-    loss_fn = functools.partial(total_loss, views=views, weights=recipe.weights(state), recipe=recipe)
+def update(state: TrainState, views: Views, labels: Labels, spec: StepSpec) -> Update:
+    """One update from given views and the labels of all labelers but the student."""
+    loss_fn = functools.partial(total_loss, views=views, labels=labels, weights=spec.term_weights(state), spec=spec)
     (loss, outcome), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats)
-    updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = spec.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    done = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, state.bank)
+    labelers = {
+        name: spec.labelers[name].after_update(own, params, outcome.batch_stats, state.step)
+        for name, own in state.labelers.items()
+    }
+    done = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, labelers)
     return Update(done, loss, gradient, outcome)
 
 
 def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
-    """What is logged of a step.
+    """The metrics of a step.
 
     Returns:
-      loss and loss_x; with terms also mask_ratio (share of unlabeled pixels that the student labels with confidence;
-      mask_ratio_<labeler> of other labelers) and, a term, loss_<term> and passed_<term> (share of its valid pixels
-      behind the gate).
+      loss and loss_x; with terms also mask_ratio (share of valid unlabeled pixels whose label by the method's first
+      labeler is above its threshold; mask_ratio_<labeler> of the others) and, for each term, loss_<term> and
+      passed_<term> (share of its valid pixels above the threshold).
     """
     values = {"loss": loss, "loss_x": outcome.supervised}
-    for labeler, share in outcome.confident.items():
-        values["mask_ratio" if labeler == "student" else f"mask_ratio_{labeler}"] = share
+    for index, (labeler, share) in enumerate(outcome.confident.items()):
+        values[f"mask_ratio_{labeler}" if index else "mask_ratio"] = share
     for name, term in outcome.terms.items():
         values[f"loss_{name}"] = term.loss
         values[f"passed_{name}"] = term.passed / jnp.maximum(term.valid, 1)
     return values
 
 
-class Recipe(NamedTuple):
-    """The static side of a step: everything but state, batch and weights of frozen models.
-
-    Attributes:
-      student: the student as a pure function.
-      perturbed_channels: channels of each perturbed feature level of the student.
-      method: the table of terms.
-      optimizer: the optax transformation.
-      ignore_index: the label left out of every loss.
-      seed: of all randomness in the step.
-      steps_per_epoch: updates in one pass over the unlabeled stream, which schedules of terms depend on.
-      total_steps: length of the run, likewise.
-      frozen: models that label inside the step, by labeler: "ovs" (without it, cached labels are read), "dense_clip".
-    """
-
-    student: Functional
-    perturbed_channels: tuple[int, ...]
-    method: Method
-    optimizer: optax.GradientTransformation
-    ignore_index: int
-    seed: int
-    steps_per_epoch: int
-    total_steps: int
-    frozen: Mapping[str, OVS] = {}
-
-    def key(self, step: jax.Array) -> jax.Array:
-        """Random key of a step, a function of the seed and the step alone."""
-        return jax.random.fold_in(jax.random.key(self.seed), step)
-
-    def views(
-        self,
-        step: jax.Array,
-        batch: Mapping[str, Any],
-        frozen_weights: Mapping[str, Any],
-        bank: Bank | None = None,
-    ) -> Views:
-        """The views of step `step`, a function of the seed, the step, the batch and the labelers alone."""
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
-        views = make_views(
-            key, batch, self.method, self.perturbed_channels, self.ignore_index, self.frozen, frozen_weights
-        )
-        if bank is None:
-            return views
-        draw = draw_snapshots(jax.random.fold_in(key, _BANK), bank, self.method.bank_draws)
-        return label_by_bank(views, bank, draw, self.student, self.method.labeled_by["bank"])
-
-    def weights(self, state: TrainState) -> dict[str, jax.typing.ArrayLike]:
-        """The weights of the terms in a step from `state`, by name."""
-        snapshots = 0 if state.bank is None else state.bank.size
-        return self.method.weights(Progress(state.step, self.steps_per_epoch, self.total_steps, snapshots))
-
-
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
-    """The jitted step (state, batch, frozen_weights) -> (state, metrics), its state donated and replicated.
+def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
+    """The jitted step (state, batch, labeler_weights) -> (state, metrics), its state donated and replicated.
 
     `batch` is one batch of `data_pipelines.pipeline`, sharded over the mesh axis "data"; batch statistics and loss
     denominators are global, so the result does not depend on the number of devices.
     """
 
-    def train_step(state: TrainState, batch: Any, frozen_weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        done = update(state, recipe.views(state.step, batch, frozen_weights, state.bank), recipe)
+    def train_step(state: TrainState, batch: Batch, weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = spec.key(state.step)
+        views = make_views(key, batch, spec.method, spec.perturbed_channels)
+        labels = label_views(key, batch, views, state, weights, spec)
+        done = update(state, views, labels, spec)
         return done.state, scalars(done.loss, done.outcome)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, float], TrainState]:
+    """The jitted function (state, miou) -> state that lets labelers learn of an evaluation; its state is donated."""
+
+    def after_evaluation(state: TrainState, miou: jax.Array) -> TrainState:
+        labelers = {
+            name: spec.labelers[name].after_evaluation(own, state.params, state.batch_stats, miou)
+            for name, own in state.labelers.items()
+        }
+        return state.replace(labelers=labelers)
+
+    return jax.jit(after_evaluation, donate_argnums=0, out_shardings=replicated(mesh))

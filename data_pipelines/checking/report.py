@@ -1,4 +1,4 @@
-"""All that can be known of a run's data before it starts: what the splits hold, and everything that is to be mended."""
+"""A report on a run's data before it starts: the contents of every split, and all problems with what to do."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,25 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipelines.checking.inputs import count_warnings, forbidding, overlap_warnings, unreadable_training_files
-from data_pipelines.checking.survey import RecordFacts, Surveys, open_splits, survey_split
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.checking.survey import (
+    RecordFacts,
+    SplitReport,
+    Surveys,
+    ValueCount,
+    forbidding,
+    spot_checked,
+    survey_split,
+    unreadable_training_files,
+)
+from data_pipelines.checking.warnings import (
+    count_warnings,
+    duplicate_warning,
+    label_warnings,
+    overlap_warnings,
+    repetition_warnings,
+    skipped_warning,
+)
+from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.images.decode import ImageFacts, LabelFacts
 from data_pipelines.sources.records import Encoded, Source
@@ -22,108 +38,77 @@ _BAR_DELAY = 2.0  # seconds before a progress bar is worth its line
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueCount:
-    """How often a value occurs in the labels of a split.
-
-    Attributes:
-        images: Labels that hold it.
-        pixels: Pixels of it in all labels.
-        example: A file that holds it.
-    """
-
-    images: int
-    pixels: int
-    example: str
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitReport:
-    """What a split holds.
-
-    Attributes:
-        records: Number of records.
-        unreadable: Number of files that are missing, damaged or no images.
-        images: Number of photographs by format and mode ("JPEG RGB").
-        sizes: (width, height) of the photographs with the fewest, the median and the most pixels.
-        labels: Number of labels by format and mode ("PNG P"); None for a split without labels.
-        values: What the labels hold, by value.
-    """
-
-    records: int
-    unreadable: int
-    images: dict[str, int]
-    sizes: tuple[tuple[int, int], ...]
-    labels: dict[str, int] | None
-    values: dict[int, ValueCount]
-
-
-@dataclasses.dataclass(frozen=True)
 class DataReport:
     """What a run's data are.
 
     Attributes:
-        dataset: Facts of the dataset; None if they cannot be read.
         splits: What each split that can be opened holds.
         overlaps: Ids that two splits share, by the pair of splits ("labeled and val").
         duplicates: Files of the same bytes, of a split and of val, by the split; the same file in both is an overlap.
             Empty without val.
         ood_ids: Ids of the OOD images.
+        val_sizes: (height, width) of the validation images that can be read.
         faults: What forbids a run, each with what to do about it.
         warnings: What is allowed but worth a look.
     """
 
-    dataset: DatasetInfo | None
     splits: dict[str, SplitReport]
     overlaps: dict[str, list[str]]
     duplicates: dict[str, list[tuple[str, str]]]
     ood_ids: tuple[str, ...]
+    val_sizes: tuple[tuple[int, int], ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def report_data(config: Any) -> DataReport:
-    """Looks at all splits that the config's method reads; what is wrong with one does not hide the others.
+def report_data(
+    sources: Mapping[str, Source], info: DatasetInfo | None, data_config: Any, *, thorough: bool
+) -> DataReport:
+    """Looks at all records of a run; what is wrong with one split does not hide the others.
 
-    Faults are those that `inputs.check_inputs` refuses. Shows a progress bar where it takes long.
+    All images must be there and end as complete files do; all labels are decoded and checked for mode, range and size.
+    Nothing is remembered: a file that was fixed or broken since the last run is seen as it is now. Shows a progress
+    bar where it takes long.
 
     Args:
-        config: The whole config; its `data`, `method` and `ovs` sections are read.
+        sources: The opened splits.
+        info: The dataset; None to leave the values of labels unjudged.
+        data_config: The `data` section of the config.
+        thorough: Whether to look at every image of shards, too, which were checked when they were written, and for
+            copies of validation images.
     """
-    data = config.data
-    info, faults = _dataset(data.dataset)
-    sources, unopened = open_splits(config)
-    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
-        surveys = {split: _survey(split, source, info, pool) for split, source in sources.items()}
-        duplicates = _duplicates(sources, surveys, pool)
+    with ThreadPoolExecutor(max(1, data_config.num_threads)) as pool:
+        surveys = {
+            split: _survey(split, source if thorough else spot_checked(source), info, pool)
+            for split, source in sources.items()
+        }
+        duplicates = _duplicates(sources, surveys, pool) if thorough else {}
     splits = {split: _split_report(split, records) for split, records in surveys.items()}
     ids = {split: _ids(source) for split, source in sources.items()}
     ood_ids = ids.pop("ood", [])
     skipped = unreadable_training_files(surveys)
-    tolerant = len(skipped) <= data.max_bad_records
+    tolerant = len(skipped) <= data_config.max_bad_records
+    faults: list[str] = []
     for split, records in surveys.items():
         hints = {"range": _count_from_one(splits[split], info)}
-        faults += _file_faults(split, records, data, hints, tolerant=tolerant)
-    warnings = [_skipped_warning(skipped, data.max_bad_records)] if skipped and tolerant else []
+        faults += _file_faults(split, records, data_config, hints, tolerant=tolerant)
+    warnings = [skipped_warning(skipped, data_config.max_bad_records)] if skipped and tolerant else []
     warnings += overlap_warnings(ids)
-    warnings += [_duplicate_warning(split, pairs) for split, pairs in duplicates.items() if pairs]
-    warnings += [warning for split, listed in ids.items() for warning in _repetition_warnings(split, listed, data)]
+    warnings += [duplicate_warning(split, pairs) for split, pairs in duplicates.items() if pairs]
+    warnings += [
+        warning for split, listed in ids.items() for warning in repetition_warnings(split, listed, data_config)
+    ]
     if info:
         for split, found in splits.items():
-            warnings += _label_warnings(split, found, info)
+            warnings += label_warnings(split, found, info)
         warnings += count_warnings(ids, info)
     overlaps = {
         f"{one} and {other}": sorted(set(ids[one]) & set(ids[other])) for one, other in itertools.combinations(ids, 2)
     }
+    val_sizes = tuple(record.image.size for record in surveys.get("val", ()) if record.image)
     return DataReport(
-        info, splits, overlaps, duplicates, tuple(ood_ids), tuple(dict.fromkeys(unopened + faults)), tuple(warnings)
+        splits, overlaps, duplicates, tuple(ood_ids), val_sizes, tuple(dict.fromkeys(faults)), tuple(warnings)
     )
-
-
-def _dataset(name_or_path: str) -> tuple[DatasetInfo | None, list[str]]:
-    try:
-        return load_dataset(name_or_path), []
-    except InputError as error:
-        return None, [f"config.data.dataset: {error} (meanwhile the values of labels are not judged)"]
 
 
 def _survey(split: str, source: Source, info: DatasetInfo | None, pool: Executor) -> list[RecordFacts]:
@@ -196,48 +181,6 @@ def _count_from_one(found: SplitReport, info: DatasetInfo | None) -> str:
     return (
         f"; all labels hold 1..{info.num_classes} and none holds 0, so they seem to count from 1: subtract 1 from "
         f"every value but the ignore index {info.ignore_index}"
-    )
-
-
-def _label_warnings(split: str, found: SplitReport, info: DatasetInfo) -> list[str]:
-    if not found.values:
-        return []
-    warnings = []
-    if lossy := sum(count for kind, count in (found.labels or {}).items() if kind.startswith("JPEG")):
-        warnings.append(f"{split}: {lossy} label(s) are JPEG, which blurs indices at borders; save labels as PNG")
-    if absent := [f"{i} {name}" for i, name in enumerate(info.classes) if i not in found.values]:
-        effect = {
-            "labeled": "a student learns it from no true label; add labeled images that show it",
-            "val": "it counts as IoU 0 in the mean over all classes; add validation images that show it",
-        }
-        names = first_few(absent, 20)
-        warnings.append(f"{split}: {len(absent)} of {info.num_classes} classes in no label ({names}): {effect[split]}")
-    return warnings
-
-
-def _repetition_warnings(split: str, ids: Sequence[str], data: Any) -> list[str]:
-    repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
-    if not repeated:
-        return []
-    field = f"{split}_split"
-    return [
-        f"{split}: {len(repeated)} image(s) are listed more than once ({first_few(repeated, 3)}) and count as often; "
-        f"keep one line each in config.data.{field}={data[field]}"
-    ]
-
-
-def _skipped_warning(skipped: Sequence[str], allowed: int) -> str:
-    return (
-        f"{len(skipped)} training file(s) cannot be read and will be passed over, as config.data.max_bad_records="
-        f"{allowed} allows: {first_few(skipped)}"
-    )
-
-
-def _duplicate_warning(split: str, pairs: Sequence[tuple[str, str]]) -> str:
-    few = first_few([f"{one} is {other}" for one, other in pairs], 3)
-    return (
-        f"{split}: {len(pairs)} image(s) hold the bytes of images of the val split ({few}): "
-        f"validation results will be too good; remove them from the {split} images"
     )
 
 

@@ -1,18 +1,23 @@
 """Opens the splits a run reads and looks at every record, noting what its files are and all that is wrong with them."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from data_pipelines.datasets import DatasetInfo
-from data_pipelines.errors import Fault, InputError
+from data_pipelines.errors import Fault, Faults, InputError
 from data_pipelines.images.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label, size_fault
-from data_pipelines.loading.streams import open_stream
-from data_pipelines.sources.records import Encoded, Source, UnreadableError
+from data_pipelines.loading.streams import open_split_of
+from data_pipelines.sources.records import Encoded, SelectedSource, Source, UnreadableError
 
 Facts = TypeVar("Facts")
+
+_SPOT_CHECKS = 64
 
 
 class RecordFacts(NamedTuple):
@@ -32,29 +37,92 @@ class RecordFacts(NamedTuple):
 Surveys = Mapping[str, Sequence[RecordFacts]]
 
 
-def open_splits(config: Any) -> tuple[dict[str, Source], list[str]]:
-    """Opens every split that the config's method reads.
+@dataclasses.dataclass(frozen=True)
+class ValueCount:
+    """How often a value occurs in the labels of a split.
+
+    Attributes:
+        images: Labels that hold it.
+        pixels: Pixels of it in all labels.
+        example: A file that holds it.
+    """
+
+    images: int
+    pixels: int
+    example: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """What a split holds.
+
+    Attributes:
+        records: Number of records.
+        unreadable: Number of files that are missing, damaged or no images.
+        images: Number of photographs by format and mode ("JPEG RGB").
+        sizes: (width, height) of the photographs with the fewest, the median and the most pixels.
+        labels: Number of labels by format and mode ("PNG P"); None for a split without labels.
+        values: What the labels hold, by value.
+    """
+
+    records: int
+    unreadable: int
+    images: dict[str, int]
+    sizes: tuple[tuple[int, int], ...]
+    labels: dict[str, int] | None
+    values: dict[int, ValueCount]
+
+
+def open_splits(data_config: Any, splits: Sequence[str], faults: Faults) -> dict[str, Source]:
+    """Opens each of the splits once; those that cannot be opened are left out and added to the faults.
 
     Args:
-        config: The whole config; its `data`, `method` and `ovs` sections are read.
-
-    Returns:
-        The sources by split, "labeled", "val" and, where the method reads them, "unlabeled" and "ood"; and messages
-        about splits that cannot be opened.
+        data_config: The `data` section of the config.
+        splits: Names out of "labeled", "unlabeled", "val" and "ood".
+        faults: Where to add what is wrong.
     """
-    splits = ["labeled", "val"]
-    splits += ["unlabeled"] if config.method.name != "supervised" else []
-    splits += ["ood"] if config.method.ood != "none" else []
     sources: dict[str, Source] = {}
-    faults = []
     for split in splits:
-        try:
-            sources[split] = open_stream(config.data, split)
-        except InputError as error:
-            faults.append(str(error))
-    if "ood" in sources and not sources["ood"].prepared and (fault := _labels_dir_fault(config)):
-        faults.append(fault)
-    return sources, list(dict.fromkeys(faults))  # a missing root is one fault, not one of each split
+        with faults.collected():
+            sources[split] = open_split_of(data_config, split)
+    return sources
+
+
+def labels_dir_fault(data_config: Any, labels_dir: str) -> str | None:
+    """What is wrong with cached labels below a scanned OOD folder: the next run would read them as OOD images."""
+    if data_config.ood_split or not labels_dir:
+        return None
+    root, cache = (Path(os.path.realpath(folder)) for folder in (data_config.ood_root, labels_dir))
+    if not cache.is_relative_to(root):
+        return None
+    return (
+        f"config.ovs.labels_dir={labels_dir} is below config.data.ood_root={data_config.ood_root}, whose images are "
+        "all read: labels would be taken for images; choose another labels_dir, or set config.data.ood_split"
+    )
+
+
+def unreadable_training_files(surveys: Surveys) -> list[str]:
+    """A message for each file of the training splits that cannot be read, sorted."""
+    records = (record for split, found in surveys.items() if split != "val" for record in found)
+    return sorted({fault.message for record in records for fault in record.faults if fault.kind == "unreadable"})
+
+
+def forbidding(split: str, record: RecordFacts, *, tolerant: bool) -> list[Fault]:
+    """The faults of a record that forbid a run.
+
+    Args:
+        split: The record's split; validation never passes over a record.
+        record: What its files are.
+        tolerant: Whether other training records may stand in for those that cannot be read.
+    """
+    return [fault for fault in record.faults if fault.kind != "unreadable" or split == "val" or not tolerant]
+
+
+def spot_checked(source: Source) -> Source:
+    """The records to look at: all, or a few of shards without labels, whose images were checked when written."""
+    if not source.prepared or len(source) <= _SPOT_CHECKS or source[0].label is not None:
+        return source
+    return SelectedSource(source, np.linspace(0, len(source) - 1, _SPOT_CHECKS).astype(np.int64))
 
 
 def survey_split(source: Source, info: DatasetInfo | None, pool: Executor) -> Iterator[RecordFacts]:
@@ -66,20 +134,6 @@ def survey_split(source: Source, info: DatasetInfo | None, pool: Executor) -> It
         pool: Looks at many records at a time.
     """
     return pool.map(lambda index: _survey(source, index, info), range(len(source)))
-
-
-def _labels_dir_fault(config: Any) -> str | None:
-    """Cached labels below a scanned OOD folder would be read as OOD images by the next run."""
-    labels_dir = config.get("ovs", {}).get("labels_dir", "")
-    if config.data.ood_split or not labels_dir:
-        return None
-    root, cache = (Path(os.path.realpath(folder)) for folder in (config.data.ood_root, labels_dir))
-    if not cache.is_relative_to(root):
-        return None
-    return (
-        f"config.ovs.labels_dir={labels_dir} lies below config.data.ood_root={config.data.ood_root}, whose images "
-        "are all read: labels would be taken for images; put labels_dir elsewhere or set config.data.ood_split"
-    )
 
 
 def _survey(source: Source, index: int, info: DatasetInfo | None) -> RecordFacts:

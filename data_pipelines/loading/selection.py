@@ -1,7 +1,7 @@
 """Which OOD images are drawn, and how often, by what their cached OVS labels show."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,46 +23,70 @@ class Selection(NamedTuple):
     repeats: np.ndarray | None
 
 
-def filter_keys(data_config: Any) -> str:
-    """The keys of the `data` section that ask for other draws than all images alike, with their values; "" if none."""
-    keys = ("ood_min_foreground", "ood_repeat_threshold")
-    return ", ".join(f"config.data.{key}={data_config[key]}" for key in keys if data_config[key])
+class Filter(NamedTuple):
+    """What the selection depends on; 0 is off.
+
+    Attributes:
+        min_foreground: `config.data.ood_min_foreground`: least share of an image that its label calls foreground.
+        repeat_threshold: `config.data.ood_repeat_threshold`: classes in a smaller share of the images are drawn more
+            often.
+    """
+
+    min_foreground: float
+    repeat_threshold: float
+
+    def __str__(self) -> str:
+        """The keys that are on, with their values; "" if none is."""
+        return ", ".join(f"config.data.ood_{key}={value}" for key, value in self._asdict().items() if value)
 
 
-def select_images(source: Source, data_config: Any, labels_dir: str | None, info: DatasetInfo) -> Selection | None:
-    """Applies `ood_min_foreground` and `ood_repeat_threshold`; None if neither asks for anything.
+def filter_fault(keys: Filter, ood: str, labels: str) -> str | None:
+    """What is wrong with the filter's values, or with filtering without cached labels.
+
+    Args:
+        keys: The filter.
+        ood: `config.method.ood`.
+        labels: `config.ovs.labels`.
+    """
+    if not all(0 <= value <= 1 for value in keys):
+        return f"{keys}: these are shares; set values from 0 (off) to 1"
+    if str(keys) and (ood != "ovs" or labels != "cached"):
+        return (
+            f"{keys}: these need cached OVS labels, but config.method.ood={ood!r} and config.ovs.labels={labels!r}; "
+            "set them to 'ovs' and 'cached', or these to 0"
+        )
+    return None
+
+
+def select_images(source: Source, keys: Filter, labels_dir: Path, info: DatasetInfo) -> Selection | None:
+    """Applies a filter; None if it is off.
 
     Images without a label are not drawn. The repeats count the images that are left.
 
     Args:
         source: The OOD set.
-        data_config: The `data` section of the config.
+        keys: The filter.
         labels_dir: Folder of finished cached labels.
-        info: The dataset, which says what the background is.
+        info: The dataset, with its background class.
 
     Raises:
-        InputError: A value is no share, there are no cached labels, or no image is left.
+        InputError: The labels are not finished, or no image is left.
     """
-    keys = filter_keys(data_config)
-    if not keys:
+    if not str(keys):
         return None
-    if not (0 <= data_config.ood_min_foreground <= 1 and 0 <= data_config.ood_repeat_threshold <= 1):
-        raise InputError(f"{keys}: these are shares; set values from 0 (off) to 1")
-    if labels_dir is None:
-        raise InputError(f"{keys}: cached OVS labels decide; set config.ovs.labels='cached', or these to 0")
-    labels, ids = read_class_pixels(Path(labels_dir)), source.ids()
+    labels, ids = read_class_pixels(labels_dir), source.ids()
     rows = {id_: row for row, id_ in enumerate(labels.ids)}
     positions = np.array([index for index, id_ in enumerate(ids) if id_ in rows], np.int64)
     pixels = labels.pixels[[rows[ids[index]] for index in positions]].astype(np.int64)
     foreground = pixels[:, [index for index in range(info.num_classes) if index != info.background]]
     share = foreground.sum(axis=1) / np.maximum(pixels.sum(axis=1), 1)
-    kept = share >= data_config.ood_min_foreground
+    kept = share >= keys.min_foreground
     if not kept.any():
         raise InputError(
-            f"config.data.ood_min_foreground={data_config.ood_min_foreground}: none of the {len(ids)} OOD images has "
+            f"config.data.ood_min_foreground={keys.min_foreground}: none of the {len(ids)} OOD images has "
             f"that share of foreground, the most is {share.max(initial=0.0):.3f}; lower it"
         )
-    threshold = data_config.ood_repeat_threshold
+    threshold = keys.repeat_threshold
     return Selection(positions[kept], repeat_factors(foreground[kept], threshold) if threshold else None)
 
 

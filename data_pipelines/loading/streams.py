@@ -1,46 +1,88 @@
-"""Opens the source of each stream that a config names: lists of files, folders, prepared datasets, mixtures."""
+"""The splits that a config names (lists of files, folders, prepared datasets, mixtures), and the streams of a batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.labels.cache import LabelCache, LabeledSource, open_label_cache
+from data_pipelines.labels.cache import LabelCache, LabeledSource
 from data_pipelines.sources.folders import existing_folder, open_images, open_list, prepared_dataset, read_split
 from data_pipelines.sources.mixture import Mixture, open_mixture
-from data_pipelines.sources.records import SelectedSource, Source, record_id
+from data_pipelines.sources.records import ConcatenatedSource, SelectedSource, Source, record_id
 
 _ROOT, _OOD_ROOT, _OOD_SPLIT = "config.data.root", "config.data.ood_root", "config.data.ood_split"
 
 
-def open_stream(
-    data_config: Any, stream: str, ood_labels_dir: str | None = None, *, ood_confidence: bool = True
-) -> Source:
-    """Opens the source of a stream: "labeled", "unlabeled", "mix", "ood" or "val".
+def open_split_of(data_config: Any, split: str) -> Source:
+    """Opens a split, without OVS labels: "labeled", "unlabeled", "ood" or "val".
 
-    Streams but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
+    Splits but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
     TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
     image files below `ood_root`, those of the list `ood_split` if one is given; the split `ood_split` of a prepared
     dataset; or, where `ood_root` is a json file, the sources that it names (see `mixture`).
 
     Args:
         data_config: The `data` section of the config.
-        stream: Name of the stream. "mix" is a second reading of "unlabeled".
-        ood_labels_dir: Folder of cached pseudo-labels to join to the "ood" stream by id.
-        ood_confidence: Whether to join their confidence, too.
+        split: Name of the split.
 
     Raises:
         InputError: A root or split is missing, empty or malformed.
     """
-    if stream == "ood":
-        source = _open_ood(data_config.ood_root, data_config.ood_split)
-        return _labeled(source, open_label_cache(Path(ood_labels_dir)), ood_confidence) if ood_labels_dir else source
-    split = {"mix": "unlabeled_split"}.get(stream, f"{stream}_split")
-    names = (_ROOT, f"config.data.{split}")
-    return open_split(data_config.root, data_config[split], names, with_labels=stream in ("labeled", "val"))
+    if split == "ood":
+        return _open_ood(data_config.ood_root, data_config.ood_split)
+    key = f"{split}_split"
+    names = (_ROOT, f"config.data.{key}")
+    return open_split(data_config.root, data_config[key], names, with_labels=split in ("labeled", "val"))
+
+
+def train_sources(
+    splits: Mapping[str, Source],
+    streams: Sequence[str],
+    *,
+    labels: LabelCache | None = None,
+    confidence: bool = True,
+    ood_as_unlabeled: bool = False,
+) -> dict[str, Source]:
+    """The records of each stream of a training batch, from splits that are opened once.
+
+    Args:
+        splits: The opened splits.
+        streams: Names of the streams: splits, and "mix", a second reading of "unlabeled".
+        labels: OVS labels of the "ood" stream; None without.
+        confidence: Whether to read their confidence, too, which takes as long as reading the labels or longer.
+        ood_as_unlabeled: Whether the "ood" images, without labels, join "unlabeled" and "mix".
+
+    Raises:
+        InputError: A mixture has weights or sources drawn once, but its images join the unlabeled ones.
+    """
+    sources = {name: splits["unlabeled" if name == "mix" else name] for name in streams}
+    if "ood" in sources and labels is not None:
+        sources["ood"] = with_labels(sources["ood"], labels, confidence=confidence)
+    if ood_as_unlabeled:
+        _refuse_draws(splits["ood"])
+        for name in {"unlabeled", "mix"} & set(sources):
+            sources[name] = ConcatenatedSource((sources[name], splits["ood"]))
+    return sources
+
+
+def _refuse_draws(source: Source) -> None:
+    """OOD images that join the unlabeled ones are shuffled among them, each once an epoch."""
+    if isinstance(source, Mixture) and (len(set(source.weights)) > 1 or any(source.once)):
+        raise InputError(
+            f"{_OOD_ROOT}: its weights and 'once' have no effect with config.method.ood='unlabeled', which draws each "
+            "image once an epoch; leave them out"
+        )
+
+
+def with_labels(source: Source, cache: LabelCache, *, confidence: bool) -> Source:
+    """The records of a source or mixture, joined by id to pseudo-labels, and to their confidence if asked for."""
+    if isinstance(source, Mixture):
+        parts = tuple(LabeledSource(part, cache, confidence) for part in source.sources)
+        return dataclasses.replace(source, sources=parts)
+    return LabeledSource(source, cache, confidence)
 
 
 def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> Source:
@@ -59,13 +101,6 @@ def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bo
     if prepared := prepared_dataset(folder):
         return _open_prepared_list(prepared, folder, split, names[1], with_labels=with_labels)
     return open_list(root, split, names, with_labels=with_labels)
-
-
-def _labeled(source: Source, cache: LabelCache, confident: bool) -> Source:
-    if isinstance(source, Mixture):
-        parts = tuple(LabeledSource(part, cache, confident) for part in source.sources)
-        return dataclasses.replace(source, sources=parts)
-    return LabeledSource(source, cache, confident)
 
 
 def _open_ood(root: str, split: str) -> Source:

@@ -1,14 +1,13 @@
-"""Labelers: everything that turns images into pseudo-labels shares one result type."""
+"""What an open-vocabulary segmentation model is, and the pseudo-labels that it makes."""
 
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
 class PseudoLabel(NamedTuple):
-    """What a labeler says of a batch of images.
+    """Pseudo-labels of a batch of images.
 
     Attributes:
       label: int32 [N, H, W], class indices.
@@ -62,33 +61,3 @@ class OVS(Protocol):
           Labels on the canvas, invalid outside `size`.
         """
         ...
-
-
-def from_logits(logits: jax.Array, valid: jax.Array) -> PseudoLabel:
-    """The student as its own labeler: softmax, then the most probable class; carries no gradient.
-
-    Args:
-      logits: float [N, H, W, K].
-      valid: bool [N, H, W].
-    """
-    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
-    label = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-    return PseudoLabel(label, jnp.max(probabilities, axis=-1), valid)
-
-
-def trusted(
-    label: jax.Array, confidence: jax.Array, valid: jax.Array, *, ignore_index: int, threshold: float = 0.0
-) -> PseudoLabel:
-    """OVS labels as the paper uses them: confidence 1 everywhere, the ignore index invalid.
-
-    Args:
-      label: integer [N, H, W], class indices or `ignore_index`.
-      confidence: float [N, H, W], the OVS's own, in 0..1.
-      valid: bool [N, H, W].
-      ignore_index: the label that marks pixels to leave out.
-      threshold: pixels of less confidence get confidence 0 instead: valid, but behind every gate.
-    """
-    label = label.astype(jnp.int32)
-    known = label != ignore_index
-    label = jnp.where(known, label, 0)
-    return PseudoLabel(label, (confidence >= threshold).astype(jnp.float32), valid & known)

@@ -1,0 +1,36 @@
+"""SemiVL's frozen CLIP, which labels the crops inside the step with its own confidence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from semiovs_jax.labelers.base import Facts, Labeler, View
+from semiovs_jax.labelers.ovs import label_crop
+from semiovs_jax.ovs.base import OVS, PseudoLabel
+from semiovs_jax.ovs.maskclip import build_label_maker
+
+SECTION = "clip"
+
+
+def build(config: ml_collections.ConfigDict, facts: Facts) -> Labeler:
+    """The labeler of `config.clip`; reads its weights. Raises `InputError` as `build_label_maker`."""
+    return FrozenModel(build_label_maker(config, facts.dataset.num_classes, image_size=facts.crop_size))
+
+
+class FrozenModel(Labeler):
+    """Labels by a frozen model, with the model's confidence.
+
+    Args:
+      model: labels crops.
+    """
+
+    def __init__(self, model: OVS):
+        self.weights = model.weights
+        self._model = model
+
+    def label(self, state: Any, weights: Any, views: Mapping[str, View], key: jax.Array) -> dict[str, PseudoLabel]:
+        """See `Labeler.label`."""
+        del state, key
+        return {name: label_crop(self._model, weights, view) for name, view in views.items()}

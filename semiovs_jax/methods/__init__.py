@@ -1,0 +1,62 @@
+"""Methods, one file each: a method is a table of consistency terms.
+
+A new method is a new file here, `NAME.py`, with `make(config.method) -> Method`. Optional: `OOD`, the values of
+`config.method.ood` that it has, and `faults(config.method)`, what is wrong with its own keys.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from data_pipelines.errors import InputError
+from semiovs_jax.methods.table import STUDENT, Method, Progress, Term
+
+__all__ = ["OOD", "STUDENT", "Method", "Progress", "Term", "make_method", "names"]
+
+OOD = ("none", "unlabeled", "ovs")
+
+
+def names() -> list[str]:
+    """The names of all methods."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "table")
+
+
+def make_method(config: ml_collections.ConfigDict) -> Method:
+    """The method that `config.method` describes.
+
+    Args:
+      config: `config.method` with the keys name (of `names`), ood (of `OOD`), and those that the method's `make`
+        reads. With ood "unlabeled" the OOD images join the unlabeled stream, and the table is that of "none".
+
+    Raises:
+      InputError: no such method, or values out of range; all of them in one message.
+    """
+    if config.name not in names():
+        raise InputError(f"config.method.name={config.name!r}: no such method; choose one of {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{config.name}")
+    choices = getattr(module, "OOD", OOD)
+    faults = [] if config.ood in choices else [
+        f"config.method.ood={config.ood!r}: {config.name} has no such way to use OOD images; choose one of "
+        f"{', '.join(choices)}"
+    ]  # fmt: skip
+    faults += [
+        f"config.method.{key}={value}: set it between 0 (accepts all) and 1"
+        for key, value in _thresholds(config)
+        if not 0 <= value <= 1
+    ]
+    faults += module.faults(config) if hasattr(module, "faults") else []
+    if faults:
+        raise InputError(*faults)
+    return module.make(config)
+
+
+def _thresholds(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The keys that end in "threshold", with the sections they are in."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _thresholds(value, f"{prefix}{key}.")
+        elif key.endswith("threshold"):
+            yield prefix + key, value
