@@ -42,8 +42,8 @@ class Views:
       labels: by every labeler but the student itself: the OVS, the bank of its snapshots, dense CLIP.
       box1: bool, CutMix boxes of the first strong views; empty without terms.
       box2: bool, of the second.
-      keep: one bool [kN, C] for each perturbed feature level: the channels kept in the perturbed twin of the k
-        weak views that are predicted jointly, interleaved.
+      channel_masks: one float32 [2, kN, C] for each perturbed feature level, of the k weak views that are predicted
+        jointly, interleaved: ones, and dropout (0 or 2).
     """
 
     weak: dict[str, jax.Array]
@@ -54,7 +54,7 @@ class Views:
     labels: Labels
     box1: jax.Array
     box2: jax.Array
-    keep: tuple[jax.Array, ...]
+    channel_masks: tuple[jax.Array, ...]
 
 
 class Predictions(NamedTuple):
@@ -158,7 +158,7 @@ def make_views(
         trusted = functools.partial(labelers.trusted, ignore_index=ignore_index, threshold=method.ovs_threshold)
         labels["ovs", "ood"] = trusted(*labels["ovs", "ood"])
 
-    twins = count * (1 + len(method.predicted_streams))
+    mask_shapes = [(count * (1 + len(method.predicted_streams)), channels) for channels in perturbed_channels]
     keep_keys = jax.random.split(keep_key, len(perturbed_channels))
     return Views(
         weak=weak,
@@ -169,9 +169,9 @@ def make_views(
         labels=labels,
         box1=augment.cutmix_boxes(box1_key, count, size),
         box2=augment.cutmix_boxes(box2_key, count, size),
-        keep=tuple(
-            jax.random.bernoulli(k, PERTURBATION_KEEP_PROBABILITY, (twins, channels))
-            for k, channels in zip(keep_keys, perturbed_channels, strict=True)
+        channel_masks=tuple(
+            jnp.stack([jnp.ones(s, jnp.float32), 2.0 * jax.random.bernoulli(k, PERTURBATION_KEEP_PROBABILITY, s)])
+            for k, s in zip(keep_keys, mask_shapes, strict=True)
         ),
     )
 
@@ -214,9 +214,9 @@ def predict(
         return Predictions(labeled, None, partner, {}, {}, {}, {}), batch_stats
 
     joint = interleave(views.weak["labeled"], *(views.weak[name] for name in streams))
-    (clean, perturbed), batch_stats = student.apply(params, batch_stats, joint, train=True, keep=views.keep)
-    labeled, *weak = deinterleave(clean, 1 + len(streams))
-    labeled_fp, *fp = deinterleave(perturbed, 1 + len(streams))
+    logits, batch_stats = student.apply(params, batch_stats, joint, train=True, channel_masks=views.channel_masks)
+    labeled, *weak = deinterleave(logits[0], 1 + len(streams))
+    labeled_fp, *fp = deinterleave(logits[1], 1 + len(streams))
 
     s1, s2 = {}, {}
     for name in streams:
