@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.runtime.sharding import deinterleave, interleave
+
 _CHANNELS_PER_GROUP = 16  # of group normalization
 
 # The initializers of the reference: He et al. 2015 for the backbone, torch's Conv2d default for the rest.
@@ -99,9 +101,18 @@ def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs)
     return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def channel_dropout(x: jax.Array, keep: jax.Array) -> jax.Array:
-    """Dropout of rate 0.5 of whole channels, those kept given and doubled: x [N, h, w, C], keep bool [N, C]."""
-    return x * (2 * keep.astype(x.dtype))[:, None, None, :]
+def masked_variants(x: jax.Array, masks: jax.Array) -> jax.Array:
+    """Multiplies the channels of x [N, h, w, C] by each of the masks [m, N, C].
+
+    Returns:
+      m variants of every image, interleaved: [m N, h, w, C], in the dtype of x.
+    """
+    return interleave(*(x * mask[:, None, None, :] for mask in masks.astype(x.dtype)))
+
+
+def split_variants(logits: jax.Array, count: int) -> jax.Array:
+    """Sorts the interleaved logits [m N, H, W, K] of m = `count` variants into [m, N, H, W, K]."""
+    return jnp.stack(deinterleave(logits, count))
 
 
 class ConvNorm(nnx.Module):

@@ -6,26 +6,31 @@ import jax
 
 
 class Student(Protocol):
-    """A segmentation network that trains with a perturbed twin.
+    """A segmentation network.
 
     Attributes:
       windowed: whether images larger than a training crop are evaluated by windows of that size; otherwise a
         forward takes images of any size.
-      perturbed_channels: channels of each feature level that a perturbed forward drops from.
+      perturbed_channels: channels of each feature level that `channel_masks` multiply.
     """
 
     windowed: ClassVar[bool]
     perturbed_channels: tuple[int, ...]
 
     def __call__(
-        self, x: jax.Array, *, keep: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Logits [N, H, W, K] of normalized images [N, H, W, 3]; with `keep`, a pair of them: clean, perturbed.
+        self, x: jax.Array, *, channel_masks: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes logits at the resolution of the images.
 
         Args:
-          x: normalized images, floating point.
-          keep: channels to keep, bool [N, C] for each of `perturbed_channels`; asks for the perturbed twin.
+          x: normalized images [N, H, W, 3], floating point.
+          channel_masks: float [m, N, C] for each of `perturbed_channels`, m >= 1. The backbone runs once; the decoder
+            runs once on m variants of its features, variant i multiplied by mask i. UniMatch's feature perturbation
+            is m = 2: ones, and dropout of rate 1/2 as 0 or 2.
           size: true sizes, int32 [N, 2], of images padded on the right and bottom; not for `windowed` students.
+
+        Returns:
+          logits [N, H, W, K]; with `channel_masks`, [m, N, H, W, K].
         """
         ...
 

@@ -8,7 +8,15 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semiovs_jax.models.layers import BatchNorm, ConvNorm, interpolation_matrix, resize_bilinear, zero_outside
+from semiovs_jax.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    interpolation_matrix,
+    masked_variants,
+    resize_bilinear,
+    split_variants,
+    zero_outside,
+)
 
 lengths = st.integers(1, 40)
 
@@ -112,3 +120,24 @@ def test_strided_convolution_pads_symmetrically(length):
     y = nnx.view(conv, use_running_average=True)(x)[0, :, 0, 0]
     # The kernel reads the row above: padding first, then odd indices.
     np.testing.assert_allclose(y, [0.0, 2.0, 4.0, 6.0][: (length + 1) // 2], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_variants_are_the_features_times_each_mask(count: int, dtype: jnp.dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), dtype)
+    masks = jnp.asarray(2.0 * rng.integers(0, 2, (count, 2, 5)), jnp.float32)
+    joined = masked_variants(x, masks)
+    assert joined.shape == (2 * count, 3, 4, 5)
+    assert joined.dtype == dtype
+    np.testing.assert_array_equal(joined[1], x[0] * masks[1, 0] if count > 1 else x[1] * masks[0, 1])
+    np.testing.assert_array_equal(split_variants(joined, count), x * masks[:, :, None, None, :])
+
+
+def test_variants_with_ones_and_dropout_are_the_clean_and_the_dropped_features():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+    keep = np.random.default_rng(1).random((2, 5)) < 0.5
+    clean, dropped = split_variants(masked_variants(x, jnp.stack([jnp.ones(keep.shape), 2.0 * keep])), 2)
+    np.testing.assert_array_equal(clean, x)
+    np.testing.assert_array_equal(dropped, np.where(keep[:, None, None, :], 2 * np.asarray(x), 0))

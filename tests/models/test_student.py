@@ -11,6 +11,7 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from semiovs_jax.models import ARCHITECTURES, Functional, build_student
 from semiovs_jax.models.deeplab.resnet import ResNet
+from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden, assert_matches, golden_path
@@ -81,19 +82,60 @@ def test_true_sizes_are_refused_in_training():
         apply(params, stats, images(2, 32, 32), train=True, size=jnp.full((2, 2), 32))
 
 
-def test_perturbed_twin():
+def dropout_masks(perturbed_channels: tuple[int, ...], count: int, *, seed: int = 2) -> tuple[jax.Array, ...]:
+    """Masks [2, count, C] of UniMatch's feature perturbation: ones, and dropout of rate 1/2."""
+    rng = np.random.default_rng(seed)
+    kept = [rng.random((count, channels)) < 0.5 for channels in perturbed_channels]
+    return tuple(jnp.stack([jnp.ones(k.shape), 2.0 * jnp.asarray(k)]) for k in kept)
+
+
+def assert_one_decoder_pass_for_all_variants(
+    apply: Callable, params: Any, stats: Any, x: jax.Array, masks: tuple[jax.Array, ...]
+) -> None:
+    """Any number of variants gives, in eval mode, what each of them gives alone; ones give the plain logits."""
+    plain, _ = apply(params, stats, x, train=False)
+    pair, unchanged = apply(params, stats, x, train=False, channel_masks=masks)
+    assert pair.shape == (2, *plain.shape)
+    np.testing.assert_allclose(pair[0], plain, atol=1e-4)
+    assert np.abs(np.asarray(pair[1] - pair[0])).max() > 1e-2
+    for order in ([1], [1, 0, 1]):
+        found, _ = apply(params, stats, x, train=False, channel_masks=tuple(m[np.array(order)] for m in masks))
+        np.testing.assert_allclose(found, np.asarray(pair)[order], atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, stats)
+
+
+def test_channel_masks():
     apply, params, stats = student()
     module = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, image_size=32, rngs=nnx.Rngs(0)))
     x = images(2, 32, 32)
-    ones, zeros = ([jnp.full((2, c), v) for c in module.perturbed_channels] for v in (True, False))
-    plain, unchanged = apply(params, stats, x, train=False)
-    (clean, all_kept), _ = apply(params, stats, x, train=False, keep=tuple(ones))
-    (_, all_dropped), _ = apply(params, stats, x, train=False, keep=tuple(zeros))
-    np.testing.assert_allclose(clean, plain, atol=1e-4)
-    assert np.abs(np.asarray(all_kept - clean)).max() > 1e-2  # kept channels are doubled
+    masks = dropout_masks(module.perturbed_channels, 2)
+    assert_one_decoder_pass_for_all_variants(apply, params, stats, x, masks)
+    dropped, _ = apply(params, stats, x, train=False, channel_masks=tuple(0 * m[:1] for m in masks))
     # With no feature left, all that remains is a constant that the biases make.
-    np.testing.assert_allclose(all_dropped[:, 16, 16], all_dropped[::-1, 16, 16], atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, unchanged, stats)
+    np.testing.assert_allclose(dropped[0, :, 16, 16], dropped[0, ::-1, 16, 16], atol=1e-5)
+
+
+def test_the_statistics_of_the_decoder_cover_all_variants():
+    """In train mode the decoder normalizes clean and dropped features together, as one batch."""
+    apply, params, stats = student()
+    graph = nnx.eval_shape(lambda: build_student(CONFIG, CLASSES, image_size=32, rngs=nnx.Rngs(0)))
+    masks = dropout_masks(graph.perturbed_channels, 2)
+    graphdef = nnx.graphdef(graph)
+
+    @jax.jit
+    def expected(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        module = nnx.view(nnx.merge(graphdef, params, stats), use_running_average=False)
+        features, _ = module.backbone(x)
+        levels = []
+        for level, (_, kept) in zip((features[0], features[-1]), masks, strict=True):
+            dropped = level * kept[:, None, None, :]
+            levels.append(jnp.stack([level, dropped], axis=1).reshape(-1, *level.shape[1:]))
+        logits = resize_bilinear(module._decode(*levels, None, None), x.shape[1:3], align_corners=True)
+        return jnp.stack([logits[::2], logits[1::2]]), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    x = images(2, 32, 32)
+    found = apply(params, stats, x, train=True, channel_masks=masks)
+    jax.tree.map(np.testing.assert_array_equal, found, expected(params, stats, x))
 
 
 def test_remat_changes_nothing_but_memory():

@@ -1,4 +1,4 @@
-"""DeepLabV3+: eval and train forwards, odd and even sizes, the perturbed twin, running statistics."""
+"""DeepLabV3+: eval and train forwards, odd and even sizes, perturbed features, running statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,8 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
     logits, stats = forward(params, batch_stats, image("x"), train=True)
     outputs |= edges("train", logits) | running("train", stats)
 
-    keep = (jnp.asarray(golden["fp/keep_c1"], bool), jnp.asarray(golden["fp/keep_c4"], bool))
-    (clean, perturbed), stats = forward(params, batch_stats, image("x"), train=True, keep=keep)
+    kept = [jnp.asarray(golden[f"fp/keep_{level}"], dtype) for level in ("c1", "c4")]
+    masks = tuple(jnp.stack([jnp.ones_like(k), 2 * k]) for k in kept)
+    (clean, perturbed), stats = forward(params, batch_stats, image("x"), train=True, channel_masks=masks)
     outputs |= edges("fp", clean) | summaries("fp/logits_fp", perturbed) | running("fp", stats)
     return outputs

@@ -143,10 +143,11 @@ def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int
         scaled = stored(key).transpose(0, 2, 3, 1) / np.float32(255)
         return jnp.asarray((scaled - mean) / std, dtype)
 
-    def keep(level: int, channels: int) -> jax.Array:
+    def masks(level: int, channels: int) -> jax.Array:
         # Stored stream by stream; the step interleaves the streams.
-        mask = np.unpackbits(stored(f"fpmask{level}"), axis=1)[:, :channels].astype(bool)
-        return sharding.interleave(*jnp.split(jnp.asarray(mask), 3))
+        kept = np.unpackbits(stored(f"fpmask{level}"), axis=1)[:, :channels].astype(np.float32)
+        kept = sharding.interleave(*jnp.split(jnp.asarray(kept), 3))
+        return jnp.stack([jnp.ones_like(kept), 2 * kept])
 
     def dense_clip(stream: str) -> PseudoLabel:
         crop = 255 * (image(f"img_w{STREAMS[stream]}") * std.astype(dtype) + mean.astype(dtype))
@@ -166,7 +167,7 @@ def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int
         labels=labels | {("ovs", "ood"): trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index)},
         box1=jnp.asarray(stored("mix1"), bool),
         box2=jnp.asarray(stored("mix2"), bool),
-        keep=tuple(keep(level, count) for level, count in enumerate(channels)),
+        channel_masks=tuple(masks(level, count) for level, count in enumerate(channels)),
     )
 
 

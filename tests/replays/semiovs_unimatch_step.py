@@ -187,9 +187,10 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
     def image(key: str) -> jax.Array:
         return jnp.asarray(stored(key).transpose(0, 2, 3, 1), dtype)
 
-    def keep(key: str) -> jax.Array:
+    def masks(key: str) -> jax.Array:
         # Stored stream by stream; the step interleaves the streams.
-        return sharding.interleave(*jnp.split(jnp.asarray(stored(key), bool), 3))
+        kept = sharding.interleave(*jnp.split(jnp.asarray(stored(key), jnp.float32), 3))
+        return jnp.stack([jnp.ones_like(kept), 2 * kept])
 
     streams = {"unlabeled": "u", "mix": "mix", "ood": "ood"}
     label = jnp.asarray(stored("mask_x"), jnp.int32)
@@ -204,7 +205,7 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
         labels={("ovs", "ood"): trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index)},
         box1=jnp.asarray(stored("cutmix_box1"), bool),
         box2=jnp.asarray(stored("cutmix_box2"), bool),
-        keep=(keep("keep_c1"), keep("keep_c4")),
+        channel_masks=(masks("keep_c1"), masks("keep_c4")),
     )
 
 

@@ -14,13 +14,13 @@ from flax import nnx
 from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import (
     ConvNorm,
-    channel_dropout,
     full_precision,
     head_init,
+    masked_variants,
     resize_bilinear,
+    split_variants,
     zero_outside,
 )
-from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 
 class ASPP(nnx.Module):
@@ -52,10 +52,10 @@ class ASPP(nnx.Module):
 
 
 class DeepLabV3Plus(nnx.Module):
-    """Segmentation network with an optional perturbed twin of the decoder (UniMatch, Yang et al. 2023).
+    """DeepLabV3+ on a ResNet.
 
     Attributes:
-      perturbed_channels: Channels of the features that a perturbed forward drops from: stages 1 and 4.
+      perturbed_channels: Channels of the features that `channel_masks` multiply: stages 1 and 4.
     """
 
     windowed: ClassVar[bool] = False
@@ -85,21 +85,19 @@ class DeepLabV3Plus(nnx.Module):
         self,
         x: jax.Array,
         *,
-        keep: tuple[jax.Array, ...] | None = None,
+        channel_masks: tuple[jax.Array, ...] | None = None,
         size: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    ) -> jax.Array:
         """Computes logits at the input's resolution.
 
         Args:
           x: Normalized images [N, H, W, 3], floating point.
-          keep: Channels to keep, bool [N, C] for each of `perturbed_channels`. Asks for the perturbed twin:
-            kept channels are doubled (dropout of rate 0.5), and the decoder runs once on clean and perturbed
-            features, so that its batch statistics cover both.
+          channel_masks: See `Student`. The decoder runs once, so that its batch statistics cover all variants.
           size: True sizes, int32 [N, 2], of images padded on the right and bottom. The logits on the true
             area are those of the unpadded image; outside they mean nothing. Evaluation only.
 
         Returns:
-          Logits [N, H, W, K], float32 (float64 for a float64 x); with `keep`, a pair of them: clean, perturbed.
+          Logits [N, H, W, K], or [m, N, H, W, K] with `channel_masks`; float32 (float64 for a float64 x).
 
         Raises:
           ValueError: `size` is given together with batch statistics, which would count the padding.
@@ -110,15 +108,12 @@ class DeepLabV3Plus(nnx.Module):
         x = zero_outside(x if self.dtype is None else x.astype(self.dtype), size)
         features, sizes = self.backbone(x, size)
         low_level, high_level = features[0], features[-1]
-        if keep is not None:
-            low_level = interleave(low_level, channel_dropout(low_level, keep[0]))
-            high_level = interleave(high_level, channel_dropout(high_level, keep[1]))
+        if channel_masks is not None:
+            low_masks, high_masks = channel_masks
+            low_level, high_level = masked_variants(low_level, low_masks), masked_variants(high_level, high_masks)
         logits = self._decode(low_level, high_level, sizes[0], sizes[-1])
         logits = resize_bilinear(logits, (height, width), align_corners=True, source_size=sizes[0], target_size=size)
-        if keep is None:
-            return logits
-        clean, perturbed = deinterleave(logits, 2)
-        return clean, perturbed
+        return logits if channel_masks is None else split_variants(logits, len(channel_masks[0]))
 
     @staticmethod
     def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:

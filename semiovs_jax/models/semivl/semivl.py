@@ -13,9 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
-from semiovs_jax.models.layers import channel_dropout, resize_bilinear
+from semiovs_jax.models.layers import masked_variants, resize_bilinear, split_variants
 from semiovs_jax.models.semivl.vlg import VlgConfig, VlgHead
-from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def resize_logits(logits: jax.Array, image_size: int, shape: tuple[int, int]) ->
 
 
 class SemiVL(nnx.Module):
-    """Segmentation network with an optional perturbed twin of the decoder.
+    """CLIP's vision transformer with the VLG head.
 
     The text is zero until weights are loaded, and every class's logits are then alike.
 
@@ -64,7 +63,7 @@ class SemiVL(nnx.Module):
       rngs: initializes the parameters.
 
     Attributes:
-      perturbed_channels: channels of the features that a perturbed forward drops from: levels and dense embedding.
+      perturbed_channels: channels of the features that `channel_masks` multiply: levels and dense embedding.
     """
 
     windowed: ClassVar[bool] = True
@@ -92,18 +91,17 @@ class SemiVL(nnx.Module):
         self.perturbed_channels = (*widths, visual.embed_dim)
 
     def __call__(
-        self, x: jax.Array, *, keep: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, *, channel_masks: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
+    ) -> jax.Array:
         """Computes logits at the input's resolution.
 
         Args:
           x: Normalized images [N, H, W, 3], floating point.
-          keep: Channels to keep, bool [N, C] for each of `perturbed_channels`. Asks for the perturbed twin: kept
-            channels are doubled (dropout of rate 0.5), and the head runs once on clean and perturbed features.
+          channel_masks: See `Student`. The head runs once on all variants.
           size: Must be None.
 
         Returns:
-          Logits [N, H, W, K], float32 (float64 for a float64 x); with `keep`, a pair of them: clean, perturbed.
+          Logits [N, H, W, K], or [m, N, H, W, K] with `channel_masks`; float32 (float64 for a float64 x).
 
         Raises:
           ValueError: `size` is given, or the images have fewer patches than the head pools.
@@ -112,16 +110,11 @@ class SemiVL(nnx.Module):
             raise ValueError("SemiVL knows no true sizes; evaluate it by windows")
         features = self.backbone(x if self.dtype is None else x.astype(self.dtype), out_indices=self.config.out_layers)
         pyramid = (*features.levels, features.dense)
-        if keep is not None:
-            pyramid = tuple(
-                interleave(level, channel_dropout(level, kept)) for level, kept in zip(pyramid, keep, strict=True)
-            )
+        if channel_masks is not None:
+            pyramid = tuple(masked_variants(level, masks) for level, masks in zip(pyramid, channel_masks, strict=True))
         logits = self.head(pyramid[:-1], pyramid[-1], self.text[...])
         logits = resize_logits(logits, self.image_size, (x.shape[1], x.shape[2]))
-        if keep is None:
-            return logits
-        clean, perturbed = deinterleave(logits, 2)
-        return clean, perturbed
+        return logits if channel_masks is None else split_variants(logits, len(channel_masks[0]))
 
     @staticmethod
     def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:

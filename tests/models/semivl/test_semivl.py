@@ -18,7 +18,7 @@ from semiovs_jax.models.semivl.semivl import TextEmbedding
 from semiovs_jax.train_state import count_parameters
 from semiovs_jax.weights.keys import flatten
 from tests.golden import Golden, golden_path
-from tests.models.test_student import images, weights
+from tests.models.test_student import assert_one_decoder_pass_for_all_variants, dropout_masks, images, weights
 
 CONFIG = {"backbone": "clip_vit_shapes", "dtype": "float32", "remat": False}
 CLASSES, CROP = 3, 32
@@ -38,10 +38,8 @@ def student(**changes: Any) -> tuple[Any, Any, Any]:
     return jax.jit(functional.apply, static_argnames="train"), weights(params), weights(stats)
 
 
-def kept(value: bool | None = None) -> tuple[jax.Array, ...]:
-    rng = np.random.default_rng(2)
-    shapes = [(2, channels) for channels in described().perturbed_channels]
-    return tuple(jnp.asarray(rng.random(s) < 0.5 if value is None else np.full(s, value)) for s in shapes)
+def masks() -> tuple[jax.Array, ...]:
+    return dropout_masks(described().perturbed_channels, 2)
 
 
 @functools.cache
@@ -50,7 +48,7 @@ def gradients(**changes: Any) -> tuple[Any, Any]:
     apply, params, stats = student(**changes)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        (clean, perturbed), new_stats = apply(params, stats, images(2, CROP, CROP), train=True, keep=kept())
+        (clean, perturbed), new_stats = apply(params, stats, images(2, CROP, CROP), train=True, channel_masks=masks())
         return (jnp.square(clean) + jnp.abs(perturbed)).mean(), new_stats
 
     return jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -85,13 +83,14 @@ def test_golden_logits_of_the_whole_student():
         for key in ("it0_in_img_x", "it0_in_img_w")
     )
     # Masks are those of the joint batch [x, weak, weak OOD].
-    keep = tuple(
-        jnp.asarray(np.unpackbits(golden[f"it0_in_fpmask{i}"], axis=1)[2:4, :channels], bool)
+    kept = [
+        np.unpackbits(golden[f"it0_in_fpmask{i}"], axis=1)[2:4, :channels].astype(np.float32)
         for i, channels in enumerate(module.perturbed_channels)
-    )
+    ]
+    masks = tuple(jnp.stack([jnp.ones(k.shape), 2 * k]) for k in kept)
     apply = jax.jit(functional.apply, static_argnames="train")
     plain, _ = apply(params, {"text": text}, x, train=True)
-    (clean, perturbed), _ = apply(params, {"text": text}, weak, train=True, keep=keep)
+    (clean, perturbed), _ = apply(params, {"text": text}, weak, train=True, channel_masks=masks)
     for key, logits in (("it0_pred_x", plain), ("it0_pred_w", clean), ("it0_pred_w_fp", perturbed)):
         found = np.asarray(logits).transpose(0, 3, 1, 2)[:, :, 4::8, 4::8]
         noise = golden.meta["fp32_vs_fp64_maxabs"][f"{key}_s8"]
@@ -120,16 +119,13 @@ def test_without_text_all_classes_are_alike():
     assert np.std(blank, axis=-1).max() < 1e-4 < 1e-2 < np.std(named, axis=-1).max()
 
 
-def test_perturbed_twin():
+def test_channel_masks():
     apply, params, stats = student()
     x = images(2, CROP, CROP)
-    plain, _ = apply(params, stats, x, train=False)
-    (clean, perturbed), _ = apply(params, stats, x, train=False, keep=kept())
-    np.testing.assert_allclose(clean, plain, atol=1e-4)
-    assert np.abs(np.asarray(perturbed - clean)).max() > 1e-2
-    # Without features, nothing but biases and borders tells pixels and images apart.
-    (_, dropped), _ = apply(params, stats, x, train=False, keep=kept(False))
-    np.testing.assert_allclose(dropped[0], dropped[1], atol=1e-5)
+    assert_one_decoder_pass_for_all_variants(apply, params, stats, x, masks())
+    # Without features, pixels differ by biases and borders alone, and images do not differ.
+    dropped, _ = apply(params, stats, x, train=False, channel_masks=tuple(0 * m[:1] for m in masks()))
+    np.testing.assert_allclose(dropped[0, 0], dropped[0, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (21, 50)])
@@ -209,7 +205,7 @@ def test_float64_stays_float64():
     apply, params, stats = student()
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, stats, images(2, CROP, CROP)))
-        shapes = jax.eval_shape(functools.partial(apply, train=True, keep=kept()), *double)
+        shapes = jax.eval_shape(functools.partial(apply, train=True, channel_masks=masks()), *double)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float64"}
 
 
