@@ -52,14 +52,14 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.method.ood_weight = 1.0  # lambda
     config.method.confidence_threshold = 0.95
     config.method.ovs_threshold = 0.0  # OOD pixels that the OVS labels with less confidence cause no loss
-    config.method.bank = ConfigDict()  # PrevMatch's snapshots of the student
-    config.method.bank.capacity = 8
-    config.method.bank.draws = 3  # snapshots that label a batch together at most
-    config.method.bank.confidence_threshold = 0.9
-    config.method.bank.gate = "pixelwise"  # "pixelavg": weigh images by their mean confidence (Cityscapes)
-    config.method.dense_clip = ConfigDict()  # SemiVL's labels of a frozen CLIP
-    config.method.dense_clip.weight = 0.1  # at the start; falls to 0 at the end
-    config.method.dense_clip.confidence_threshold = 0.9
+    config.method.snapshots = ConfigDict()  # PrevMatch's snapshots of the student
+    config.method.snapshots.capacity = 8
+    config.method.snapshots.draws = 3  # snapshots that label a batch together at most
+    config.method.snapshots.confidence_threshold = 0.9
+    config.method.snapshots.gate = "pixelwise"  # "pixelavg": weigh images by their mean confidence (Cityscapes)
+    config.method.maskclip = ConfigDict()  # SemiVL's labels of a frozen CLIP
+    config.method.maskclip.weight = 0.1  # at the start; falls to 0 at the end
+    config.method.maskclip.confidence_threshold = 0.9
 
     config.ovs = ConfigDict()
     config.ovs.name = "sed"  # or "dense_clip", which is light
@@ -71,7 +71,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.ovs.class_chunk = 19  # concepts that SED computes at a time; 0: all, faster where memory allows
     config.ovs.top_k = 0  # > 0: SED's fast path, which keeps the concepts that are among the best k of some pixel
     config.ovs.dtype = "float32"  # or "bfloat16"
-    config.ovs.labels = "cached"  # "online": label the crop inside the train step
+    config.ovs.labels = "cached"  # "online": inside the train step; "external": files of another tool in labels_dir
     config.ovs.labels_dir = "data/coco/ovs_voc21"
     config.ovs.batch_size = 8
 

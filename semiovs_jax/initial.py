@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
 from semiovs_jax.models import Functional, SemiVL, Student
 from semiovs_jax.models.clip.file import load_clip
@@ -16,19 +16,20 @@ from semiovs_jax.ovs.vocabulary import vocabulary_of_names
 from semiovs_jax.weights.parts import weights_path
 
 
-def initial_weights(config: ml_collections.ConfigDict, student: Student) -> tuple[Any, Any]:
+def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, student: Student) -> tuple[Any, Any]:
     """A student's parameters and running statistics before training.
 
     Args:
-      config: the whole config.
-      student: with random weights.
+      config: an experiment; its model and clip sections are read.
+      dataset: the classes that SemiVL embeds.
+      student: with random weights, or its shapes.
 
     Raises:
       InputError: there are no weights to load and `random_init` does not ask for random ones, or they do not fit.
     """
     _, params, batch_stats = Functional.create(student)
     if isinstance(student, SemiVL):
-        batch_stats = {**batch_stats, "text": _embed_class_names(config, batch_stats["text"].shape)}
+        batch_stats = {**batch_stats, "text": _embed_class_names(config, dataset, batch_stats["text"].shape)}
     if config.model.random_init:
         return params, batch_stats
     _check_weights(config.model, "clip" if isinstance(student, SemiVL) else "resnet")
@@ -37,9 +38,9 @@ def initial_weights(config: ml_collections.ConfigDict, student: Student) -> tupl
     return load_backbone(config.model.weights, params, batch_stats)
 
 
-def _embed_class_names(config: ml_collections.ConfigDict, shape: tuple[int, int]) -> Any:
+def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, shape: tuple[int, int]) -> Any:
     """The student's text embeddings: the dataset's class names, by the text tower of `config.clip`."""
-    dataset, clip = load_dataset(config.data.dataset), load_clip(config.clip.weights)
+    clip = load_clip(config.clip.weights)
     if clip.config.text.embed_dim != shape[1]:
         raise InputError(
             f"config.clip.weights={config.clip.weights!r} embeds text in {clip.config.text.embed_dim} channels, "

@@ -87,10 +87,19 @@ def make_optimizer(
       parameter_groups: from the parameters to the group of each: "backbone", "head" or "frozen".
 
     Raises:
-      InputError: an unknown optimizer.
+      InputError: an unknown optimizer, or values out of range; all of them in one message.
     """
+    faults = [
+        f"config.optim.{key}={config[key]}: set it to 0 or more"
+        for key in ("learning_rate", "backbone_multiplier", "head_multiplier", "weight_decay", "power")
+        if not config[key] >= 0
+    ]
+    if config.name == "sgd" and not 0 <= config.momentum < 1:
+        faults.append(f"config.optim.momentum={config.momentum}: set it to 0 or more, and less than 1")
     if config.name not in _OPTIMIZERS:
-        raise InputError(f"config.optim.name={config.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
+        faults.append(f"config.optim.name={config.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
+    if faults:
+        raise InputError(*faults)
     rates = learning_rate_schedules(config, total_steps)
     groups = {group: _OPTIMIZERS[config.name](config, rate) for group, rate in rates.items()}
     return optax.partition({**groups, FROZEN: optax.set_to_zero()}, parameter_groups)

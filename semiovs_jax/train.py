@@ -8,34 +8,22 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
 
-from data_pipelines.checking.inputs import check_inputs, check_workdir
-from data_pipelines.datasets import load_dataset
-from data_pipelines.errors import InputError
-from data_pipelines.pipeline import make_train_iterator, validation_records
-from data_pipelines.shapes.benchmark import write_shapes
+from data_pipelines.pipeline import ValidationRecords
+from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
-from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation
+from semiovs_jax.config_checks import inspect as inspect_config
+from semiovs_jax.evaluation.evaluator import Evaluator
 from semiovs_jax.initial import initial_weights
-from semiovs_jax.labelers import OVS
-from semiovs_jax.methods import make_method
-from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.recipe import (
-    batch_structs,
-    build_frozen_labelers,
-    make_recipe,
-    make_student,
-    needs_ovs,
-    total_steps,
-)
+from semiovs_jax.methods import STUDENT
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
+from semiovs_jax.runtime.ahead import bytes_per_device, compile_step
 from semiovs_jax.runtime.preemption import Preemption
-from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch, with_sharding
+from semiovs_jax.runtime.workdir import check_workdir
 from semiovs_jax.train_state import TrainState, count_parameters
-from semiovs_jax.train_step import TrainStep, make_train_step
+from semiovs_jax.train_step import StepSpec, make_after_evaluation, make_train_step
 
 _logger = logging.getLogger(__name__)
 
@@ -47,91 +35,82 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Args:
       config: an experiment, see `configs/common.py`.
-      workdir: folder of everything the run writes but OVS labels, which lie in `config.ovs.labels_dir`.
+      workdir: folder of everything the run writes but OVS labels, which are in `config.ovs.labels_dir`.
 
     Raises:
-      InputError: something a person has to mend, found before training starts where it can be.
+      InputError: something a person has to fix, found before training starts where it can be.
     """
     workdir = check_workdir(workdir)
-    mesh = _mesh(config)
-    make_benchmark(config)
-    found = check_inputs(config)
-    records = validation_records(config.data)
-    check_evaluation(config.eval, records.sizes())
-    dataset = load_dataset(config.data.dataset)
-    method = make_method(config.method)
-    student = make_student(config)
-    params, batch_stats = initial_weights(config, student)
-    frozen = prepare_labelers(config, mesh)
+    mesh = make_mesh()
+    experiment.make_benchmark(config)
+    run = inspect_config(config, devices=mesh.size).usable()
+    student = experiment.make_student(config, run.dataset)
+    params, batch_stats = initial_weights(config, run.dataset, student)
+    labelers = experiment.make_labelers(config, run.dataset, run.method, student)
+    experiment.prepare_labels(config, run, mesh)
 
-    data = make_train_iterator(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        streams=method.streams,
-        ood_labels_dir=config.ovs.labels_dir if needs_ovs(config, method, "cached") else None,
-        ood_confidence=method.reads_ovs_confidence,
-        ood_as_unlabeled=config.method.ood == "unlabeled",
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    steps = total_steps(config, data.steps_per_epoch)
-    _refuse_seeing_twice(config, steps, data.steps_at_most)
+    data = experiment.open_batches(config, run)
+    steps = experiment.total_steps(config, data)
     eval_every = config.train.eval_every_steps or data.steps_per_epoch
     save_every = config.train.checkpoint_every_steps or data.steps_per_epoch
 
-    recipe = make_recipe(config, student, steps, data.steps_per_epoch, frozen)
-    state = TrainState.create(params, batch_stats, recipe.optimizer, method.bank_capacity)
-    state = jax.device_put(state, replicated(mesh))
-    frozen_weights = jax.device_put({name: model.weights for name, model in frozen.items()}, replicated(mesh))
-    offer_snapshot = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=replicated(mesh))
-    evaluator = Evaluator(recipe.student, records, dataset, config.eval, mesh)
-    inspect = make_inspection(recipe, mesh, config.train.panel_images)
-    meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
+    spec = experiment.make_step_spec(
+        config, run.dataset, run.method, student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
+    )
+    state = jax.device_put(TrainState.create(params, batch_stats, spec.optimizer, labelers), replicated(mesh))
+    weights = jax.device_put({name: labeler.weights for name, labeler in labelers.items()}, replicated(mesh))
+    after_evaluation = make_after_evaluation(spec, mesh)
+    records = ValidationRecords(run.sources["val"], run.dataset, run.report.val_sizes)
+    evaluator = Evaluator(spec.student, records, run.dataset, config.eval, mesh)
+    inspect = make_inspection(spec, mesh, config.train.panel_images)
+    meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
     with Checkpointer(workdir) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
         restored = checkpointer.restore(state, data.iterator)
         if restored is not None:
             state = restored.state
         first = int(state.step)
-        train_step, memory = _compile(make_train_step(recipe, mesh), config, state, frozen_weights, mesh)
+        structs = with_sharding(experiment.batch_structs(config, run.method), batch_sharding(mesh))
+        train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
 
         with Report(
             workdir,
-            dataset,
+            run.dataset,
             total_steps=steps,
-            images_per_step=config.batch_size * len(method.streams),
+            images_per_step=config.batch_size * len(run.method.streams),
             log_every_steps=config.train.log_every_steps,
             restored_step=first,
         ) as report:
             report.start(
                 Summary(
-                    records=data.lengths | {"validation": found.counts["val"]},
+                    records=data.lengths | {"validation": len(records)},
                     batch_size=config.batch_size,
                     crop_size=config.data.crop_size,
                     steps_per_epoch=data.steps_per_epoch,
                     total_steps=steps,
-                    method=method,
+                    method=run.method,
                     parameters=count_parameters(params),
                     mesh=mesh,
-                    bytes_per_device=memory,
+                    bytes_per_device=bytes_per_device(train_step),
                     restored_step=first if restored else None,
                 )
             )
+            # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
+            # that of the next batch.
             for step in range(first + 1, steps + 1):
                 batch = shard_batch(next(data.iterator), mesh)
-                state, metrics = train_step(state, batch, frozen_weights)
+                state, metrics = train_step(state, batch, weights)
                 report.step(step, metrics)
 
                 miou = None
                 if step % eval_every == 0 or step == steps:
                     if config.train.panel_images:
-                        report.panel(step, inspect(state, batch, frozen_weights))
-                    scores = evaluator.run(state.params, state.batch_stats)
+                        report.panel(step, inspect(state, batch, weights))
+                    scores = evaluator.run(*evaluated_weights(spec, state))
                     report.evaluation(step, scores)
                     miou = scores.mean_iou
-                    state = offer_snapshot(state, miou) if method.bank_capacity else state
+                    state = after_evaluation(state, miou)
 
                 leaving = preemption.reached(step)
                 if step % save_every == 0 or step == steps or miou is not None or leaving:
@@ -153,67 +132,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             )
 
 
-def make_benchmark(config: ml_collections.ConfigDict) -> None:
-    """Writes the embedded benchmark to `config.data.root` if the config asks for it and nothing is there.
-
-    Raises:
-      InputError: `config.data.make` is not "" or "shapes".
-    """
-    if config.data.make not in ("", "shapes"):
-        raise InputError(f"config.data.make={config.data.make!r}: choose 'shapes', or '' to make nothing")
-    if config.data.make and not Path(config.data.root).exists() and jax.process_index() == 0:
-        _logger.info("writing the benchmark %r to %s", config.data.make, config.data.root)
-        write_shapes(config.data.root)
-    if jax.process_count() > 1:
-        jax.experimental.multihost_utils.sync_global_devices("the benchmark is written")
-
-
-def prepare_labelers(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, OVS]:
-    """Sees to it that all labels can be had: labels the OOD images where cached labels are missing.
-
-    Returns:
-      The models that label inside the train step, by labeler.
-
-    Raises:
-      InputError: the cached labels are another model's, or a model cannot be built.
-    """
-    method = make_method(config.method)
-    frozen = build_frozen_labelers(config, method)
-    if needs_ovs(config, method, "cached"):
-        ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
-        if not labels_complete(config, ovs):
-            _logger.info("labeling the OOD images in %s", config.data.ood_root)
-            label_images(config, ovs, mesh)
-    return frozen
-
-
-def _mesh(config: ml_collections.ConfigDict) -> Mesh:
-    mesh = make_mesh()
-    if config.batch_size % mesh.size:
-        raise InputError(
-            f"config.batch_size={config.batch_size} cannot be split over {mesh.size} devices; "
-            f"set it to a multiple of {mesh.size}"
-        )
-    return mesh
-
-
-def _refuse_seeing_twice(config: ml_collections.ConfigDict, steps: int, steps_at_most: int | None) -> None:
-    if steps_at_most is not None and steps > steps_at_most:
-        raise InputError(
-            f"config.data.ood_root={config.data.ood_root}: a source that is drawn once lasts for {steps_at_most} of "
-            f"the {steps} steps; lower its weight, give it more images, or set config.train.steps"
-        )
-
-
-def _compile(
-    step: Any, config: ml_collections.ConfigDict, state: TrainState, frozen_weights: Any, mesh: Mesh
-) -> tuple[TrainStep, int]:
-    """The compiled step, and the bytes it needs on a device."""
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
-        batch_structs(config, make_method(config.method)),
-    )
-    compiled = step.lower(state, batch, frozen_weights).compile()
-    memory = compiled.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return compiled, used - memory.alias_size_in_bytes
+def evaluated_weights(spec: StepSpec, state: TrainState) -> tuple[Any, Any]:
+    """(params, batch_stats) that the method evaluates: the student's, or a labeler's."""
+    name = spec.method.evaluates
+    if name == STUDENT:
+        return state.params, state.batch_stats
+    return spec.labelers[name].student_weights(state.labeler(name))

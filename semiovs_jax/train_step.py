@@ -4,6 +4,7 @@ Order and detail follow the reference trainers `semiovs/semiovs_{unimatch,prevma
 what differs between methods is data in `semiovs_jax.methods`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -165,7 +166,8 @@ def make_views(key: jax.Array, batch: Batch, method: Method, perturbed_channels:
         keys = jax.random.split(key, len(unlabeled))
         return {name: augment.strong_view(k, batch[name]["image"]) for name, k in zip(unlabeled, keys, strict=True)}
 
-    weak_masks, strong_masks = (), {}
+    weak_masks: tuple[jax.Array, ...] = ()
+    strong_masks: dict[str, tuple[jax.Array, ...]] = {}
     if method.weak_masks is not None:
         weak_masks = method.weak_masks(mask_key, count * (1 + len(method.weak_streams)), perturbed_channels)
     if method.strong_masks is not None:
@@ -241,21 +243,23 @@ def predict(
 
     s1, s2 = {}, {}
     for name in method.predicted_streams:
-        # Pasted are the partner's own strong views, not yet mixed themselves.
-        mixed1, mixed2 = (
-            augment.paste(views_of[name], _of_partner(views_of, name, method), box)
-            for views_of, box in ((views.s1, views.box1), (views.s2, views.box2))
-        )
+        mixed = interleave(*mixed_views(views, name, method))
         masks = views.strong_masks.get(name)
-        strong, batch_stats = student.apply(
-            params, batch_stats, interleave(mixed1, mixed2), train=True, channel_masks=masks
-        )
+        strong, batch_stats = student.apply(params, batch_stats, mixed, train=True, channel_masks=masks)
         s1[name], s2[name] = deinterleave(strong[0] if masks else strong, 2)
 
     def by_stream(predictions: list[jax.Array]) -> dict[str, jax.Array]:
         return dict(zip(method.weak_streams, predictions, strict=True)) if predictions else {}
 
     return Predictions(labeled, labeled_fp, frozen, by_stream(weak), by_stream(fp), s1, s2), batch_stats
+
+
+def mixed_views(views: Views, stream: str, method: Method) -> tuple[jax.Array, jax.Array]:
+    """Both strong views of a stream after CutMix. The partner's are pasted as they are before their own CutMix."""
+    return (
+        augment.paste(views.s1[stream], _of_partner(views.s1, stream, method), views.box1),
+        augment.paste(views.s2[stream], _of_partner(views.s2, stream, method), views.box2),
+    )
 
 
 def _of_partner(values: Mapping[str, Any], stream: str, method: Method) -> Any:
@@ -332,9 +336,14 @@ def total_loss(
 
     confident = {
         labeler: _confident(labels[labeler, "unlabeled"], method.threshold_of(labeler, "unlabeled"), total.dtype)
-        for labeler in dict.fromkeys(term.labeler for term in method.terms if term.stream == "unlabeled")
+        for labeler in _labelers_of(method, "unlabeled")
     }
     return total, Outcome(batch_stats, supervised, terms, confident, predictions, labels)
+
+
+def _labelers_of(method: Method, stream: str) -> list[str]:
+    """The labelers of a stream's terms, in the order of the table."""
+    return list(dict.fromkeys(term.labeler for term in method.terms if term.stream == stream))
 
 
 def _confident(label: PseudoLabel, threshold: float, dtype: jnp.dtype) -> jax.Array:
@@ -364,7 +373,7 @@ def update(state: TrainState, views: Views, labels: Labels, spec: StepSpec) -> U
     return Update(done, loss, gradient, outcome)
 
 
-def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
+def scalars(loss: jax.Array, outcome: Outcome, method: Method) -> dict[str, jax.Array]:
     """The metrics of a step.
 
     Returns:
@@ -373,8 +382,8 @@ def scalars(loss: jax.Array, outcome: Outcome) -> dict[str, jax.Array]:
       passed_<term> (share of its valid pixels above the threshold).
     """
     values = {"loss": loss, "loss_x": outcome.supervised}
-    for index, (labeler, share) in enumerate(outcome.confident.items()):
-        values[f"mask_ratio_{labeler}" if index else "mask_ratio"] = share
+    for index, labeler in enumerate(_labelers_of(method, "unlabeled")):
+        values[f"mask_ratio_{labeler}" if index else "mask_ratio"] = outcome.confident[labeler]
     for name, term in outcome.terms.items():
         values[f"loss_{name}"] = term.loss
         values[f"passed_{name}"] = term.passed / jnp.maximum(term.valid, 1)
@@ -396,7 +405,7 @@ def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
         views = make_views(key, batch, spec.method, spec.perturbed_channels)
         labels = label_views(key, batch, views, state, weights, spec)
         done = update(state, views, labels, spec)
-        return done.state, scalars(done.loss, done.outcome)
+        return done.state, scalars(done.loss, done.outcome, spec.method)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
 
@@ -409,6 +418,6 @@ def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, f
             name: spec.labelers[name].after_evaluation(own, state.params, state.batch_stats, miou)
             for name, own in state.labelers.items()
         }
-        return state.replace(labelers=labelers)
+        return dataclasses.replace(state, labelers=labelers)
 
     return jax.jit(after_evaluation, donate_argnums=0, out_shardings=replicated(mesh))

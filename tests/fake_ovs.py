@@ -19,8 +19,8 @@ from PIL import Image
 
 from data_pipelines.images.transforms import resize_image
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.layers import inside, resize_bilinear
+from semiovs_jax.ovs.base import PseudoLabel
 
 SHARD_RECORDS = 4  # of labels, in tests
 NEVER = -1  # renames until a process kills itself

@@ -9,8 +9,11 @@ from flax import nnx
 
 from configs import common
 from semiovs_jax import methods, models, optim, train_step
-from semiovs_jax.labelers import PseudoLabel
+from semiovs_jax.labelers import Labeler
+from semiovs_jax.labelers.ovs import CachedLabels, OnlineLabels
+from semiovs_jax.labelers.snapshots import Snapshots
 from semiovs_jax.models.functional import Functional
+from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
 
@@ -39,40 +42,56 @@ def _batch(method: methods.Method, size: int = SIZE) -> dict[str, dict[str, np.n
 
 def _setup(
     name: str = "unimatch", ood: str = "ovs", threshold: float = 0.3, dtype: str = "float32", ovs=None
-) -> tuple[train_step.Recipe, TrainState]:
+) -> tuple[train_step.StepSpec, TrainState]:
     config = common.semiovs_unimatch()
     config.method.update({"name": name, "ood": ood, "confidence_threshold": threshold})
-    config.method.bank.update({"confidence_threshold": threshold, "capacity": 3})
+    config.method.snapshots.update({"confidence_threshold": threshold, "capacity": 3})
     config.optim.learning_rate = 0.01
     method = methods.make_method(config.method)
     architecture = {"backbone": "resnet_tiny", "dtype": dtype, "remat": False}
     model = models.build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     optimizer = optim.make_optimizer(config.optim, STEPS, model.parameter_groups)
-    recipe = train_step.Recipe(
-        student, model.perturbed_channels, method, optimizer, IGNORE, 3, EPOCH, STEPS, {"ovs": ovs} if ovs else {}
-    )
-    return recipe, TrainState.create(params, batch_stats, optimizer, method.bank_capacity)
+    labelers: dict[str, Labeler] = {
+        "snapshots": Snapshots(student, 3, 3),
+        "ovs": OnlineLabels(ovs, IGNORE) if ovs else CachedLabels(IGNORE),
+    }
+    labelers = {name: labelers[name] for name in method.labelers}
+    spec = train_step.StepSpec(student, model.perturbed_channels, method, labelers, optimizer, IGNORE, 3, EPOCH, STEPS)
+    return spec, TrainState.create(params, batch_stats, optimizer, labelers)
 
 
-def _run(recipe: train_step.Recipe, state: TrainState, devices: int, steps: int, size: int):
+def _weights(spec: train_step.StepSpec) -> dict:
+    return {name: labeler.weights for name, labeler in spec.labelers.items()}
+
+
+def _views(spec: train_step.StepSpec, batch: dict, step: int = 0) -> train_step.Views:
+    return train_step.make_views(spec.key(jnp.int32(step)), batch, spec.method, spec.perturbed_channels)
+
+
+def _labels(spec: train_step.StepSpec, batch: dict, state: TrainState) -> train_step.Labels:
+    key = spec.key(state.step)
+    return train_step.label_views(key, batch, _views(spec, batch, state.step), state, _weights(spec), spec)
+
+
+def _run(spec: train_step.StepSpec, state: TrainState, devices: int, steps: int, size: int):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    step = train_step.make_train_step(recipe, mesh)
+    step = train_step.make_train_step(spec, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
-    batch = sharding.shard_batch(_batch(recipe.method, size), mesh)
+    batch = sharding.shard_batch(_batch(spec.method, size), mesh)
     losses = []
     for _ in range(steps):
-        state, metrics = step(state, batch, {})
+        state, metrics = step(state, batch, _weights(spec))
         losses.append(jax.device_get(metrics))
     return jax.device_get(state), losses
 
 
 def _with_snapshots(state: TrainState, count: int) -> TrainState:
-    """The state with `count` different snapshots in its bank."""
+    """The state with `count` different snapshots."""
     for number in range(1, count + 1):
         shifted = jax.tree.map(lambda leaf, n=number: leaf * (1 + 0.1 * n), state.params)
-        bank = state.bank.offer(shifted, state.batch_stats, jnp.float32(number))
-        state = state.replace(bank=bank)
+        held = state.labelers["snapshots"].offer(shifted, state.batch_stats, jnp.float32(number))
+        state = dataclasses.replace(state, labelers={"snapshots": held})
     return state
 
 
@@ -83,69 +102,69 @@ def test_eight_devices_equal_one():
     The images are small: convolutions in float64 take long here.
     """
     with jax.enable_x64(True):
-        recipe, state = _setup("prevmatch")
-        state = _with_snapshots(state.replace(step=jnp.int32(4)), 2)  # mu is largest there
+        spec, state = _setup("prevmatch")
+        state = _with_snapshots(dataclasses.replace(state, step=jnp.int32(4)), 2)  # mu is largest there
         state = jax.tree.map(lambda leaf: np.float64(leaf) if leaf.dtype == np.float32 else leaf, jax.device_get(state))
-        one, losses_one = _run(recipe, state, devices=1, steps=2, size=17)
-        eight, losses_eight = _run(recipe, state, devices=8, steps=2, size=17)
+        one, losses_one = _run(spec, state, devices=1, steps=2, size=17)
+        eight, losses_eight = _run(spec, state, devices=8, steps=2, size=17)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     assert jax.tree.leaves(eight.params)[0].dtype == np.float64
-    assert all(losses[f"loss_{term.name}"] > 0 for losses in losses_one for term in recipe.method.terms)
+    assert all(losses[f"loss_{term.name}"] > 0 for losses in losses_one for term in spec.method.terms)
     jax.tree.map(close, losses_one, losses_eight)
     jax.tree.map(close, (one.params, one.batch_stats), (eight.params, eight.batch_stats))
 
 
 @pytest.mark.parametrize(("name", "ood"), [("supervised", "none"), ("unimatch", "none")])
 def test_every_method_takes_steps_and_compiles_once(name: str, ood: str):
-    recipe, state = _setup(name, ood)
+    spec, state = _setup(name, ood)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    step = train_step.make_train_step(recipe, mesh)
+    step = train_step.make_train_step(spec, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
-    batch = sharding.shard_batch(_batch(recipe.method), mesh)
+    batch = sharding.shard_batch(_batch(spec.method), mesh)
     before = jax.device_get(state.params)
     for _ in range(2):
-        state, metrics = step(state, batch, {})
+        state, metrics = step(state, batch, _weights(spec))
     assert step._cache_size() == 1
     assert int(state.step) == 2
     assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
-    assert {f"loss_{term.name}" for term in recipe.method.terms} <= set(metrics)
+    assert {f"loss_{term.name}" for term in spec.method.terms} <= set(metrics)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params))
     assert all(jax.tree.leaves(moved))
 
 
-def test_prevmatch_compiles_once_while_its_bank_fills_and_turns_over():
-    recipe, state = _setup("prevmatch", "none", threshold=0.0)
+def test_prevmatch_compiles_once_while_snapshots_fill_their_places_and_turn_over():
+    spec, state = _setup("prevmatch", "none", threshold=0.0)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    step = train_step.make_train_step(recipe, mesh)
-    offer = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-    state = jax.device_put(state.replace(step=jnp.int32(2)), sharding.replicated(mesh))
-    batch = sharding.shard_batch(_batch(recipe.method), mesh)
+    step = train_step.make_train_step(spec, mesh)
+    offer = train_step.make_after_evaluation(spec, mesh)
+    state = jax.device_put(dataclasses.replace(state, step=jnp.int32(2)), sharding.replicated(mesh))
+    batch = sharding.shard_batch(_batch(spec.method), mesh)
     previous = []
     for number in range(5):
-        state, metrics = step(state, batch, {})
-        previous.append(jax.device_get({key: v for key, v in metrics.items() if "prev" in key or "bank" in key}))
+        state, metrics = step(state, batch, _weights(spec))
+        previous.append(jax.device_get({key: v for key, v in metrics.items() if "prev" in key or "snapshots" in key}))
         state = offer(state, 0.1 * (number + 1))
     assert step._cache_size() == 1
     assert offer._cache_size() == 1
-    assert int(state.bank.pushed) == 5
-    assert int(state.bank.size) == 3
+    assert int(state.labelers["snapshots"].pushed) == 5
+    assert int(state.labelers["snapshots"].size) == 3
     assert all(value == 0 for value in previous[0].values())
     for later in previous[1:]:
-        assert later["mask_ratio_bank"] > 0
+        assert later["mask_ratio_snapshots"] > 0
         assert all(np.isfinite(value) for value in later.values())
     assert len({float(later["loss_u_fp_prev"]) for later in previous}) == 5
 
 
 def test_the_snapshots_count_in_the_total_only_when_there_are_some():
-    recipe, state = _setup("prevmatch", "none", threshold=0.0)
-    state = state.replace(step=jnp.int32(4))  # epoch 2 of 5: mu is 1
+    spec, state = _setup("prevmatch", "none", threshold=0.0)
+    state = dataclasses.replace(state, step=jnp.int32(4))  # epoch 2 of 5: mu is 1
     full = _with_snapshots(state, 2)
-    batch = _batch(recipe.method)
+    batch = _batch(spec.method)
 
     @jax.jit
     def total(given: TrainState):
-        views = recipe.views(given.step, batch, {}, given.bank)
-        return train_step.total_loss(given.params, given.batch_stats, views, recipe.weights(given), recipe)
+        views, labels = _views(spec, batch, given.step), _labels(spec, batch, given)
+        return train_step.total_loss(given.params, given.batch_stats, views, labels, spec.term_weights(given), spec)
 
     for given, divisor in ((state, 2), (full, 3)):
         loss, outcome = total(given)
@@ -157,12 +176,12 @@ def test_the_snapshots_count_in_the_total_only_when_there_are_some():
 
 
 def test_total_is_the_weighted_mean_of_the_parts():
-    recipe, state = _setup()
-    views = recipe.views(jnp.zeros((), jnp.int32), _batch(recipe.method), {})
-    loss, outcome = jax.jit(lambda p, s, v: train_step.total_loss(p, s, v, recipe.weights(state), recipe))(
-        state.params, state.batch_stats, views
+    spec, state = _setup()
+    batch = _batch(spec.method)
+    loss, outcome = jax.jit(lambda p, s, v, t: train_step.total_loss(p, s, v, t, spec.term_weights(state), spec))(
+        state.params, state.batch_stats, _views(spec, batch), _labels(spec, batch, state)
     )
-    parts = sum(term.weight * outcome.terms[term.name].loss for term in recipe.method.terms)
+    parts = sum(term.weight * outcome.terms[term.name].loss for term in spec.method.terms)
     np.testing.assert_allclose(loss, (outcome.supervised + parts) / 3, rtol=1e-6)
     # Every OVS pixel counts but the invalid ones: the last three rows, and the first two, which are ignored.
     assert int(outcome.terms["u_fp_ood"].valid) == BATCH * (SIZE - 5) * SIZE
@@ -171,7 +190,7 @@ def test_total_is_the_weighted_mean_of_the_parts():
 @pytest.mark.parametrize("gate", ["pixelwise", "pixelavg"])
 def test_each_term_is_gated_and_averaged_as_its_row_says(gate: str):
     config = common.semiovs_unimatch().method
-    config.update_from_flattened_dict({"name": "prevmatch", "ood": "none", "bank.gate": gate})
+    config.update_from_flattened_dict({"name": "prevmatch", "ood": "none", "snapshots.gate": gate})
     previous = next(term for term in methods.make_method(config).terms if term.name == "u_fp_prev")
     config.name = "semivl"
     dense = next(term for term in methods.make_method(config).terms if term.name == "u_fp_mc")
@@ -182,14 +201,14 @@ def test_each_term_is_gated_and_averaged_as_its_row_says(gate: str):
     confidence = jnp.asarray(rng.uniform(0.8, 1, (2, 4, 4)), jnp.float32)
     valid = jnp.asarray(rng.random((2, 4, 4)) < 0.7)
     found = PseudoLabel(label, confidence, valid)
-    predictions = train_step.Predictions(logits, None, {}, {}, {"unlabeled": logits}, {}, {})
+    predictions = train_step.Predictions(logits, fp={"unlabeled": logits})
     empty = jnp.zeros((0, 4, 4), bool)
-    views = train_step.Views({}, {}, {}, {}, label, {}, empty, empty, ())
+    views = train_step.Views({}, {}, {}, {}, label, empty, empty)
     values = train_step.evaluate_terms(
         methods.Method("test", (previous, dense)),
         views,
         predictions,
-        {("bank", "unlabeled"): found, ("dense_clip", "unlabeled"): found},
+        {("snapshots", "unlabeled"): found, ("maskclip", "unlabeled"): found},
     )
 
     loss = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(label)[..., None], axis=-1)[..., 0]
@@ -217,10 +236,10 @@ class _ConstantOVS:
 
 
 def test_online_labels_come_from_the_ovs_with_confidence_one():
-    recipe, _ = _setup(ovs=_ConstantOVS())
-    batch = _batch(recipe.method)
+    spec, state = _setup(ovs=_ConstantOVS())
+    batch = _batch(spec.method)
     del batch["ood"]["label"], batch["ood"]["confidence"]
-    found = recipe.views(jnp.zeros((), jnp.int32), batch, {"ovs": _ConstantOVS.weights}).labels["ovs", "ood"]
+    found = _labels(spec, batch, state)["ovs", "ood"]
     np.testing.assert_array_equal(found.label, 2)
     np.testing.assert_array_equal(found.confidence, 1.0)
     expected = batch["ood"]["valid"].copy()
@@ -229,42 +248,38 @@ def test_online_labels_come_from_the_ovs_with_confidence_one():
 
 
 def test_without_a_threshold_cached_labels_need_no_confidence():
-    recipe, _ = _setup()
-    batch = _batch(recipe.method)
+    spec, state = _setup()
+    batch = _batch(spec.method)
     del batch["ood"]["confidence"]
-    found = recipe.views(jnp.zeros((), jnp.int32), batch, {}).labels["ovs", "ood"]
+    found = _labels(spec, batch, state)["ovs", "ood"]
     np.testing.assert_array_equal(found.label[found.valid], batch["ood"]["label"][found.valid])
     np.testing.assert_array_equal(found.confidence, 1.0)
 
 
-def test_the_ovs_threshold_gates_cached_and_online_labels():
-    recipe, _ = _setup()
-    batch = _batch(recipe.method)
+def test_the_ovs_threshold_counts_for_cached_and_online_labels():
+    spec, state = _setup()
+    batch = _batch(spec.method)
     batch["ood"]["confidence"][:] = 255
     batch["ood"]["confidence"][:, :, :4] = 100
-    cached = recipe._replace(method=dataclasses.replace(recipe.method, ovs_threshold=0.5))
-    found = cached.views(jnp.zeros((), jnp.int32), batch, {}).labels["ovs", "ood"]
+    found = _labels(spec._replace(labelers={"ovs": CachedLabels(IGNORE, 0.5)}), batch, state)["ovs", "ood"]
     np.testing.assert_array_equal(found.confidence, batch["ood"]["confidence"] == 255)
-    online = cached._replace(frozen={"ovs": _ConstantOVS()})
     for threshold, confidence in ((0.5, 1.0), (0.51, 0.0)):  # the model's confidence is 0.5
-        strict = online._replace(method=dataclasses.replace(recipe.method, ovs_threshold=threshold))
-        found = strict.views(jnp.zeros((), jnp.int32), batch, {"ovs": _ConstantOVS.weights}).labels["ovs", "ood"]
-        np.testing.assert_array_equal(found.confidence, confidence)
+        online = spec._replace(labelers={"ovs": OnlineLabels(_ConstantOVS(), IGNORE, threshold)})
+        np.testing.assert_array_equal(_labels(online, batch, state)["ovs", "ood"].confidence, confidence)
 
 
 def test_views_depend_on_seed_and_step_alone():
-    recipe, _ = _setup()
-    batch = _batch(recipe.method)
-    first, again, later = (recipe.views(jnp.int32(step), batch, {}) for step in (4, 4, 5))
+    spec, _ = _setup()
+    batch = _batch(spec.method)
+    first, again, later = (_views(spec, batch, step) for step in (4, 4, 5))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.s1["ood"] != later.s1["ood"])
     assert np.any(first.s1["unlabeled"] != first.s2["unlabeled"])
 
 
 def test_a_batch_without_a_valid_pixel_has_a_finite_loss():
-    recipe, state = _setup("supervised", "none")
-    batch = _batch(recipe.method)
+    spec, state = _setup("supervised", "none")
+    batch = _batch(spec.method)
     batch["labeled"]["label"][:] = IGNORE
-    views = recipe.views(jnp.zeros((), jnp.int32), batch, {})
-    loss, _ = train_step.total_loss(state.params, state.batch_stats, views, {}, recipe)
+    loss, _ = train_step.total_loss(state.params, state.batch_stats, _views(spec, batch), {}, {}, spec)
     assert float(loss) == 0.0

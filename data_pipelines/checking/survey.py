@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, Faults, InputError
 from data_pipelines.images.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label, size_fault
-from data_pipelines.loading.streams import open_split_of
+from data_pipelines.loading.streams import open_config_split
 from data_pipelines.sources.records import Encoded, SelectedSource, Source, UnreadableError
 
 Facts = TypeVar("Facts")
@@ -84,7 +84,7 @@ def open_splits(data_config: Any, splits: Sequence[str], faults: Faults) -> dict
     sources: dict[str, Source] = {}
     for split in splits:
         with faults.collected():
-            sources[split] = open_split_of(data_config, split)
+            sources[split] = open_config_split(data_config, split)
     return sources
 
 

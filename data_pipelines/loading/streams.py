@@ -16,7 +16,7 @@ from data_pipelines.sources.records import ConcatenatedSource, SelectedSource, S
 _ROOT, _OOD_ROOT, _OOD_SPLIT = "config.data.root", "config.data.ood_root", "config.data.ood_split"
 
 
-def open_split_of(data_config: Any, split: str) -> Source:
+def open_config_split(data_config: Any, split: str) -> Source:
     """Opens a split, without OVS labels: "labeled", "unlabeled", "ood" or "val".
 
     Splits but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that

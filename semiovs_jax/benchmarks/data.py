@@ -25,10 +25,14 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
+from data_pipelines.checking.survey import open_splits
 from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import Faults
 from data_pipelines.images import decode, transforms
 from data_pipelines.images.resampling import bilinear_window
-from data_pipelines.pipeline import STREAMS, make_train_iterator
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.loading.streams import train_sources
+from data_pipelines.pipeline import STREAMS, Options, make_train_iterator
 from data_pipelines.sources.records import File
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
@@ -66,9 +70,10 @@ def our_batches(
     config: ml_collections.ConfigDict, batch_size: int, streams: Sequence[str] = STREAMS
 ) -> Iterator[dict[str, Any]]:
     """Batches of our loader, OOD images with cached labels; the published methods need no confidence of theirs."""
-    return make_train_iterator(
-        config, batch_size=batch_size, seed=0, streams=streams, ood_labels_dir=config.root, ood_confidence=False
-    ).iterator
+    splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
+    sources = train_sources(splits, streams, labels=open_label_cache(Path(config.root)), confidence=False)
+    options = Options.read(config)
+    return make_train_iterator(sources, load_dataset(config.dataset), options, batch_size=batch_size, seed=0).iterator
 
 
 def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
@@ -112,20 +117,14 @@ def view_usage(batch: dict[str, Any], batches: int) -> Usage:
     """What the train step's own views of a batch take on this processor: weak, strong, CutMix, normalization."""
     import jax
 
-    from semiovs_jax import augment
-    from semiovs_jax.methods import CUTMIX_PARTNER, make_method
-    from semiovs_jax.train_step import make_views
+    from semiovs_jax.methods import make_method
+    from semiovs_jax.train_step import make_views, mixed_views
 
     method = make_method(load_config(_CONFIG).method)
 
     def views(key: jax.Array, batch: Any) -> Any:
-        made = make_views(key, batch, method, (), 255, {}, {})
-        strong = [
-            augment.paste(views[name], views[CUTMIX_PARTNER[name]], box)
-            for views, box in ((made.s1, made.box1), (made.s2, made.box2))
-            for name in method.predicted_streams
-        ]
-        return made.weak, strong, made.labels
+        made = make_views(key, batch, method, ())
+        return made.weak, [mixed_views(made, name, method) for name in method.predicted_streams]
 
     compiled = jax.jit(views).lower(jax.random.key(0), batch).compile()
     on_device = jax.device_put(batch)

@@ -20,10 +20,14 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
+from data_pipelines.checking.survey import open_splits
 from data_pipelines.datasets import load_dataset
+from data_pipelines.errors import Faults
+from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.shard_store import ShardStore
 from data_pipelines.loading.batches import BatchIterator
-from data_pipelines.pipeline import STREAMS, make_train_iterator
+from data_pipelines.loading.streams import train_sources
+from data_pipelines.pipeline import STREAMS, Options, make_train_iterator
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.benchmarks import photographs
 from semiovs_jax.benchmarks.data import data_config
@@ -108,9 +112,10 @@ def measure(root: Path, batches: int, started: float) -> Endurance:
 def _open(root: Path) -> BatchIterator:
     config = data_config(root, CROP_SIZE, NUM_THREADS)
     config.ood_root = str(root / "ood")
-    return make_train_iterator(
-        config, batch_size=BATCH_SIZE, seed=0, streams=STREAMS, ood_labels_dir=str(root / "ovs")
-    ).iterator
+    splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
+    sources = train_sources(splits, STREAMS, labels=open_label_cache(root / "ovs"))
+    info = load_dataset(photographs.DATASET)
+    return make_train_iterator(sources, info, Options.read(config), batch_size=BATCH_SIZE, seed=0).iterator
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig, unit
+from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.sed import Sed, label_probabilities
 from semiovs_jax.runtime.command import tune_process
 

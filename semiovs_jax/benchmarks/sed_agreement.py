@@ -17,7 +17,7 @@ from absl import flags
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
-from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.streams import open_config_split
 from semiovs_jax.ovs.sed import Sed, build_sed
 from semiovs_jax.runtime.command import run_command
 
@@ -47,7 +47,7 @@ def main(arguments: Any) -> None:
     if config.ovs.name != "sed":
         raise InputError(f"config.ovs.name is {config.ovs.name!r}; this compares the paths of 'sed'")
     compared = paths(config.ovs, load_dataset(config.data.dataset).num_classes, (1, 2, 4, 8))
-    source = open_stream(config.data, "ood")
+    source = open_config_split(config.data, "ood")
     count = min(arguments.images, len(source))
     squares = np.stack([compared["exact"].prepare(decode_image(source[i].image)) for i in range(count)])
     exact: tuple[np.ndarray, np.ndarray] | None = None

@@ -135,7 +135,7 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
     saved = flatten(handler.metadata(step_dir / "state").tree)
     wanted = flatten(target)
     if partial:
-        saved = {key: leaf for key, leaf in saved.items() if key.split("/")[0] in target}
+        saved = {key: leaf for key, leaf in saved.items() if _root(key) in {_root(other) for other in wanted}}
     differences = _differences(saved, wanted)
     if differences:
         raise InputError(
@@ -154,6 +154,12 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
                 partial_restore=partial,
             ),
         )
+
+
+def _root(key: str) -> str:
+    """The part of a train state that a key is in: its first name; below "labelers" the first two."""
+    names = key.split("/")
+    return "/".join(names[: 2 if names[0] == "labelers" else 1])
 
 
 def _struct(leaf: Any) -> jax.ShapeDtypeStruct:

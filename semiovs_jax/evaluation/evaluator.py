@@ -1,4 +1,9 @@
-"""Evaluates a student against labels of the images' own sizes."""
+"""Evaluates a student against labels of the images' own sizes.
+
+The references evaluate one image at a time: whole (`evaluate.py`, mode "original"), or, SemiVL's, with the short side
+at 512 and in sliding windows (`third_party/unimatch/supervised.py`, mode "zegclip_sliding_window"). Here images share
+a few padded shapes, and the logits of every pixel are those of the unpadded image.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,31 +32,39 @@ Batch = dict[str, np.ndarray]
 
 
 def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> None:
-    """Checks the keys short_side, window and stride of `config.eval` against the sizes of the validation images.
+    """Checks `config.eval` against the sizes of the validation images.
 
     Raises:
-      InputError: a negative length, windows with gaps between them, or windows larger than an image.
+      InputError: values out of range, windows with gaps between them, or windows larger than an image; all in one.
     """
-    for key in ("short_side", "window"):
-        if config[key] < 0:
-            raise InputError(f"config.eval.{key}={config[key]}: set it to pixels, or 0 for off")
-    if not config.window:
-        return
+    least = {"batch_size": 1, "max_shapes": 1, "short_side": 0, "window": 0}
+    faults = [
+        f"config.eval.{key}={config[key]}: set it to {value} or more"
+        for key, value in least.items()
+        if config[key] < value
+    ]
+    if config.window > 0:
+        faults += _window_faults(config, sizes)
+    if faults:
+        raise InputError(*faults)
+
+
+def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> Iterator[str]:
     if not 0 < config.stride <= config.window:
-        raise InputError(
+        yield (
             f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and the "
             "window, beyond which pixels have no window"
         )
     if config.short_side:
         if config.window > config.short_side:
-            raise InputError(
+            yield (
                 f"config.eval.window={config.window} is larger than images with config.eval.short_side="
                 f"{config.short_side}; set it to {config.short_side} or less"
             )
         return
     height, width = min(sizes, key=min, default=(config.window, config.window))
     if min(height, width) < config.window:
-        raise InputError(
+        yield (
             f"config.eval.window={config.window} is larger than a validation image of {width}x{height} (width x "
             f"height); set it to {min(height, width)} or less, or config.eval.short_side to {config.window} or more"
         )
@@ -107,7 +120,7 @@ class Evaluator:
         Raises:
           InputError: as `check_evaluation`.
         """
-        sizes = records.sizes()
+        sizes = records.sizes
         check_evaluation(config, sizes)
         self._student = student
         self._records = records

@@ -14,6 +14,12 @@ from semiovs_jax.ovs.maskclip import build_label_maker
 SECTION = "clip"
 
 
+def reads_words(config: ml_collections.ConfigDict) -> bool:
+    """The vocabulary of `config.clip` is used."""
+    del config
+    return True
+
+
 def build(config: ml_collections.ConfigDict, facts: Facts) -> Labeler:
     """The labeler of `config.clip`; reads its weights. Raises `InputError` as `build_label_maker`."""
     return FrozenModel(build_label_maker(config, facts.dataset.num_classes, image_size=facts.crop_size))

@@ -7,12 +7,29 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from data_pipelines.datasets import DatasetInfo
 from semiovs_jax import augment
 from semiovs_jax.labelers.base import Facts, Labeler, View
-from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs import build_ovs, model_faults
 from semiovs_jax.ovs.base import OVS, PseudoLabel
 
 SECTION = "ovs"
+
+
+LABELS = ("cached", "online", "external")
+
+
+def reads_words(config: ml_collections.ConfigDict) -> bool:
+    """Whether the vocabulary of `config.ovs` is used."""
+    return config.labels != "external"
+
+
+def faults(config: ml_collections.ConfigDict, dataset: DatasetInfo | None, crop_size: int) -> list[str]:
+    """What is wrong with `config.ovs`."""
+    del dataset, crop_size
+    if config.labels not in LABELS:
+        return [f"config.ovs.labels={config.labels!r}: choose one of {', '.join(LABELS)}"]
+    return model_faults(config) if reads_words(config) else []
 
 
 def build(config: ml_collections.ConfigDict, facts: Facts) -> Labeler:

@@ -5,7 +5,6 @@ The step (`semiovs_jax.train_step`) evaluates the table; it contains no code of 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +124,7 @@ class Method:
 
     name: str
     terms: tuple[Term, ...] = ()
-    partners: Mapping[str, str] = MappingProxyType({})
+    partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weak_masks: ChannelMasks | None = None
     strong_masks: ChannelMasks | None = None
     evaluates: str = STUDENT

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipelines.errors import InputError
-from semiovs_jax.labelers import OVS
+from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.maskclip import build_dense_clip
 from semiovs_jax.ovs.sed import build_sed
 
@@ -29,3 +29,10 @@ def build_ovs(config: Mapping[str, Any], num_classes: int) -> OVS:
     if config["name"] not in MODELS:
         raise InputError(f"config.ovs.name is {config['name']!r}; choose one of {', '.join(sorted(MODELS))}")
     return MODELS[config["name"]](config, num_classes)
+
+
+def model_faults(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the name and the weight file of the model that `config.ovs` names; reads the file's header."""
+    if config["name"] not in MODELS:
+        return [f"config.ovs.name is {config['name']!r}; choose one of {', '.join(sorted(MODELS))}"]
+    return []

@@ -17,10 +17,10 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.transforms import resize_image
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip.file import NORMALIZATIONS, Clip, load_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
+from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
@@ -65,7 +65,7 @@ def label_scores(
 
 @dataclasses.dataclass(eq=False)
 class DenseClip:
-    """CLIP's image tower and the embedded vocabulary, as an OVS (see `labelers.OVS`).
+    """CLIP's image tower and the embedded vocabulary, as an OVS (see `base.OVS`).
 
     Attributes:
       weights: {"visual": parameters of the image tower, "text": float32 [C, D], one row per concept}.

@@ -18,12 +18,12 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.transforms import resize_image
-from semiovs_jax.labelers import PseudoLabel
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SedWeights, load_sed
+from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
@@ -72,7 +72,7 @@ def label_probabilities(
 
 @dataclasses.dataclass(eq=False)
 class Sed:
-    """SED and the embedded vocabulary, as an OVS (see `labelers.OVS`).
+    """SED and the embedded vocabulary, as an OVS (see `base.OVS`).
 
     Attributes:
       weights: {"visual", "aggregator": parameters, "text": float32 [T, P, D], T concepts in P templates}.

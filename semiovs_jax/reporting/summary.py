@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from semiovs_jax.methods import Method, Term
+from semiovs_jax.methods.table import Method, Term, constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +68,15 @@ def _method_lines(method: Method) -> list[str]:
         return [f"{method.name}: supervised loss alone"]
     lines = [f"{method.name}: the mean of these losses by their weights"]
     lines.append("  1     x supervised")
-    lines += [_term_line(term) for term in method.terms if term.in_divisor]
-    if added := [_term_line(term) for term in method.terms if not term.in_divisor]:
+    lines += [_term_line(term) for term in method.terms if term.normalized]
+    if added := [_term_line(term) for term in method.terms if not term.normalized]:
         lines += ["and beside that mean", *added]
     return lines
 
 
 def _term_line(term: Term) -> str:
     what = f"{term.prediction} of {term.stream}, labeled by {term.labeler}"
-    when = "" if term.schedule == "constant" else f" x {term.schedule}"
+    when = "" if term.schedule is constant else f" x {term.schedule.__name__}"
     return f"  {term.weight:<5.3g}{when} x {term.name}: {what}, {term.gate} confidence >= {term.threshold:g}"
 
 

@@ -44,6 +44,7 @@ class Report:
       temporaries: what else is alive at the peak.
       donated: of the arguments that the outputs reuse.
       code: of the program.
+      total: peak of a device.
       flops: a device and step; the body of a loop counts once.
       collectives: those of one step; one in a loop counts once.
       faults: what must not be, see `hlo.find_faults`.
@@ -58,14 +59,10 @@ class Report:
     temporaries: int
     donated: int
     code: int
+    total: int
     flops: float
     collectives: tuple[hlo.Collective, ...]
     faults: tuple[str, ...]
-
-    @property
-    def total(self) -> int:
-        """Peak bytes of a device."""
-        return self.arguments + self.outputs + self.temporaries + self.code - self.donated
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -110,42 +107,64 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0) -> Report:
-    """Compiles a jitted step over a mesh whose only axis splits the batch, and inspects the program.
+def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles a jitted step.
 
     Args:
       step: what `jax.jit` returned.
-      arguments: its arguments as shape structs with shardings.
+      arguments: its arguments, or shape structs with shardings.
       mesh: the devices.
-      parameters: reported as it is.
 
     Raises:
       InputError: the compiler found that the step does not fit into the devices' memory.
     """
-    device = mesh.devices.flat[0]
-    start = time.monotonic()
     try:
-        compiled = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
+        return cast(jax.stages.Wrapped, step).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"the step does not fit into {mesh.devices.size} x {device.device_kind}: {str(error).splitlines()[0]}\n"
+            f"the step does not fit into {mesh.devices.size} x {mesh.devices.flat[0].device_kind}: "
+            f"{str(error).splitlines()[0]}\n"
             "pass a smaller --config.batch_size, --config.model.dtype=bfloat16 or --config.model.remat=True"
         ) from error
+
+
+def bytes_per_device(compiled: jax.stages.Compiled) -> int:
+    """Peak memory of a device in a compiled step, its program included."""
+    memory = cast(Any, compiled.memory_analysis())
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return used + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+
+
+def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0) -> Report:
+    """Compiles a jitted step over a mesh whose only axis splits the batch, and inspects the program.
+
+    Args:
+      step: as of `compile_step`.
+      arguments: as of `compile_step`.
+      mesh: the devices.
+      parameters: reported as it is.
+
+    Raises:
+      InputError: as `compile_step`.
+    """
+    start = time.monotonic()
+    compiled = compile_step(step, arguments, mesh)
     seconds = time.monotonic() - start
     memory, cost = cast(Any, compiled.memory_analysis()), compiled.cost_analysis() or {}
     instructions = hlo.parse_instructions(compiled.as_text() or "")
     return Report(
         seconds=seconds,
         devices=mesh.devices.size,
-        device_kind=device.device_kind,
+        device_kind=mesh.devices.flat[0].device_kind,
         parameters=parameters,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
+        total=bytes_per_device(compiled),
         flops=float(cost.get("flops", 0.0)),
         collectives=tuple(hlo.find_collectives(instructions)),
         faults=tuple(hlo.find_faults(instructions, data_parallel=True)),

@@ -22,6 +22,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
+    """Shape structs of a pytree's arrays or structs, all with this sharding."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's share of a batch, a pytree of numpy arrays, onto its devices.
 

@@ -10,10 +10,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from semiovs_jax import augment, methods, optim, train_step
-from semiovs_jax.labelers import PseudoLabel, trusted
+from semiovs_jax.labelers.ovs import binarize_confidence
 from semiovs_jax.models import Functional, SemiVL
 from semiovs_jax.models.clip.vit import ClipVit
 from semiovs_jax.models.semivl.params import STUDENT_RULES, convert_label_maker, convert_semivl_student, infer_semivl
+from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.maskclip import DenseClip
 from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
@@ -41,10 +42,11 @@ def replay(golden: Golden, double: bool, iterations: int | None = None) -> dict[
     batch_stats = {**batch_stats, "text": golden["text_decode"]}
     params, batch_stats = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, batch_stats))
 
-    recipe = train_step.Recipe(
+    spec = train_step.StepSpec(
         student=student,
         perturbed_channels=model.perturbed_channels,
         method=methods.make_method(_method_config(meta)),
+        labelers={},
         optimizer=optim.make_optimizer(_optim_config(config), meta["total_iters"], model.parameter_groups),
         ignore_index=ignore_index,
         seed=0,
@@ -54,8 +56,8 @@ def replay(golden: Golden, double: bool, iterations: int | None = None) -> dict[
     label_maker = _label_maker(golden, source, dtype)
 
     @jax.jit
-    def update(state: TrainState, views: train_step.Views) -> train_step.Update:
-        return train_step.update(state, views, recipe)
+    def update(state: TrainState, views: train_step.Views, labels: train_step.Labels) -> train_step.Update:
+        return train_step.update(state, views, labels, spec)
 
     @jax.jit
     def evaluate(state: TrainState, image: jax.Array) -> jax.Array:
@@ -63,13 +65,14 @@ def replay(golden: Golden, double: bool, iterations: int | None = None) -> dict[
 
     count = iterations or meta["niter"]
     views = [_views(golden, index, label_maker, ignore_index, dtype) for index in range(count)]
-    state = TrainState.create(params, batch_stats, recipe.optimizer)
+    labels = [_labels(golden, index, given, label_maker, ignore_index) for index, given in enumerate(views)]
+    state = TrainState.create(params, batch_stats, spec.optimizer, {})
     updates = []
-    for given in views:
-        updates.append(update(state, given))
+    for given, known in zip(views, labels, strict=True):
+        updates.append(update(state, given, known))
         state = updates[-1].state
 
-    found = _losses(updates, recipe) | _predictions(updates, views)
+    found = _losses(updates, spec) | _predictions(updates, views)
     names = [name for name, *_ in meta["trainable"]]
     for index, done in enumerate(updates):
         found[f"grad_l2_it{index}"] = _norms(names, done.gradient)
@@ -96,7 +99,7 @@ def _method_config(meta: dict[str, Any]) -> ConfigDict:
             "ood_weight": meta["weight_lambda_ood"],
             "confidence_threshold": config["conf_thresh"],
             "ovs_threshold": 0.0,
-            "dense_clip": {"weight": weight, "confidence_threshold": config["mcc_conf_thresh"]},
+            "maskclip": {"weight": weight, "confidence_threshold": config["mcc_conf_thresh"]},
         }
     )
 
@@ -149,14 +152,8 @@ def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int
         kept = sharding.interleave(*jnp.split(jnp.asarray(kept), 3))
         return jnp.stack([jnp.ones_like(kept), 2 * kept])
 
-    def dense_clip(stream: str) -> PseudoLabel:
-        crop = 255 * (image(f"img_w{STREAMS[stream]}") * std.astype(dtype) + mean.astype(dtype))
-        found = jax.jit(label_maker.label, static_argnames="canvas")(label_maker.weights, crop, canvas=crop.shape[1:3])
-        return found._replace(valid=found.valid & valid[stream])
-
     valid = {name: jnp.asarray(stored(f"ignore_mask{end}") != ignore_index) for name, end in STREAMS.items()}
-    label, ood = jnp.asarray(stored("mask_x"), jnp.int32), jnp.asarray(stored("mask_ood"))
-    labels = {("dense_clip", stream): dense_clip(stream) for stream in ("unlabeled", "mix")}
+    label = jnp.asarray(stored("mask_x"), jnp.int32)
     channels = (*[label_maker.weights["visual"]["pre_norm"]["scale"].size] * 2, label_maker.weights["text"].shape[1])
     return train_step.Views(
         weak={"labeled": image("img_x")} | {name: image(f"img_w{end}") for name, end in STREAMS.items()},
@@ -164,14 +161,31 @@ def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int
         s2={name: image(f"img_s2{end}") for name, end in STREAMS.items()},
         valid=valid | {"labeled": jnp.ones(label.shape, bool)},
         label=label,
-        labels=labels | {("ovs", "ood"): trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index)},
         box1=jnp.asarray(stored("mix1"), bool),
         box2=jnp.asarray(stored("mix2"), bool),
-        channel_masks=tuple(masks(level, count) for level, count in enumerate(channels)),
+        weak_masks=tuple(masks(level, count) for level, count in enumerate(channels)),
     )
 
 
-def _losses(updates: list[train_step.Update], recipe: train_step.Recipe) -> dict[str, np.ndarray]:
+def _labels(
+    golden: Golden, index: int, views: train_step.Views, label_maker: DenseClip, ignore_index: int
+) -> train_step.Labels:
+    """The OVS's stored labels, and those of the frozen CLIP."""
+    label = jax.jit(label_maker.label, static_argnames="canvas")
+    labels = {}
+    for stream in ("unlabeled", "mix"):
+        image = views.weak[stream]
+        mean, std = (
+            jnp.asarray(np.float32(values), image.dtype) for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD)
+        )
+        found = label(label_maker.weights, 255 * (image * std + mean), canvas=image.shape[1:3])
+        labels["maskclip", stream] = found._replace(valid=found.valid & views.valid[stream])
+    ood = jnp.asarray(golden[f"it{index}_in_mask_ood"])
+    given = PseudoLabel(ood, jnp.ones(ood.shape), views.valid["ood"])
+    return labels | {("ovs", "ood"): binarize_confidence(given, ignore_index=ignore_index)}
+
+
+def _losses(updates: list[train_step.Update], spec: train_step.StepSpec) -> dict[str, np.ndarray]:
     outcomes = [update.outcome for update in updates]
     found = {
         "loss": np.array([update.loss for update in updates]),
@@ -180,10 +194,10 @@ def _losses(updates: list[train_step.Update], recipe: train_step.Recipe) -> dict
     for ours, theirs in TERM_NAMES.items():
         found[theirs] = np.array([outcome.terms[ours].loss for outcome in outcomes])
     weights = [
-        recipe.method.weights(methods.Progress(index, recipe.steps_per_epoch, recipe.total_steps))
+        spec.method.weights(methods.Progress(index, spec.steps_per_epoch, spec.total_steps), {})
         for index in range(len(updates))
     ]
-    ood, dense = ([t for t in recipe.method.terms if t.labeler == labeler] for labeler in ("ovs", "dense_clip"))
+    ood, dense = ([t for t in spec.method.terms if t.labeler == labeler] for labeler in ("ovs", "maskclip"))
     found["loss_ood"] = np.array(
         [sum(w[t.name] * o.terms[t.name].loss for t in ood) for w, o in zip(weights, outcomes, strict=True)]
     )
@@ -204,7 +218,7 @@ def _predictions(updates: list[train_step.Update], views: list[train_step.Views]
             f"it{index}_pred_s1_ood_s8": _sampled(predictions.s1["ood"]),
             f"it{index}_pred_s2_ood_s8": _sampled(predictions.s2["ood"]),
             f"it{index}_pred_w_fp_ood_s8": _sampled(predictions.fp["ood"]),
-            f"it{index}_pred_w_other_s8": _sampled(predictions.partner["mix"]),
+            f"it{index}_pred_w_other_s8": _sampled(predictions.frozen["mix"]),
             f"it{index}_conf_w_s4": np.asarray(labels["student", "unlabeled"].confidence)[:, ::4, ::4],
             f"it{index}_mask_w": np.asarray(labels["student", "unlabeled"].label, np.uint8),
             f"it{index}_mask_w_other": np.asarray(labels["student", "mix"].label, np.uint8),

@@ -13,8 +13,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from semiovs_jax import methods, optim, train_step
-from semiovs_jax.bank import Bank, Draw, ensemble_logits
-from semiovs_jax.labelers import trusted
+from semiovs_jax.labelers import View
+from semiovs_jax.labelers.ovs import CachedLabels
+from semiovs_jax.labelers.snapshots import SnapshotDraw, Snapshots, SnapshotState, ensemble_logits, label_by_draw
 from semiovs_jax.models import Functional
 from semiovs_jax.models.deeplab.params import STUDENT_RULES, convert_student, infer_architecture
 from semiovs_jax.runtime import sharding
@@ -53,27 +54,29 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
 
     first = weights(source)
     snapshots = [weights(golden.state_dict(seed)) for seed in meta.get("prev_bank_fill_seeds", ())]
-    bank = _bank(*first, snapshots) if snapshots else None
+    held = _snapshots(*first, snapshots) if snapshots else None
 
     ignore_index = config["criterion"]["kwargs"]["ignore_index"]
     views = [_views(golden, index, ignore_index, dtype) for index in range(len(meta["iters_index"]))]
-    if bank is not None:
-        views = [_with_bank(golden, index, given, bank, student) for index, given in enumerate(views)]
+    labels = [_labels(golden, index, given, held, student, ignore_index) for index, given in enumerate(views)]
     probe = jnp.asarray(golden["probe"].transpose(0, 2, 3, 1), dtype)
     table = methods.make_method(_method_config(meta))
 
     # Thresholds and learning rate are arguments, so that the variants share one compilation.
     @jax.jit
-    def step(state: TrainState, views: train_step.Views, variant: dict[str, jax.Array]) -> train_step.Update:
-        return train_step.update(state, views, recipe(variant))
+    def step(
+        state: TrainState, views: train_step.Views, labels: train_step.Labels, variant: dict[str, jax.Array]
+    ) -> train_step.Update:
+        return train_step.update(state, views, labels, spec(variant))
 
-    def recipe(variant: dict[str, Any]) -> train_step.Recipe:
-        gates = {"student": "conf_thresh", "ovs": "conf_thresh", "bank": "prev_conf_thresh"}
+    def spec(variant: dict[str, Any]) -> train_step.StepSpec:
+        gates = {"student": "conf_thresh", "ovs": "conf_thresh", "snapshots": "prev_conf_thresh"}
         terms = tuple(dataclasses.replace(term, threshold=variant[gates[term.labeler]]) for term in table.terms)
-        return train_step.Recipe(
+        return train_step.StepSpec(
             student=student,
             perturbed_channels=model.perturbed_channels,
             method=dataclasses.replace(table, terms=terms),
+            labelers={"snapshots": Snapshots(student, len(snapshots), DRAWS)} if snapshots else {},
             optimizer=optim.make_optimizer(_optim_config(meta, variant), meta["total_iters"], model.parameter_groups),
             ignore_index=ignore_index,
             seed=0,
@@ -91,17 +94,19 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
             continue
         prefix = variant["prefix"] + ("f64/" if double else "")
         values = {key: variant[key] for key in ("conf_thresh", "prev_conf_thresh", "lr") if key in variant}
-        state = TrainState.create(*first, recipe(values).optimizer).replace(bank=bank)
+        state = TrainState.create(*first, spec(values).optimizer, {})
+        if held is not None:
+            state = dataclasses.replace(state, labelers={"snapshots": held})
         updates = []
-        for count, index, given in zip(_schedule_counts(meta), meta["iters_index"], views, strict=True):
+        for count, index, given, known in zip(_schedule_counts(meta), meta["iters_index"], views, labels, strict=True):
             opt_state = optax.tree_utils.tree_set(state.opt_state, count=jnp.int32(count))
-            state = state.replace(step=jnp.int32(index), opt_state=opt_state)
-            updates.append(step(state, given, values))
+            state = dataclasses.replace(state, step=jnp.int32(index), opt_state=opt_state)
+            updates.append(step(state, given, known, values))
             state = updates[-1].state
         found = _losses(updates) | _first_iteration(updates[0], golden)
         found |= _final(golden, *first, state, 3 * len(updates))
-        if bank is not None:
-            found["it0/pred_prev_s"] = _strided(_snapshot_logits(golden, 0, views[0], bank, student), 8)
+        if held is not None:
+            found["it0/pred_prev_s"] = _strided(_snapshot_logits(golden, 0, views[0], held, student), 8)
         if not double:
             rates = optim.learning_rate_schedules(_optim_config(meta, values), meta["total_iters"])
             by_group = [[float(rates[group](i)) for group in ("backbone", "head")] for i in _schedule_counts(meta)]
@@ -119,7 +124,7 @@ def _method_config(meta: dict[str, Any]) -> ConfigDict:
             "ood_weight": meta["config"]["lambda"],
             "confidence_threshold": 0.0,
             "ovs_threshold": 0.0,
-            "bank": {
+            "snapshots": {
                 "capacity": len(meta.get("prev_bank_fill_seeds", "-")),
                 "draws": DRAWS,
                 "confidence_threshold": 0.0,
@@ -146,37 +151,55 @@ def _schedule_counts(meta: dict[str, Any]) -> list[int]:
     return [0, *meta["iters_index"][1:]]
 
 
-def _bank(params: Any, batch_stats: Any, snapshots: list[tuple[Any, Any]]) -> Bank:
-    bank = Bank.create(params, batch_stats, len(snapshots))
+def _snapshots(params: Any, batch_stats: Any, snapshots: list[tuple[Any, Any]]) -> SnapshotState:
+    held = SnapshotState.create(params, batch_stats, len(snapshots))
     for number, snapshot in enumerate(snapshots):
-        bank = bank.offer(*snapshot, jnp.float32(number + 1))
-    return bank
+        held = held.offer(*snapshot, jnp.float32(number + 1))
+    return held
 
 
-def _draw(golden: Golden, index: int, dtype: Any) -> Draw:
+def _draw(golden: Golden, index: int, dtype: Any) -> SnapshotDraw:
     slots, weights = (golden[f"in/{index}/prev_{key}"] for key in ("select", "weights"))
     unused = DRAWS - len(slots)
-    return Draw(
+    return SnapshotDraw(
         jnp.asarray(np.pad(slots, (0, unused)), jnp.int32),
         jnp.asarray(np.pad(weights, (0, unused)), dtype),
         jnp.int32(len(slots)),
     )
 
 
-@functools.partial(jax.jit, static_argnames="student")
-def _label_by_bank(views: train_step.Views, bank: Bank, draw: Draw, student: Functional) -> train_step.Views:
-    return train_step.label_by_bank(views, bank, draw, student, ("unlabeled", "mix"))
+_label_by_draw = jax.jit(label_by_draw, static_argnames="student")
 
 
-def _with_bank(golden: Golden, index: int, views: train_step.Views, bank: Bank, student: Functional) -> Any:
-    draw = _draw(golden, index, views.weak["unlabeled"].dtype)
-    return _label_by_bank(views, bank, draw, student)
+def _labels(
+    golden: Golden,
+    index: int,
+    views: train_step.Views,
+    held: SnapshotState | None,
+    student: Functional,
+    ignore_index: int,
+) -> train_step.Labels:
+    """The OVS's stored labels, and those of the stored draw of snapshots."""
+    ood = jnp.asarray(golden[f"in/{index}/mask_u_ood"])
+    given = {
+        name: View(views.weak[name], views.weak[name], views.valid[name], ood if name == "ood" else None)
+        for name in ("unlabeled", "mix", "ood")
+    }
+    ovs = CachedLabels(ignore_index).label((), (), {"ood": given.pop("ood")}, jax.random.key(0))
+    labels = {("ovs", "ood"): ovs["ood"]}
+    if held is not None:
+        draw = _draw(golden, index, views.weak["unlabeled"].dtype)
+        found = _label_by_draw(held, draw, student=student, views=given)
+        labels |= {("snapshots", name): label for name, label in found.items()}
+    return labels
 
 
-def _snapshot_logits(golden: Golden, index: int, views: train_step.Views, bank: Bank, student: Functional) -> jax.Array:
+def _snapshot_logits(
+    golden: Golden, index: int, views: train_step.Views, held: SnapshotState, student: Functional
+) -> jax.Array:
     images = jnp.concatenate([views.weak["unlabeled"], views.weak["mix"]])
     return jax.jit(functools.partial(ensemble_logits, student=student))(
-        bank, _draw(golden, index, images.dtype), image=images
+        held, _draw(golden, index, images.dtype), image=images
     )
 
 
@@ -194,7 +217,6 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
 
     streams = {"unlabeled": "u", "mix": "mix", "ood": "ood"}
     label = jnp.asarray(stored("mask_x"), jnp.int32)
-    ood = jnp.asarray(stored("mask_u_ood"))
     valid = {name: jnp.asarray(stored(f"ignore_{short}") != ignore_index) for name, short in streams.items()}
     return train_step.Views(
         weak={"labeled": image("img_x")} | {name: image(f"img_{s}_w") for name, s in streams.items()},
@@ -202,10 +224,9 @@ def _views(golden: Golden, index: int, ignore_index: int, dtype: Any) -> train_s
         s2={name: image(f"img_{s}_s2") for name, s in streams.items()},
         valid=valid | {"labeled": jnp.ones(label.shape, bool)},
         label=label,
-        labels={("ovs", "ood"): trusted(ood, jnp.ones(ood.shape), valid["ood"], ignore_index=ignore_index)},
         box1=jnp.asarray(stored("cutmix_box1"), bool),
         box2=jnp.asarray(stored("cutmix_box2"), bool),
-        channel_masks=(masks("keep_c1"), masks("keep_c4")),
+        weak_masks=(masks("keep_c1"), masks("keep_c4")),
     )
 
 
@@ -215,7 +236,7 @@ def _losses(updates: list[train_step.Update]) -> dict[str, np.ndarray]:
         "total": np.array([update.loss for update in updates]),
         "loss_x": np.array([outcome.supervised for outcome in outcomes]),
     }
-    for ours, theirs in (("student", "mask_ratio"), ("bank", "mask_ratio_prev")):
+    for ours, theirs in (("student", "mask_ratio"), ("snapshots", "mask_ratio_prev")):
         if ours in outcomes[0].confident:
             found[theirs] = np.array([outcome.confident[ours] for outcome in outcomes])
     for ours, theirs in TERM_NAMES.items():
@@ -235,7 +256,7 @@ def _first_iteration(update: train_step.Update, golden: Golden) -> dict[str, np.
     gradient = _by_name(golden.meta["params"], update.gradient)
     return {
         "it0/grad_norm": _norms(gradient),
-        "it0/pred_u_w_mix_s": _strided(predictions.partner["mix"], 8),
+        "it0/pred_u_w_mix_s": _strided(predictions.frozen["mix"], 8),
         "it0/preds_s": _strided(jnp.concatenate(weak), 8),
         "it0/preds_fp_s": _strided(jnp.concatenate(fp), 8),
         "it0/pred_s_s": _strided(jnp.concatenate(strong["unlabeled"]), 8),

@@ -14,10 +14,10 @@ from data_pipelines.errors import InputError, first_few
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.manifest import FILES, SHARDS, read_manifest
 from data_pipelines.labels.store import FileStore, LabelStore
-from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.streams import open_config_split, with_labels
 from data_pipelines.loading.worker_log import BadRecords
 from data_pipelines.sources.records import Record, Source
-from semiovs_jax.labelers import OVS
+from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.contact_sheet import write_contact_sheet
 from semiovs_jax.ovs.labeling.job import BadImages, Job
 from semiovs_jax.ovs.vocabulary import load_vocabulary
@@ -52,7 +52,7 @@ def labels_complete(config: Any, ovs: OVS) -> bool:
       InputError: it holds labels of another model, vocabulary or setting, finished shards of labels are damaged or
         gone, or the OOD set cannot be listed.
     """
-    source = open_stream(config.data, "ood")
+    source = open_config_split(config.data, "ood")
     manifest = _open_store(config, ovs, source).open()
     if manifest is None or not manifest["finished"]:
         return False
@@ -88,7 +88,7 @@ def label_images(
     count = jax.process_count() if process_count is None else process_count
     if not 0 <= index < count:
         raise InputError(f"process_index {index} of {count}: use 0 to {count - 1}, and give process_count with it")
-    source = open_stream(config.data, "ood")
+    source = open_config_split(config.data, "ood")
     ids = _unique_ids(config, source)
     store = _open_store(config, ovs, source)
     store.begin()
@@ -111,7 +111,7 @@ def label_images(
     finished = store.finished(ids)
     if finished and (index == 0 or not together):
         store.finish(ids, {"labeled": labeled, "seconds": round(seconds, 1)})
-        joined = _records(open_stream(config.data, "ood", config.ovs.labels_dir))
+        joined = _records(with_labels(source, open_label_cache(store.folder), confidence=True))
         write_contact_sheet(store.folder, joined.values(), store.dataset)
     if together:
         multihost_utils.sync_global_devices("the manifest is finished")

@@ -19,7 +19,7 @@ from data_pipelines.labels.store import LabelStore
 from data_pipelines.loading.worker_log import BadRecords
 from data_pipelines.sources.records import Record, UnreadableError
 from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
-from semiovs_jax.labelers import OVS
+from semiovs_jax.ovs.base import OVS
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes

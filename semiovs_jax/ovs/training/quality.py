@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semiovs_jax.evaluation.metrics import Scores, confusion_matrix, scores
-from semiovs_jax.labelers import OVS
+from semiovs_jax.ovs.base import OVS
 
 
 def label_quality(

@@ -16,7 +16,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipelines.checking.inputs import check_workdir
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import normalize
@@ -32,6 +31,7 @@ from semiovs_jax.ovs.training.sed_losses import contrastive_loss, sed_losses
 from semiovs_jax.ovs.training.sed_optim import make_optimizer, rate_multipliers
 from semiovs_jax.ovs.training.task import Task, data_facts, held_out_quality, make_task
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
+from semiovs_jax.runtime.workdir import check_workdir
 
 _FILE_DTYPES = {"float16": np.float16, "float32": np.float32}
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.pipeline import make_train_iterator, validation_records
+from data_pipelines.loading.streams import open_config_split
+from data_pipelines.pipeline import Options, ValidationRecords, make_train_iterator
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models.sed.file import SedWeights
@@ -72,7 +73,9 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         )
     dataset = load_dataset(data.dataset)
     vocabulary = load_vocabulary(config.vocabulary, dataset.num_classes, templates=config.templates)
-    files = make_train_iterator(data, batch_size=config.train.batch_size, seed=seed, streams=("labeled",), **processes)
+    sources = {"labeled": open_config_split(data, "labeled")}
+    batch_size = config.train.batch_size
+    files = make_train_iterator(sources, dataset, Options.read(data), batch_size=batch_size, seed=seed, **processes)
     return Task(vocabulary, dataset.ignore_index, files.iterator)
 
 
@@ -90,10 +93,11 @@ def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tupl
         samples = held_out_scenes(config.seed, data.held_out)
         canvas, ignore_index = (MAX_SIDE, MAX_SIDE), IGNORE_INDEX
     else:
-        records = validation_records(data)
-        sizes = records.sizes()[: data.held_out]
+        dataset = load_dataset(data.dataset)
+        records = ValidationRecords(open_config_split(data, "val"), dataset)
+        sizes = records.sizes[: data.held_out]
         canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        ignore_index = load_dataset(data.dataset).ignore_index
+        ignore_index = dataset.ignore_index
         samples = ((record["image"], record["label"]) for record in itertools.islice(records, data.held_out))
     return label_quality(make_sed(sed, vocabulary), samples, canvas, ignore_index), vocabulary.classes
 

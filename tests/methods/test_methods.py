@@ -3,6 +3,7 @@ import pytest
 
 from configs import common
 from data_pipelines.errors import InputError
+from semiovs_jax import labelers, methods
 from semiovs_jax.methods import Method, Progress, make_method
 
 
@@ -12,8 +13,8 @@ def _method(name: str, ood: str = "none", **changes) -> Method:
     return make_method(config)
 
 
-def _at(step: int, snapshots: int = 0) -> Progress:
-    return Progress(jnp.int32(step), steps_per_epoch=10, total_steps=100, snapshots=jnp.int32(snapshots))
+def _at(step: int) -> Progress:
+    return Progress(jnp.int32(step), steps_per_epoch=10, total_steps=100)
 
 
 def test_supervised_has_no_terms():
@@ -27,7 +28,7 @@ def test_unimatch_weighs_supervised_and_consistency_alike():
     method = _method("unimatch")
     assert {term.prediction: term.weight for term in method.terms} == {"s1": 0.25, "s2": 0.25, "fp": 0.5}
     assert method.streams == ("labeled", "unlabeled", "mix")
-    assert sum(method.weights(_at(0)).values()) == 1.0
+    assert sum(method.weights(_at(0), {}).values()) == 1.0
     assert method.labeled_by == {"student": ("unlabeled", "mix")}
 
 
@@ -38,7 +39,7 @@ def test_ovs_adds_lambda_to_the_normalizer(name: str, weight: float):
     assert method.streams == ("labeled", "unlabeled", "mix", "ood")
     ood = [term for term in method.terms if term.stream == "ood"]
     assert sum(term.weight for term in ood) == pytest.approx(weight)
-    assert {(term.labeler, term.pasted_labeler, term.in_divisor) for term in ood} == {("ovs", "student", True)}
+    assert {(term.labeler, term.pasted_labeler, term.normalized) for term in ood} == {("ovs", "student", True)}
     assert tuple(term for term in method.terms if term.stream != "ood") == alone.terms
 
 
@@ -49,31 +50,50 @@ def test_ood_as_unlabeled_changes_no_term(name: str):
 
 def test_snapshots_count_as_much_as_the_epoch_says_once_there_are_some():
     method = _method("prevmatch")
-    previous = [term for term in method.terms if term.labeler == "bank"]
-    assert {term.pasted_labeler for term in previous} == {"bank"}
+    previous = [term for term in method.terms if term.labeler == "snapshots"]
+    assert {term.pasted_labeler for term in previous} == {"snapshots"}
     assert {term.threshold for term in previous} == {0.9}
-    assert (method.bank_capacity, method.bank_draws) == (8, 3)
 
     def mu(step: int, snapshots: int) -> float:
-        weights = method.weights(_at(step, snapshots))
+        weights = method.weights(_at(step), {"snapshots": jnp.int32(snapshots) > 0})
         return sum(float(weights[term.name]) for term in previous)
 
     assert [mu(step, 2) for step in (0, 9, 10, 50, 99)] == pytest.approx([0, 0, 0.2, 1, 0.2])
     assert mu(50, 0) == 0
 
 
-def test_dense_clip_fades_beside_the_mean():
+def test_maskclip_fades_beside_the_mean():
     method = _method("semivl")
-    dense = [term for term in method.terms if term.labeler == "dense_clip"]
-    assert {(term.mean_over, term.in_divisor, term.threshold) for term in dense} == {("all", False, 0.9)}
+    dense = [term for term in method.terms if term.labeler == "maskclip"]
+    assert {(term.mean_over, term.normalized, term.threshold) for term in dense} == {("all", False, 0.9)}
     for step, weight in ((0, 0.1), (50, 0.05), (100, 0.0)):
-        assert sum(float(method.weights(_at(step))[term.name]) for term in dense) == pytest.approx(weight)
+        assert sum(float(method.weights(_at(step), {})[term.name]) for term in dense) == pytest.approx(weight)
 
 
-@pytest.mark.parametrize(("name", "ood"), [("supervised", "ovs"), ("fixmatch", "none"), ("unimatch", "sed")])
-def test_unknown_combinations_are_refused_with_the_choices(name: str, ood: str):
-    with pytest.raises(InputError, match=r"is no method; choose name 'supervised'"):
+@pytest.mark.parametrize(
+    ("name", "ood", "message"),
+    [
+        ("supervised", "ovs", "config.method.ood='ovs': supervised has no .*; choose one of none$"),
+        ("fixmatch", "none", "config.method.name='fixmatch': no such method; choose one of prevmatch, semivl, superv"),
+        ("unimatch", "sed", "config.method.ood='sed': unimatch has no .*; choose one of none, unlabeled, ovs$"),
+    ],
+)
+def test_unknown_combinations_are_refused_with_the_choices(name: str, ood: str, message: str):
+    with pytest.raises(InputError, match=message):
         _method(name, ood)
+
+
+def test_all_values_out_of_range_are_told_at_once():
+    with pytest.raises(InputError) as caught:
+        _method("prevmatch", "sed", ovs_threshold=2.0, **{"snapshots.capacity": 0, "snapshots.gate": "x"})
+    assert len(caught.value.args) == 4
+
+
+def test_labelers_of_all_methods_are_modules_of_their_name():
+    for name in methods.names():
+        method = _method(name, "none" if name == "supervised" else "ovs")
+        assert set(labelers._modules(method)) == set(method.labelers)
+        assert method.name == name
 
 
 @pytest.mark.parametrize(
@@ -81,17 +101,13 @@ def test_unknown_combinations_are_refused_with_the_choices(name: str, ood: str):
     [
         ("unimatch", "ovs_threshold", 1.5),
         ("unimatch", "confidence_threshold", -0.1),
-        ("prevmatch", "bank.confidence_threshold", 9.0),
-        ("prevmatch", "bank.capacity", 0),
-        ("prevmatch", "bank.draws", 0),
-        ("prevmatch", "bank.gate", "pixelmax"),
-        ("semivl", "dense_clip.confidence_threshold", 90.0),
+        ("prevmatch", "snapshots.confidence_threshold", 9.0),
+        ("prevmatch", "snapshots.capacity", 0),
+        ("prevmatch", "snapshots.draws", 0),
+        ("prevmatch", "snapshots.gate", "pixelmax"),
+        ("semivl", "maskclip.confidence_threshold", 90.0),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, key: str, value: object):
     with pytest.raises(InputError, match=rf"config\.method\.{key}='?{value}"):
         _method(name, "none", **{key: value})
-
-
-def test_more_draws_than_places_are_as_many_as_places():
-    assert _method("prevmatch", **{"bank.capacity": 2}).bank_draws == 2

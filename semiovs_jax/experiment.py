@@ -1,0 +1,302 @@
+"""Config in, parts of a run out. Beside `config_checks`, the only reader of the whole config.
+
+Everything below takes parts: dataset facts, opened sources, the method, the student, labelers, lengths.
+"""
+
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipelines.checking.report import DataReport
+from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.errors import Faults, InputError
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.loading.selection import Filter, select_images
+from data_pipelines.loading.streams import open_config_split, train_sources
+from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
+from data_pipelines.shapes.benchmark import write_shapes
+from data_pipelines.sources.records import Source
+from semiovs_jax.evaluation.evaluator import Evaluator
+from semiovs_jax.labelers import Facts, Labeler, build_labelers
+from semiovs_jax.methods import STUDENT, Method, make_method
+from semiovs_jax.models import Functional, Student, build_student
+from semiovs_jax.optim import make_optimizer
+from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.labeling.images import label_images, labels_complete
+from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
+from semiovs_jax.train_state import TrainState
+from semiovs_jax.train_step import StepSpec
+
+_logger = logging.getLogger(__name__)
+
+
+class Experiment(NamedTuple):
+    """The parts of a run that can be used.
+
+    Attributes:
+      dataset: its classes.
+      method: the table of terms.
+      options: how training records are read and shown.
+      student: its shapes alone.
+      sources: the splits that the method reads, opened once.
+      report: what they hold.
+    """
+
+    dataset: DatasetInfo
+    method: Method
+    options: Options
+    student: Student
+    sources: Mapping[str, Source]
+    report: DataReport
+
+
+def range_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
+    """What is wrong with lengths and sizes that no part checks by itself."""
+    if config.batch_size < 1 or config.batch_size % devices:
+        yield (
+            f"config.batch_size={config.batch_size} cannot be split over {devices} device(s); set it to a positive "
+            f"multiple of {devices}, such as {max(1, round(config.batch_size / devices)) * devices}"
+        )
+    if config.data.make not in ("", "shapes"):
+        yield f"config.data.make={config.data.make!r}: choose 'shapes', or '' to make nothing"
+    train = config.train
+    if (train.steps or train.epochs) <= 0:
+        yield (
+            f"config.train.steps={train.steps} and config.train.epochs={train.epochs} make no step; set one of them to "
+            "a positive number"
+        )
+    least = {"log_every_steps": 1, "eval_every_steps": 0, "checkpoint_every_steps": 0, "panel_images": 0}
+    for key, value in least.items():
+        if train[key] < value:
+            yield f"config.train.{key}={train[key]}: set it to {value} or more"
+
+
+def read_sections(config: ml_collections.ConfigDict) -> Callable[[str], Any]:
+    """The function from a section's dotted name to the section."""
+    return lambda name: operator.attrgetter(name)(config)
+
+
+def make_student(config: ml_collections.ConfigDict, dataset: DatasetInfo) -> Student:
+    """The student of a config with random weights; inside `nnx.eval_shape`, its shapes alone.
+
+    Raises:
+      InputError: an unknown backbone or dtype, or one that cannot be evaluated as `config.eval` describes.
+    """
+    crop = config.data.crop_size
+    student = build_student(config.model, dataset.num_classes, image_size=crop, rngs=nnx.Rngs(config.seed))
+    if student.windowed and not config.eval.window:
+        raise InputError(
+            f"config.eval.window=0: config.model.backbone={config.model.backbone!r} is evaluated by windows; set it to "
+            f"the crop's {crop}, config.eval.short_side to as much or more, and config.eval.stride"
+        )
+    return student
+
+
+def make_labelers(
+    config: ml_collections.ConfigDict, dataset: DatasetInfo, method: Method, student: Student
+) -> dict[str, Labeler]:
+    """All labelers but the student; reads the weights of those that label inside the step. Raises `InputError`."""
+    facts = Facts(dataset, method, Functional.create(student)[0], config.data.crop_size)
+    return build_labelers(read_sections(config), facts)
+
+
+def make_step_spec(
+    config: ml_collections.ConfigDict,
+    dataset: DatasetInfo,
+    method: Method,
+    student: Student,
+    labelers: Mapping[str, Labeler],
+    *,
+    steps: int,
+    steps_per_epoch: int,
+) -> StepSpec:
+    """The static side of a config's train step.
+
+    Args:
+      config: the experiment.
+      dataset: its classes.
+      method: the table of terms.
+      student: its shapes.
+      labelers: of `make_labelers`.
+      steps: length of the run, on which the learning rate and the weights of terms depend.
+      steps_per_epoch: updates in one pass over the unlabeled stream, on which the weights of terms depend.
+    """
+    return StepSpec(
+        student=Functional.create(student)[0],
+        perturbed_channels=student.perturbed_channels,
+        method=method,
+        labelers=labelers,
+        optimizer=make_optimizer(config.optim, steps, student.parameter_groups),
+        ignore_index=dataset.ignore_index,
+        seed=config.seed,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+    )
+
+
+def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mesh) -> None:
+    """Labels the OOD images where the method reads cached labels and some are missing.
+
+    Raises:
+      InputError: the cached labels are another model's, or the model cannot be built.
+    """
+    if "ood" not in run.method.streams or config.ovs.labels != "cached":
+        return
+    ovs = build_ovs(config.ovs, run.dataset.num_classes)
+    if not labels_complete(config, ovs):
+        _logger.info("labeling the OOD images in %s", config.data.ood_root)
+        label_images(config, ovs, mesh)
+
+
+def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainData:
+    """The training batches of this process, at the first step.
+
+    Raises:
+      InputError: no OOD image is left by `config.data.ood_min_foreground`.
+    """
+    method, labels, selection = run.method, None, None
+    if "ood" in method.streams and config.ovs.labels != "online":
+        folder = Path(config.ovs.labels_dir)
+        labels = open_label_cache(folder)
+        keys = Filter(config.data.ood_min_foreground, config.data.ood_repeat_threshold)
+        selection = select_images(run.sources["ood"], keys, folder, run.dataset)
+    sources = train_sources(
+        run.sources,
+        method.streams,
+        labels=labels,
+        confidence=method.reads_ovs_confidence,
+        ood_as_unlabeled=config.method.ood == "unlabeled",
+    )
+    return make_train_iterator(
+        sources,
+        run.dataset,
+        run.options,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        selection=selection,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def total_steps(config: ml_collections.ConfigDict, data: TrainData) -> int:
+    """Length of the run: `config.train.steps`, or where that is 0 `config.train.epochs` epochs.
+
+    Raises:
+      InputError: a source that is drawn once does not last as long.
+    """
+    steps = config.train.steps or config.train.epochs * data.steps_per_epoch
+    if data.steps_at_most is not None and steps > data.steps_at_most:
+        raise InputError(
+            f"config.data.ood_root={config.data.ood_root}: a source that is drawn once lasts for {data.steps_at_most} "
+            f"of the {steps} steps; lower its weight, give it more images, or set config.train.steps"
+        )
+    return steps
+
+
+def batch_structs(config: ml_collections.ConfigDict, method: Method) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of one training batch, as `data_pipelines.pipeline.make_train_iterator` describes it."""
+    count, size = config.batch_size, config.data.crop_size
+    plane = (count, size, size)
+    fields = {
+        "image": jax.ShapeDtypeStruct((*plane, 3), np.uint8),
+        "valid": jax.ShapeDtypeStruct(plane, np.bool_),
+        "index": jax.ShapeDtypeStruct((count,), np.int32),
+        "substituted": jax.ShapeDtypeStruct((count,), np.int32),
+    }
+    label = {"label": jax.ShapeDtypeStruct(plane, np.uint8)}
+    confidence = {"confidence": jax.ShapeDtypeStruct(plane, np.uint8)}
+    extra = {"labeled": label}
+    if config.ovs.labels != "online":
+        extra["ood"] = label | (confidence if method.reads_ovs_confidence else {})
+    return {stream: fields | extra.get(stream, {}) for stream in method.streams}
+
+
+class Arguments(NamedTuple):
+    """The arguments of a train step as shape structs with shardings: its state, its batch, the labelers' weights."""
+
+    state: TrainState
+    batch: dict[str, dict[str, jax.ShapeDtypeStruct]]
+    weights: dict[str, Any]
+
+
+def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[StepSpec, Arguments]:
+    """The train step of a config on a mesh, without making a weight or opening an image.
+
+    Only the weights of models that label inside the step are read: their shapes are not in the config.
+
+    Raises:
+      InputError: invalid config values, or a batch that the devices do not divide.
+    """
+    faults = Faults()
+    faults.add(range_faults(config, mesh.size))
+    faults.refuse()
+    dataset, method = load_dataset(config.data.dataset), make_method(config.method)
+    student = nnx.eval_shape(lambda: make_student(config, dataset))
+    labelers = make_labelers(config, dataset, method, student)
+    # The run's length is a constant of the program; its value changes nothing that is reported.
+    steps = config.train.steps or 1
+    spec = make_step_spec(config, dataset, method, student, labelers, steps=steps, steps_per_epoch=1)
+    _, params, batch_stats = Functional.create(student)
+    create = functools.partial(TrainState.create, optimizer=spec.optimizer, labelers=labelers)
+    state = jax.eval_shape(create, params, batch_stats)
+    weights = {name: labeler.weights for name, labeler in labelers.items()}
+    return spec, Arguments(
+        with_sharding(state, replicated(mesh)),
+        with_sharding(batch_structs(config, method), batch_sharding(mesh)),
+        with_sharding(weights, replicated(mesh)),
+    )
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of checkpoints of a run.
+
+    Attributes:
+      dataset: its classes.
+      evaluator: on the validation split.
+      target: shape structs of the part of the train state that is evaluated.
+      weights: (params, batch_stats) of such a part.
+    """
+
+    dataset: DatasetInfo
+    evaluator: Evaluator
+    target: dict[str, Any]
+    weights: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+
+
+def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation:
+    """Opens the validation split for the model that the method evaluates.
+
+    Raises:
+      InputError: invalid config values, or validation files that are missing or malformed.
+    """
+    dataset, method = load_dataset(config.data.dataset), make_method(config.method)
+    student = nnx.eval_shape(lambda: make_student(config, dataset))
+    function, params, batch_stats = Functional.create(student)
+    target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
+    weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
+    if (name := method.evaluates) != STUDENT:
+        labeler = make_labelers(config, dataset, method, student)[name]
+        target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
+        weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
+    records = ValidationRecords(open_config_split(config.data, "val"), dataset)
+    evaluator = Evaluator(function, records, dataset, config.eval, mesh)
+    return Evaluation(dataset, evaluator, with_sharding(target, replicated(mesh)), weights)
+
+
+def make_benchmark(config: ml_collections.ConfigDict) -> None:
+    """Writes the embedded benchmark to `config.data.root` if the config asks for it and nothing is there."""
+    if config.data.make == "shapes" and not Path(config.data.root).exists() and jax.process_index() == 0:
+        _logger.info("writing the benchmark %r to %s", config.data.make, config.data.root)
+        write_shapes(config.data.root)
+    if jax.process_count() > 1:
+        jax.experimental.multihost_utils.sync_global_devices("the benchmark is written")
