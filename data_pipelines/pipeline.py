@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images import transforms
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label, image_size, size_fault
@@ -101,7 +101,7 @@ def make_train_iterator(
     for key in _NOT_NEGATIVE:
         if data_config[key] < 0:
             raise InputError(f"config.data.{key}={data_config[key]}: set it to 0 or more")
-    info = load_dataset(data_config.dataset)
+    info = dataset_info(data_config.dataset)
     bad, held = BadRecords(data_config.max_bad_records), HeldRecords()
     sources: dict[str, Source] = {
         name: open_stream(data_config, name, ood_labels_dir, ood_confidence=ood_confidence) for name in streams
@@ -185,7 +185,7 @@ class ValidationRecords(Sequence):
 
 def validation_records(data_config: Any) -> ValidationRecords:
     """Opens the validation split; raises `InputError` if it is missing, empty or malformed."""
-    return ValidationRecords(open_stream(data_config, "val"), load_dataset(data_config.dataset))
+    return ValidationRecords(open_stream(data_config, "val"), dataset_info(data_config.dataset))
 
 
 class _ProcessRows(grain.MapDataset):

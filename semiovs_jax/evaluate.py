@@ -13,7 +13,7 @@ import jax
 from absl import flags as absl_flags
 from flax import nnx
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.pipeline import validation_records
 from semiovs_jax.checkpoints.checkpointer import restore_weights
 from semiovs_jax.evaluation.evaluator import Evaluator
@@ -28,7 +28,7 @@ def main(flags: Any) -> None:
     """Evaluates the best (or latest) checkpoint in `flags.workdir` and prints the table."""
     config = flags.config
     mesh = make_mesh()
-    dataset = load_dataset(config.data.dataset)
+    dataset = dataset_info(config.data.dataset)
     student, params, batch_stats = Functional.create(nnx.eval_shape(lambda: make_student(config)))
     weights = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.models import Functional, SemiVL, Student
 from semiovs_jax.models.clip.file import load_clip
@@ -39,7 +39,7 @@ def initial_weights(config: ml_collections.ConfigDict, student: Student) -> tupl
 
 def _embed_class_names(config: ml_collections.ConfigDict, shape: tuple[int, int]) -> Any:
     """The student's text embeddings: the dataset's class names, by the text tower of `config.clip`."""
-    dataset, clip = load_dataset(config.data.dataset), load_clip(config.clip.weights)
+    dataset, clip = dataset_info(config.data.dataset), load_clip(config.clip.weights)
     if clip.config.text.embed_dim != shape[1]:
         raise InputError(
             f"config.clip.weights={config.clip.weights!r} embeds text in {clip.config.text.embed_dim} channels, "

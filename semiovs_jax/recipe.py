@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import Method, make_method
@@ -52,7 +52,7 @@ def build_frozen_labelers(config: ml_collections.ConfigDict, method: Method) -> 
     Raises:
       InputError: weights or vocabulary are missing or unusable.
     """
-    num_classes = load_dataset(config.data.dataset).num_classes
+    num_classes = dataset_info(config.data.dataset).num_classes
     frozen: dict[str, OVS] = {}
     if needs_ovs(config, method, "online"):
         frozen["ovs"] = build_ovs(config.ovs, num_classes)
@@ -67,7 +67,7 @@ def make_student(config: ml_collections.ConfigDict) -> Student:
     Raises:
       InputError: an unknown backbone or dtype, or one that cannot be evaluated as `config.eval` says.
     """
-    num_classes, crop = load_dataset(config.data.dataset).num_classes, config.data.crop_size
+    num_classes, crop = dataset_info(config.data.dataset).num_classes, config.data.crop_size
     student = build_student(config.model, num_classes, image_size=crop, rngs=nnx.Rngs(config.seed))
     if student.windowed and not config.eval.window:
         raise InputError(
@@ -101,7 +101,7 @@ def make_recipe(
         perturbed_channels=student.perturbed_channels,
         method=make_method(config.method),
         optimizer=make_optimizer(config.optim, steps, student.parameter_groups),
-        ignore_index=load_dataset(config.data.dataset).ignore_index,
+        ignore_index=dataset_info(config.data.dataset).ignore_index,
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,

@@ -11,7 +11,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from data_pipelines.checking.inputs import check_inputs, check_workdir
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.benchmark import write_shapes
@@ -58,7 +58,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     found = check_inputs(config)
     records = validation_records(config.data)
     check_evaluation(config.eval, records.sizes())
-    dataset = load_dataset(config.data.dataset)
+    dataset = dataset_info(config.data.dataset)
     method = make_method(config.method)
     student = make_student(config)
     params, batch_stats = initial_weights(config, student)
@@ -180,7 +180,7 @@ def prepare_labelers(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str,
     method = make_method(config.method)
     frozen = build_frozen_labelers(config, method)
     if needs_ovs(config, method, "cached"):
-        ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
+        ovs = build_ovs(config.ovs, dataset_info(config.data.dataset).num_classes)
         if not labels_complete(config, ovs):
             _logger.info("labeling the OOD images in %s", config.data.ood_root)
             label_images(config, ovs, mesh)

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import context, voc
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax import compile
 from semiovs_jax.models import Functional
@@ -85,7 +85,7 @@ def test_its_run_can_be_built(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     if name == "custom":  # its files are the user's
         write_custom(tmp_path / config.data.root)
         monkeypatch.chdir(tmp_path)
-    dataset = load_dataset(config.data.dataset)
+    dataset = dataset_info(config.data.dataset)
     inputs = _inputs(config)
     assert set(inputs.batch) == set(inputs.recipe.method.streams)
     assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes, templates=config.ovs.templates).classes

@@ -190,7 +190,7 @@ def id_fault(id_: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
-    """Encoded bytes that were read, as an `Encoded`."""
+    """Encoded bytes that were read, as an `EncodedImage`."""
 
     name: str
     data: bytes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.checking.survey import RecordFacts, Surveys, open_splits, survey_split
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.sources.records import SelectedSource, Source
 
@@ -52,7 +52,7 @@ def check_inputs(config: Any) -> InputSummary:
             `config.data.max_bad_records` allows. All faults of all splits are in one message.
     """
     data = config.data
-    info = load_dataset(data.dataset)
+    info = dataset_info(data.dataset)
     sources, unopened = open_splits(config)
     if unopened:
         raise InputError("\n".join(unopened))

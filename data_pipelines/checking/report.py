@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from data_pipelines.checking.inputs import count_warnings, forbidding, overlap_warnings, unreadable_training_files
 from data_pipelines.checking.survey import RecordFacts, Surveys, open_splits, survey_split
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.images.decode import ImageFacts, LabelFacts
-from data_pipelines.sources.records import Encoded, Source
+from data_pipelines.sources.records import EncodedImage, Source
 
 _LABELED = ("labeled", "val")
 _BAR_DELAY = 2.0  # seconds before a progress bar is worth its line
@@ -121,7 +121,7 @@ def report_data(config: Any) -> DataReport:
 
 def _dataset(name_or_path: str) -> tuple[DatasetInfo | None, list[str]]:
     try:
-        return load_dataset(name_or_path), []
+        return dataset_info(name_or_path), []
     except InputError as error:
         return None, [f"config.data.dataset: {error} (meanwhile the values of labels are not judged)"]
 
@@ -249,7 +249,7 @@ def _duplicates(sources: Mapping[str, Source], surveys: Surveys, pool: Executor)
     validation = lengths.pop("val")
     elsewhere = set().union(*lengths.values())
 
-    def candidates(split: str, wanted: set[int]) -> list[tuple[bytes, Encoded]]:
+    def candidates(split: str, wanted: set[int]) -> list[tuple[bytes, EncodedImage]]:
         source, records = sources[split], surveys[split]
         images = [source[i].image for i, found in enumerate(records) if found.image and found.image.length in wanted]
         return list(zip(pool.map(_digest, images), images, strict=True))
@@ -265,5 +265,5 @@ def _duplicates(sources: Mapping[str, Source], surveys: Surveys, pool: Executor)
     }
 
 
-def _digest(image: Encoded) -> bytes:
+def _digest(image: EncodedImage) -> bytes:
     return hashlib.sha256(image.read()).digest()

@@ -45,7 +45,7 @@ class DatasetInfo:
         return len(self.classes)
 
 
-def load_dataset(name_or_path: str | Path) -> DatasetInfo:
+def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     """Reads a dataset's facts by name (a file in `datasets/`) or from the path of a json file.
 
     Raises:

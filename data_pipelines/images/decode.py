@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError
 from data_pipelines.images.transforms import Size
-from data_pipelines.sources.records import Encoded, Record, UnreadableError
+from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _END_MARKERS = (b"\xff\xd9", b"IEND")  # of JPEG and PNG
@@ -26,7 +26,7 @@ _MODE_MENDS = {
 }
 
 
-def decode_image(encoded: Encoded, at_least: Size | None = None) -> np.ndarray:
+def decode_image(encoded: EncodedImage, at_least: Size | None = None) -> np.ndarray:
     """Decodes a photograph of any mode.
 
     Args:
@@ -68,7 +68,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def decode_label(encoded: Encoded, info: DatasetInfo) -> np.ndarray:
+def decode_label(encoded: EncodedImage, info: DatasetInfo) -> np.ndarray:
     """Decodes a label image: a palette PNG, read as indices, or an 8-bit gray image.
 
     Returns:
@@ -113,7 +113,7 @@ class LabelFacts(NamedTuple):
     values: dict[int, int]
 
 
-def probe_label(encoded: Encoded) -> LabelFacts:
+def probe_label(encoded: EncodedImage) -> LabelFacts:
     """Reads what a label image holds; raises `UnreadableError` if it is missing, truncated or no image."""
     return _label_facts(encoded, _open_plane(encoded))
 
@@ -147,7 +147,7 @@ def label_fault(label: LabelFacts, info: DatasetInfo) -> Fault | None:
     return None
 
 
-def decode_confidence(encoded: Encoded) -> np.ndarray:
+def decode_confidence(encoded: EncodedImage) -> np.ndarray:
     """Decodes a confidence plane: uint8 [H, W] from an 8-bit gray PNG, 255 is certain.
 
     Raises:
@@ -162,7 +162,7 @@ def decode_confidence(encoded: Encoded) -> np.ndarray:
     return np.asarray(image)
 
 
-def image_size(encoded: Encoded) -> Size:
+def image_size(encoded: EncodedImage) -> Size:
     """Reads (height, width) from an image's header, without decoding it.
 
     Raises:
@@ -194,7 +194,7 @@ class ImageFacts(NamedTuple):
     length: int
 
 
-def probe_image(encoded: Encoded) -> ImageFacts:
+def probe_image(encoded: EncodedImage) -> ImageFacts:
     """Makes sure that a photograph is there and not cut short, in a fraction of the time of decoding it.
 
     Reads the header, looks for the format's end marker in the last bytes, and decodes the image only where one of them
@@ -219,7 +219,7 @@ def probe_image(encoded: Encoded) -> ImageFacts:
     return facts
 
 
-def _open_plane(encoded: Encoded) -> Image.Image:
+def _open_plane(encoded: EncodedImage) -> Image.Image:
     data = encoded.read()
     try:
         image = Image.open(io.BytesIO(data))
@@ -229,13 +229,13 @@ def _open_plane(encoded: Encoded) -> Image.Image:
     return image
 
 
-def _label_facts(encoded: Encoded, image: Image.Image) -> LabelFacts:
+def _label_facts(encoded: EncodedImage, image: Image.Image) -> LabelFacts:
     counts = image.histogram() if image.mode in _INDEX_MODES else []
     values = {value: count for value, count in enumerate(counts) if count}
     return LabelFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), values)
 
 
-def _damaged(encoded: Encoded, error: Exception) -> UnreadableError:
+def _damaged(encoded: EncodedImage, error: Exception) -> UnreadableError:
     # PIL's own message names the stream it was given, by its address in memory.
     reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
     return UnreadableError(f"{encoded.name}: is damaged or not an image ({reason})")

@@ -37,7 +37,7 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
-from data_pipelines.sources.records import Encoded, Source
+from data_pipelines.sources.records import EncodedImage, Source
 
 DISTANCE = 10
 _DRAFT = (64, 64)  # a JPEG is decoded no larger than needed for the hash's 32x32 pixels: three times as fast
@@ -79,7 +79,7 @@ class EvaluationImages:
         names = "\n".join(self.ids).encode(errors="surrogateescape")
         return hashlib.sha256(b"".join(self.digests) + names).hexdigest()
 
-    def duplicate(self, image: Encoded) -> Duplicate | None:
+    def duplicate(self, image: EncodedImage) -> Duplicate | None:
         """The evaluation image that an image is a copy of, the nearest and then the first; None if there is none.
 
         Raises:
@@ -99,7 +99,7 @@ class EvaluationImages:
         return {digest: position for position, digest in reversed(list(enumerate(self.digests)))}
 
 
-def perceptual_hash(image: Encoded) -> np.uint64:
+def perceptual_hash(image: EncodedImage) -> np.uint64:
     """The perceptual hash of an encoded image, its pixels as they are stored (EXIF orientation is not applied).
 
     Raises:
@@ -134,7 +134,7 @@ def hash_evaluation_images(source: Source, distance: int = DISTANCE) -> Evaluati
     return EvaluationImages(tuple(source.ids()), digests, hashes, distance)
 
 
-def _gray(image: Encoded) -> Image.Image:
+def _gray(image: EncodedImage) -> Image.Image:
     data = image.read()
     if data.startswith(b"\xff\xd8"):
         # Whatever PIL refuses, by several types: the decoder of training judges it below.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import OOD_DOMAIN, TARGET_DOMAIN, Domain, draw_scene
 
@@ -129,7 +129,7 @@ def _write_scenes(
 ) -> list[str]:
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    palette = load_dataset("shapes").palette.ravel().tolist()
+    palette = dataset_info("shapes").palette.ravel().tolist()
     ids = [f"{stream}_{index:06d}" for index in range(count)]
     for index, key in enumerate(ids):
         image, label = draw_scene(scene_rng(seed, stream, index), domain)

@@ -14,7 +14,7 @@ class UnreadableError(InputError):
     """A file that is missing, empty or damaged: the one fault for which another record may stand in."""
 
 
-class Encoded(Protocol):
+class EncodedImage(Protocol):
     """An encoded image that is read when asked for."""
 
     @property
@@ -67,9 +67,9 @@ class Record:
     """
 
     id: str
-    image: Encoded
-    label: Encoded | None = None
-    confidence: Encoded | None = None
+    image: EncodedImage
+    label: EncodedImage | None = None
+    confidence: EncodedImage | None = None
 
 
 class Source(Protocol):

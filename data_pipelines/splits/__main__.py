@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pooch
 
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
 from data_pipelines.splits.published import load_published, read_lists
@@ -19,7 +19,7 @@ def _class_table(split: DrawnSplit, info: DatasetInfo) -> str:
 
 def _run(flags: argparse.Namespace) -> None:
     if flags.make_split is not None:
-        info = load_dataset(flags.dataset)
+        info = dataset_info(flags.dataset)
         split = make_split(flags.root, flags.list, info, flags.make_split, flags.seed)
         contents = split.lists
         print(_class_table(split, info))

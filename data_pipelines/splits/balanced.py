@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.images.decode import decode_label
-from data_pipelines.sources.records import Encoded
+from data_pipelines.sources.records import EncodedImage
 
 
 def draw_balanced(present: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def draw_balanced(present: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.flatnonzero(drawn)
 
 
-def classes_present(labels: Sequence[Encoded], info: DatasetInfo, num_threads: int = 8) -> np.ndarray:
+def classes_present(labels: Sequence[EncodedImage], info: DatasetInfo, num_threads: int = 8) -> np.ndarray:
     """Decodes labels and says which classes they hold.
 
     Args:
@@ -68,7 +68,7 @@ def classes_present(labels: Sequence[Encoded], info: DatasetInfo, num_threads: i
         InputError: Labels cannot be read or are no planes of the dataset's indices; the first few are named.
     """
 
-    def look(label: Encoded) -> np.ndarray | str:
+    def look(label: EncodedImage) -> np.ndarray | str:
         try:
             return np.bincount(decode_label(label, info).ravel(), minlength=256)[: info.num_classes] > 0
         except InputError as error:

@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.images import decode, transforms
 from data_pipelines.images.resampling import bilinear_window
 from data_pipelines.pipeline import STREAMS, make_train_iterator
@@ -74,7 +74,7 @@ def our_batches(
 def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
     """Processor time of each stage of one image in one thread: medians over rounds."""
     config = data_config(root, crop_size, num_threads=1)
-    info, rng = load_dataset(config.dataset), np.random.default_rng(0)
+    info, rng = dataset_info(config.dataset), np.random.default_rng(0)
     files = {
         kind: [File(root / kind / f"{index:06d}{suffix}") for index in range(images)]
         for kind, suffix in (("images", ".jpg"), ("labels", ".png"))

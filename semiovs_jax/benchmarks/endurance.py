@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.labels.shard_store import ShardStore
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.pipeline import STREAMS, make_train_iterator
@@ -114,7 +114,7 @@ def _open(root: Path) -> BatchIterator:
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, load_dataset(photographs.DATASET))
+    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, dataset_info(photographs.DATASET))
     planes = [
         (np.asarray(Image.open(path)), np.asarray(Image.open(root / "confidence" / path.name)))
         for path in sorted((root / "labels").iterdir())

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.drawing import IGNORE_INDEX
@@ -70,7 +70,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
             f"config.data.crop_size={data.crop_size} is not config.model.image_size={config.model.image_size}; "
             "set both to the side of the square that the image tower sees"
         )
-    dataset = load_dataset(data.dataset)
+    dataset = dataset_info(data.dataset)
     vocabulary = load_vocabulary(config.vocabulary, dataset.num_classes, templates=config.templates)
     files = make_train_iterator(data, batch_size=config.train.batch_size, seed=seed, streams=("labeled",), **processes)
     return Task(vocabulary, dataset.ignore_index, files.iterator)
@@ -93,7 +93,7 @@ def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tupl
         records = validation_records(data)
         sizes = records.sizes()[: data.held_out]
         canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        ignore_index = load_dataset(data.dataset).ignore_index
+        ignore_index = dataset_info(data.dataset).ignore_index
         samples = ((record["image"], record["label"]) for record in itertools.islice(records, data.held_out))
     return label_quality(make_sed(sed, vocabulary), samples, canvas, ignore_index), vocabulary.classes
 

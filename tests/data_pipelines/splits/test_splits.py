@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from configs import context, voc
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.splits import __main__ as splits
 from data_pipelines.splits.balanced import draw_balanced
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_facts_agree_with_the_dataset_and_the_experiments(name):
-    published, counts = load_published(name), load_dataset(DATASETS[name]).counts
+    published, counts = load_published(name), dataset_info(DATASETS[name]).counts
     sizes = {path: facts.lines for path, facts in published.lists.items()}
     assert sizes["val.txt"] == counts["val"]
     protocols = {path.split("/")[0] for path in sizes if "/" in path}
@@ -340,7 +340,7 @@ CLASSES = ["floor", "blob", "bar", "gone"]
 
 
 def test_a_split_is_disjoint_complete_and_counted(farm):
-    info = load_dataset(farm / "classes.json")
+    info = dataset_info(farm / "classes.json")
     split = make_split(str(farm), "train.txt", info, 3, seed=5)
     parts = [split.lists[name].decode().splitlines() for name in ("labeled.txt", "unlabeled.txt")]
     assert [len(part) for part in parts] == [3, 7]
@@ -361,11 +361,11 @@ def test_a_split_is_disjoint_complete_and_counted(farm):
 )
 def test_numbers_out_of_range_are_refused(farm, count, seed, message):
     with pytest.raises(InputError, match=message):
-        make_split(str(farm), "train.txt", load_dataset(farm / "classes.json"), count, seed)
+        make_split(str(farm), "train.txt", dataset_info(farm / "classes.json"), count, seed)
 
 
 def test_what_cannot_be_drawn_from_is_named(farm):
-    info = load_dataset(farm / "classes.json")
+    info = dataset_info(farm / "classes.json")
     (farm / "indices/1.png").write_bytes(b"no image")
     (farm / "indices/2.png").unlink()
     write_label(farm / "indices/3.png", np.full((4, 4), 9, np.uint8))
