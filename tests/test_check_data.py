@@ -192,7 +192,7 @@ BROKEN = [
     (label_of_16_bits, ["labeled", "01.png", "mode I;16", "with 8 bits"]),
     (foreground_mask, ["val", "07.png", "only the values 0 and 255", "write class indices 0..2"]),
     (labels_from_one, ["labeled", "00.png", "label 3 is out of range", "2 more", "count from 1: subtract 1"]),
-    (one_stray_value, ["labeled", "02.png", "label 9", "7 pixels", "classes 0..2", "mend the file"]),
+    (one_stray_value, ["labeled", "02.png", "label 9", "7 pixels", "classes 0..2", "fix the file"]),
     (label_of_another_size, ["labeled", "00.png", "60x37", "00.jpg is 60x40", "write the label at the size"]),
     (truncated_photograph, ["ood: 1 file", "web/3.jpg", "damaged", "mend or remove them"]),
     (text_for_a_photograph, ["unlabeled: 1 file", "05.jpg", "damaged or not an image", "mend or remove them"]),
