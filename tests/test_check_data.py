@@ -175,11 +175,11 @@ def labels_dir_among_images(root):
 
 BROKEN = [
     (no_class_list, ["data/custom/classes.json", "is unknown", "give the path of a json file"]),
-    (malformed_class_list, ["data/custom/classes.json", "not valid json", "mend the dataset file"]),
+    (malformed_class_list, ["data/custom/classes.json", "not valid json", "fix the dataset file"]),
     (class_list_without_ignore_index, ["data/custom/classes.json", "'ignore_index' is missing"]),
     (no_root, ["config.data.root=data/custom", "no such folder", "create it, or set config.data.root"]),
     (no_split, ["config.data.val_split=splits/val.txt", "no such file", "relative to data/custom"]),
-    (empty_split, ["unlabeled.txt", "is empty", "list one `IMAGE LABEL` pair a line"]),
+    (empty_split, ["unlabeled.txt", "is empty", "write one `IMAGE LABEL` pair a line"]),
     (malformed_lines, ["labeled.txt", "line 2: 'photos/01.jpg' has 1 column", "line 3: '../x.jpg'", "below the root"]),
     (
         id_without_file,

@@ -176,7 +176,7 @@ def test_lists_are_written_once_byte_for_byte(tmp_path):
 
 def test_another_list_is_never_overwritten(tmp_path):
     write_files(tmp_path, {"2/labeled.txt": lines("a")})
-    with pytest.raises(InputError, match=r"2/labeled.txt: there already, with other contents"):
+    with pytest.raises(InputError, match=r"2/labeled.txt: already there with other contents"):
         write_lists(tmp_path, LISTS)
     assert files_below(tmp_path) == {"2/labeled.txt": lines("a")}
 
@@ -394,7 +394,7 @@ def test_the_command_draws(farm, monkeypatch, capsys):
         "4 10 blob",
         "2 2 bar",
         "0 0 gone",
-        f"{farm / 'splits'}: 2 lists written, 0 there already",
+        f"{farm / 'splits'}: 2 lists written, 0 already there",
     ]
     assert len(files_below(farm / "splits")) == 2
     write_text(farm / "other/val.txt", "photos/8.jpg indices/8.png\n")
@@ -405,7 +405,10 @@ def test_the_command_draws(farm, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--root=x"], "go with --make_split"), (["--make_split=1", "--from_folder=x"], "does not go with --make_split")],
+    [
+        (["--root=x"], "--root, --list and --seed need --make_split"),
+        (["--make_split=1", "--from_folder=x"], "--from_folder cannot be combined with --make_split"),
+    ],
 )
 def test_flags_without_effect_are_refused(monkeypatch, capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):
