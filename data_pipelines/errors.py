@@ -1,4 +1,4 @@
-"""What is wrong with input that a person can mend: the one error type, and one fault among many."""
+"""The error type for invalid input, a fault of one file among many, and a collector of faults."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class InputError(ValueError):
-    """Bad input: a file, a config value or a set of weights that a person has to mend.
+    """Invalid input that the user can fix: a file, a config value or a set of weights.
 
-    Every argument is one fault: it names the file or key, the value found, and what to do about it. The command line
-    prints them, a line each, without a traceback and exits with status 2.
+    Every argument is one fault: the file or key, what was found, what was expected, and what to do. Commands print them,
+    a line each, without a traceback and exit with status 2.
     """
 
     def __str__(self) -> str:
@@ -45,12 +45,12 @@ class Faults:
 
 
 class Fault(NamedTuple):
-    """What is wrong with one file, where all faults are gathered before any is raised.
+    """A fault of one file, collected until all files are checked.
 
     Attributes:
-        kind: Groups like faults: "unreadable", or what is wrong with a file that can be read.
+        kind: The kind of fault: "unreadable", or a fault of a readable file.
         file: The file's name.
-        message: Names the file, what was found, and what to do about it.
+        message: The file, what was found, and what to do.
     """
 
     kind: str
@@ -59,6 +59,6 @@ class Fault(NamedTuple):
 
 
 def first_few(faults: Sequence[str], limit: int = 5) -> str:
-    """The first `limit` messages in one line, and how many there are in all where there are more."""
+    """The first `limit` messages in one line, and the number of further ones."""
     more = f"; and {len(faults) - limit} more" if len(faults) > limit else ""
     return "; ".join(faults[:limit]) + more

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a file exists completely or not at all."""
 
 import contextlib
 import time
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from data_pipelines.errors import InputError
 
-_ABANDONED_SECONDS = 600.0  # nobody takes as long between two writes to a part
+_ABANDONED_SECONDS = 600.0  # older partial files belong to dead writers
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, mend: str = "choose a folder you may write to") -> Iterator[Path]:
-    """Gives another name to write a file under, and renames it in the end: readers never see a part of it.
+    """Yields a temporary path to write to, and renames it to `path` at the end: readers never see a partial file.
 
-    Processes on several machines may write the same file at a time. The file's folder is made.
+    Processes on several machines may write the same file at once. The folder is created if missing.
 
     Args:
         path: The file.
-        mend: What to do if it cannot be written and there is room.
+        mend: What to do if the file cannot be written although the disk has room.
 
     Raises:
         InputError: The file cannot be written.
@@ -37,13 +37,13 @@ def whole_file(path: Path, *, mend: str = "choose a folder you may write to") ->
 
 
 def replace_file(path: Path, content: str | bytes, **options: str) -> None:
-    """Writes text, as UTF-8, or bytes as `whole_file` does; raises what it raises."""
+    """Writes bytes, or text as UTF-8, atomically. Takes the options of `whole_file` and raises its errors."""
     with whole_file(path, **options) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove_abandoned_parts(folder: Path) -> None:
-    """Removes, below a folder, the parts that killed processes left, ten minutes after: others may be at work."""
+    """Removes the partial files of killed processes below a folder, if they are older than ten minutes."""
     for part in folder.rglob("*.part"):
         with contextlib.suppress(FileNotFoundError):  # its process renamed it meanwhile
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from data_pipelines.checking.report import DataReport, report_data
 from data_pipelines.checking.survey import labels_dir_fault, open_splits
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import LabelCache, open_label_cache, unsettled
 from data_pipelines.loading.selection import Filter, filter_fault
@@ -81,7 +81,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     cached: dict[str, int] = {}
     dataset = method = options = student = None
     with faults.collected():
-        dataset = load_dataset(config.data.dataset)
+        dataset = dataset_info(config.data.dataset)
     with faults.collected():
         method = make_method(config.method)
     with faults.collected():

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.checking.report import DataReport
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.loading.selection import Filter, select_images
@@ -240,7 +240,7 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     faults = Faults()
     faults.add(range_faults(config, mesh.size))
     faults.refuse()
-    dataset, method = load_dataset(config.data.dataset), make_method(config.method)
+    dataset, method = dataset_info(config.data.dataset), make_method(config.method)
     student = nnx.eval_shape(lambda: make_student(config, dataset))
     labelers = make_labelers(config, dataset, method, student)
     # The run's length is a constant of the program; its value changes nothing that is reported.
@@ -279,7 +279,7 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
     Raises:
       InputError: invalid config values, or validation files that are missing or malformed.
     """
-    dataset, method = load_dataset(config.data.dataset), make_method(config.method)
+    dataset, method = dataset_info(config.data.dataset), make_method(config.method)
     student = nnx.eval_shape(lambda: make_student(config, dataset))
     function, params, batch_stats = Functional.create(student)
     target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}

@@ -8,7 +8,7 @@ JAX's distributed runtime, start one command on each with --process_index and --
 import logging
 from typing import Any
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.labeling.images import label_images
 from semiovs_jax.runtime.sharding import make_mesh
@@ -17,7 +17,7 @@ from semiovs_jax.runtime.sharding import make_mesh
 def main(flags: Any) -> None:
     """Labels `flags.config`'s OOD images."""
     config = flags.config
-    ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
+    ovs = build_ovs(config.ovs, dataset_info(config.data.dataset).num_classes)
     report = label_images(
         config, ovs, make_mesh(), process_index=flags.process_index, process_count=flags.process_count
     )

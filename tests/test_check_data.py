@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from data_pipelines.checking.inputs import check_inputs
 from PIL import Image
 
 from configs import custom
-from data_pipelines.checking.inputs import check_inputs
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
 from semiovs_jax.ovs.labeling.images import label_images
@@ -175,11 +175,11 @@ def labels_dir_among_images(root):
 
 BROKEN = [
     (no_class_list, ["data/custom/classes.json", "is unknown", "give the path of a json file"]),
-    (malformed_class_list, ["data/custom/classes.json", "not valid json", "mend the dataset file"]),
+    (malformed_class_list, ["data/custom/classes.json", "not valid json", "fix the dataset file"]),
     (class_list_without_ignore_index, ["data/custom/classes.json", "'ignore_index' is missing"]),
     (no_root, ["config.data.root=data/custom", "no such folder", "create it, or set config.data.root"]),
     (no_split, ["config.data.val_split=splits/val.txt", "no such file", "relative to data/custom"]),
-    (empty_split, ["unlabeled.txt", "is empty", "list one `IMAGE LABEL` pair a line"]),
+    (empty_split, ["unlabeled.txt", "is empty", "write one `IMAGE LABEL` pair a line"]),
     (malformed_lines, ["labeled.txt", "line 2: 'photos/01.jpg' has 1 column", "line 3: '../x.jpg'", "below the root"]),
     (
         id_without_file,
@@ -192,7 +192,7 @@ BROKEN = [
     (label_of_16_bits, ["labeled", "01.png", "mode I;16", "with 8 bits"]),
     (foreground_mask, ["val", "07.png", "only the values 0 and 255", "write class indices 0..2"]),
     (labels_from_one, ["labeled", "00.png", "label 3 is out of range", "2 more", "count from 1: subtract 1"]),
-    (one_stray_value, ["labeled", "02.png", "label 9", "7 pixels", "classes 0..2", "mend the file"]),
+    (one_stray_value, ["labeled", "02.png", "label 9", "7 pixels", "classes 0..2", "fix the file"]),
     (label_of_another_size, ["labeled", "00.png", "60x37", "00.jpg is 60x40", "write the label at the size"]),
     (truncated_photograph, ["ood: 1 file", "web/3.jpg", "damaged", "mend or remove them"]),
     (text_for_a_photograph, ["unlabeled: 1 file", "05.jpg", "damaged or not an image", "mend or remove them"]),

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from semiovs_jax.recipe import make_student
 
 from configs import context, voc
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax import compile
 from semiovs_jax.models import Functional
 from semiovs_jax.ovs.vocabulary import load_vocabulary
-from semiovs_jax.recipe import make_student
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState, count_parameters
 from semiovs_jax.train_step import make_train_step
@@ -85,7 +85,7 @@ def test_its_run_can_be_built(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     if name == "custom":  # its files are the user's
         write_custom(tmp_path / config.data.root)
         monkeypatch.chdir(tmp_path)
-    dataset = load_dataset(config.data.dataset)
+    dataset = dataset_info(config.data.dataset)
     inputs = _inputs(config)
     assert set(inputs.batch) == set(inputs.recipe.method.streams)
     assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes, templates=config.ovs.templates).classes

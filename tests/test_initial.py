@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from semiovs_jax.recipe import make_student
 
 from configs import demo
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.claims import ROWS
 from semiovs_jax.initial import initial_weights
@@ -16,7 +17,6 @@ from semiovs_jax.models.clip.file import load_clip
 from semiovs_jax.models.clip.vit import resize_positions
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
-from semiovs_jax.recipe import make_student
 from tests.ovs.tiny_clip import write_clip
 
 
@@ -33,7 +33,7 @@ def test_semivl_starts_with_clips_tower_and_its_words():
     positions = resize_positions(clip.visual["pos_embed"], (14, 14), (4, 4))
     expected = {**clip.visual, "pos_embed": np.asarray(positions)}
     jax.tree.map(np.testing.assert_array_equal, params["backbone"], expected)
-    words = vocabulary_of_names("words", load_dataset("shapes").classes, "{}")
+    words = vocabulary_of_names("words", dataset_info("shapes").classes, "{}")
     text = mean_over_templates(embed_text(clip.config.text, clip.text, words))
     np.testing.assert_array_equal(batch_stats["text"], text)
     np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, rtol=1e-6)

@@ -1,1 +1,1 @@
-"""TFDS builders: datasets as ArrayRecord files of encoded images, made and read without TensorFlow."""
+"""TFDS builders: datasets as ArrayRecord files of encoded images, written and read without TensorFlow."""

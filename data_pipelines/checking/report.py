@@ -31,7 +31,7 @@ from data_pipelines.checking.warnings import (
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.images.decode import ImageFacts, LabelFacts
-from data_pipelines.sources.records import Encoded, Source
+from data_pipelines.sources.records import EncodedImage, Source
 
 _LABELED = ("labeled", "val")
 _BAR_DELAY = 2.0  # seconds before a progress bar is worth its line
@@ -192,7 +192,7 @@ def _duplicates(sources: Mapping[str, Source], surveys: Surveys, pool: Executor)
     validation = lengths.pop("val")
     elsewhere = set().union(*lengths.values())
 
-    def candidates(split: str, wanted: set[int]) -> list[tuple[bytes, Encoded]]:
+    def candidates(split: str, wanted: set[int]) -> list[tuple[bytes, EncodedImage]]:
         source, records = sources[split], surveys[split]
         images = [source[i].image for i, found in enumerate(records) if found.image and found.image.length in wanted]
         return list(zip(pool.map(_digest, images), images, strict=True))
@@ -208,5 +208,5 @@ def _duplicates(sources: Mapping[str, Source], surveys: Surveys, pool: Executor)
     }
 
 
-def _digest(image: Encoded) -> bytes:
+def _digest(image: EncodedImage) -> bytes:
     return hashlib.sha256(image.read()).digest()

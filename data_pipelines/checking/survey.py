@@ -13,7 +13,7 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, Faults, InputError
 from data_pipelines.images.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label, size_fault
 from data_pipelines.loading.streams import open_config_split
-from data_pipelines.sources.records import Encoded, SelectedSource, Source, UnreadableError
+from data_pipelines.sources.records import EncodedImage, SelectedSource, Source, UnreadableError
 
 Facts = TypeVar("Facts")
 
@@ -153,7 +153,7 @@ def _survey(source: Source, index: int, info: DatasetInfo | None) -> RecordFacts
     return RecordFacts(image, label, faults)
 
 
-def _probe(probe: Callable[[Encoded], Facts], encoded: Encoded) -> tuple[Facts | None, tuple[Fault, ...]]:
+def _probe(probe: Callable[[EncodedImage], Facts], encoded: EncodedImage) -> tuple[Facts | None, tuple[Fault, ...]]:
     try:
         return probe(encoded), ()
     except UnreadableError as error:

@@ -1,7 +1,7 @@
-"""Facts about a dataset, read from one data file each: class names, colors, the ignore index, published counts.
+"""Facts about datasets: class names, colors, the ignore index, published counts.
 
-The files lie in `datasets/`. Their fields are those of `DatasetInfo`; `palette` may be left out (or be "voc")
-for the colors of Pascal VOC, or list one `[red, green, blue]` triple per label index from 0 on.
+Each dataset has a JSON file in this folder with the fields of `DatasetInfo`. `palette` is optional: "voc" (the default)
+for the colors of Pascal VOC, or one `[red, green, blue]` triple for each label index from 0 on.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ _OPTIONAL = ("palette", "background", "counts")
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a program must know about a dataset and cannot compute.
+    """Facts about a dataset that cannot be computed from its files.
 
     Attributes:
-        name: Short name, also that of its data file.
+        name: Short name, also the name of its JSON file.
         classes: Class names by label index.
-        palette: uint8 [256, 3], the RGB color of every label index.
-        ignore_index: The label of pixels that belong to no class and are never scored.
-        background: Index of the background class, None if the dataset has none.
+        palette: uint8 [256, 3], the RGB color of each label index.
+        ignore_index: Label of the pixels without a class, which are never scored.
+        background: Index of the background class; None if the dataset has none.
         counts: Published number of images by split ("train", "val").
     """
 
@@ -45,11 +45,11 @@ class DatasetInfo:
         return len(self.classes)
 
 
-def load_dataset(name_or_path: str | Path) -> DatasetInfo:
-    """Reads a dataset's facts by name (a file in `datasets/`) or from the path of a json file.
+def dataset_info(name_or_path: str | Path) -> DatasetInfo:
+    """Reads the facts about a dataset, by its name (a file in this folder) or by the path of a JSON file.
 
     Raises:
-        InputError: There is no such file, or a field is missing, unknown or malformed.
+        InputError: The file is missing, or a field is missing, unknown or malformed.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
@@ -62,7 +62,7 @@ def load_dataset(name_or_path: str | Path) -> DatasetInfo:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not valid json ({error}); mend the dataset file") from error
+        raise InputError(f"{path}: not valid json ({error}); fix the dataset file") from error
     if not isinstance(facts, dict):
         raise InputError(f"{path}: must hold one json object with the fields {', '.join(_REQUIRED)}")
     if faults := _faults(facts):
@@ -80,8 +80,8 @@ def load_dataset(name_or_path: str | Path) -> DatasetInfo:
 def voc_palette() -> np.ndarray:
     """The palette of Pascal VOC, uint8 [256, 3].
 
-    Bits 0, 1, 2 of an index go to the top bit of red, green and blue, bits 3, 4, 5 to the next bit, and so on
-    (`VOClabelcolormap.m` of the VOC development kit), so that near indices get far colors.
+    Bits 0, 1, 2 of an index are the top bits of red, green and blue, bits 3, 4, 5 the next bits, and so on
+    (`VOClabelcolormap.m` of the VOC development kit). Neighboring indices thus get very different colors.
     """
     index = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)

@@ -1,1 +1,1 @@
-"""Images and label planes: decoding, scaling, cropping."""
+"""Images and label masks: decoding, scaling, cropping."""

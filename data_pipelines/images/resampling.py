@@ -1,9 +1,9 @@
-"""PIL's resizing, pixel for pixel, of a window of the result alone.
+"""PIL's resize, pixel for pixel, computed only for a window of the result.
 
-PIL computes a whole result. Where only a crop of it is wanted, most of that work is thrown away; and its own `box`
-argument cannot name the window, since it holds corners in single precision, which moves some pixels. The arithmetic
-here is that of `src/libImaging/Resample.c` and `Geometry.c` of Pillow: weights in 22 bits, along rows first, rounded
-to 8 bits in between.
+PIL computes the whole result, and a crop throws most of it away. PIL's `box` argument cannot select the window: it
+stores corners in single precision, which changes some pixels. This module repeats the arithmetic of
+`src/libImaging/Resample.c` and `Geometry.c` of Pillow: 22-bit weights, the horizontal pass first, rounded to 8 bits
+between the passes.
 """
 
 import math
@@ -41,8 +41,8 @@ def bilinear_window(
     left, horizontal = _weights(image.shape[1], size[1], columns, reverse=mirrored)
     height, width = vertical.shape[1], horizontal.shape[1]
     window = image[top : top + height, left : left + width]
-    # Each product mixes the lines of its right operand: columns of pixels first, then rows. Moving one channel at a
-    # time is several times as fast as moving triples of bytes.
+    # Each product mixes the rows of its right operand: first the columns of the image, then its rows. Copying one
+    # channel at a time is several times faster than copying triples of bytes.
     lines = _work_array((width, 3, height))
     for channel in range(3):
         lines[:, channel] = window[..., channel].T
@@ -58,17 +58,17 @@ def nearest_window(
 ) -> np.ndarray:
     """A window of PIL's `resize(size, NEAREST)`: [H, W] to [rows, columns] of the same type.
 
-    Arguments are those of `bilinear_window`.
+    Takes the arguments of `bilinear_window`.
     """
     y, x = _nearest(plane.shape[0], size[0], rows), _nearest(plane.shape[1], size[1], columns)
     return plane[y].take(x[::-1] if mirrored else x, axis=1)
 
 
 def _is_for_pil(source: tuple[int, ...], size: tuple[int, int]) -> bool:
-    """Whether PIL itself has to resize.
+    """Whether PIL computes the whole result instead, in one of two cases.
 
-    It does so where a window needs so much of the source that its integers would take memory and time, and where
-    Pillow (since 13) mixes along columns first: where the height shrinks more than twice as much as the width.
+    A window needs so much of the source that its integers would take too much memory and time. Or Pillow (since 13)
+    does the vertical pass first, because the height shrinks more than twice as much as the width.
     """
     shrunk = source[0] - size[0], source[1] - size[1]
     factor = max(source[0] / size[0], source[1] / size[1])
@@ -76,10 +76,10 @@ def _is_for_pil(source: tuple[int, ...], size: tuple[int, int]) -> bool:
 
 
 def _weights(source: int, size: int, window: slice, *, reverse: bool = False) -> tuple[int, csr_array]:
-    """Weights of source lines in the window of a line resized from `source` to `size`.
+    """Weights of the source lines, for a window of the result of a resize from `source` to `size` lines.
 
     Returns:
-        The first source line that is needed, and int32 [window, source lines needed].
+        The first source line needed, and int32 [window, source lines needed].
     """
     scale = source / size
     support = max(scale, 1.0)
@@ -93,7 +93,7 @@ def _weights(source: int, size: int, window: slice, *, reverse: bool = False) ->
     inside = position < last[:, None]
     weight *= inside
     total = np.zeros(len(center))
-    for column in weight.T:  # in PIL's order, which decides the last bit
+    for column in weight.T:  # PIL's order of summation decides the last bit
         total += column
     fixed = (weight / total[:, None] * 2**_WEIGHT_BITS + 0.5).astype(np.int32)
     lowest = int(first.min())
@@ -103,7 +103,7 @@ def _weights(source: int, size: int, window: slice, *, reverse: bool = False) ->
 
 
 def _work_array(shape: tuple[int, ...]) -> np.ndarray:
-    """An int32 array that holds until this thread asks for the next: new memory costs more than what is done in it."""
+    """A per-thread int32 scratch buffer; the next call overwrites it. A new one would cost more than its use."""
     size = math.prod(shape)
     if getattr(_local, "work", np.empty(0)).size < size:
         _local.work = np.empty(size, np.int32)
@@ -111,14 +111,14 @@ def _work_array(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:
-    """Weighted sums to whole levels, in place."""
+    """Rounds fixed-point sums to whole levels, in place."""
     sums += 1 << (_WEIGHT_BITS - 1)
     sums >>= _WEIGHT_BITS
     return sums
 
 
 def _nearest(source: int, size: int, window: slice) -> np.ndarray:
-    """The source line that each line of the window repeats. PIL adds up steps, whose rounding decides ties."""
+    """The source line of each line of the window. Adds up steps as PIL does: their rounding decides ties."""
     scale = source / size
     steps = np.full(window.stop, scale)
     steps[0] = scale / 2

@@ -1,8 +1,8 @@
-"""Random scale, crop and flip of the host, as the reference draws and computes them.
+"""Random scale, crop and flip on the host, with the draws and the arithmetic of the reference.
 
-`draw_geometry` draws; everything else is a function of its arguments. The source of the semantics is
-`dataset/transform.py` of wooseok-shin/SemiOVS (and UniMatch before it): PIL bilinear for images, nearest for
-labels, padding on the right and at the bottom only. SemiVL's scale rule is that of its `dataset/semi.py`.
+`draw_geometry` is random; all other functions depend only on their arguments. The reference is `dataset/transform.py`
+of wooseok-shin/SemiOVS (and UniMatch before it): PIL bilinear for images, nearest for labels, padding only on the right
+and at the bottom. SemiVL's scale rule is from its `dataset/semi.py`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Size = tuple[int, int]  # height, width
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """One drawn view of an image.
+    """A random view of an image.
 
     Attributes:
         size: (height, width) of the image after resizing.
@@ -33,23 +33,23 @@ class Geometry:
 
 
 def scaled_size(height: int, width: int, long_side: int) -> Size:
-    """The size at which the long side is `long_side` and the short one is rounded half up."""
+    """The size whose long side is `long_side`; the short side is rounded half up."""
     if height > width:
         return long_side, max(1, int(width * long_side / height + 0.5))
     return max(1, int(height * long_side / width + 0.5)), long_side
 
 
 def fitted_size(size: Size, long_side: float, short_side: float) -> Size:
-    """The largest size of the same aspect within these sides, rounded half up, as mmcv's `imrescale` computes it."""
+    """The largest size of the same aspect ratio within these sides, rounded half up as in mmcv's `imrescale`."""
     ratio = min(long_side / max(size), short_side / min(size))
     height, width = (max(1, int(side * ratio + 0.5)) for side in size)
     return height, width
 
 
 def short_side_size(size: Size, short_side: int) -> Size:
-    """The size of the same aspect at which the short side is `short_side`, however long the other one gets.
+    """The size of the same aspect ratio whose short side is `short_side`, as in mmseg's `Resize(min_size=short_side)`.
 
-    As mmseg's `Resize(min_size=short_side)` computes it.
+    The long side has no limit.
     """
     return fitted_size(size, short_side * max(size) / min(size), short_side)
 
@@ -61,17 +61,17 @@ def draw_geometry(
     scale_range: tuple[float, float],
     scale_short_side: int = 0,
 ) -> Geometry:
-    """Draws a view: size, crop column, crop row, flip, each uniform, in the reference's order.
+    """Draws a view: size, crop column, crop row and flip, each uniform, in the order of the reference.
 
     Args:
         rng: The generator to draw from.
         size: (height, width) of the image.
         crop_size: Side of the square crop.
-        scale_range: Smallest and largest ratio of the new long side to the old; both ends are drawn.
-        scale_short_side: > 0: `scale_range` is instead that of a factor, and the image is fitted into
-            (4 * scale_short_side, scale_short_side) times this factor, truncated to whole pixels. This is SemiVL's
-            rule, mmseg's `Resize(img_scale=(2048, 512), ratio_range=scale_range)` for 512. There cv2 resizes,
-            without antialiasing; here PIL does under either rule.
+        scale_range: Smallest and largest ratio of the new long side to the old one, both inclusive.
+        scale_short_side: 0, or SemiVL's rule: `scale_range` is the range of a factor, and the image is fitted into
+            (4 * scale_short_side, scale_short_side) times this factor, truncated to whole pixels. For 512 this is
+            mmseg's `Resize(img_scale=(2048, 512), ratio_range=scale_range)`. SemiVL resizes with cv2, without
+            antialiasing; this code uses PIL under both rules.
     """
     if scale_short_side:
         low_factor, high_factor = scale_range
@@ -86,35 +86,35 @@ def draw_geometry(
 
 
 def view_image(image: np.ndarray, geometry: Geometry, crop_size: int) -> np.ndarray:
-    """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3], 0 on padding."""
+    """The view of an image: uint8 [H, W, 3] to uint8 [crop_size, crop_size, 3]; padding is 0."""
     shown = bilinear_window(image, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
     return pad_view(shown, geometry, crop_size, 0)
 
 
 def view_plane(plane: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
-    """The view of a label or confidence plane: uint8 [H, W] to [crop_size, crop_size], `fill` on padding."""
+    """The view of a label mask or confidence map: uint8 [H, W] to [crop_size, crop_size]; padding is `fill`."""
     shown = nearest_window(plane, geometry.size, *view_window(geometry, crop_size), mirrored=geometry.flip)
     return pad_view(shown, geometry, crop_size, fill)
 
 
 def view_valid(geometry: Geometry, crop_size: int) -> np.ndarray:
-    """Which pixels of a view show the image: bool [crop_size, crop_size], False on padding."""
+    """The pixels of a view inside the image: bool [crop_size, crop_size], False on padding."""
     rows, columns = view_window(geometry, crop_size)
     shown = np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
     return pad_view(shown, geometry, crop_size, False)
 
 
 def view_window(geometry: Geometry, crop_size: int) -> tuple[slice, slice]:
-    """Rows and columns of the resized image that a view shows."""
+    """The rows and columns of the resized image in a view."""
     height, width = geometry.size
     y, x = geometry.y, geometry.x
     return slice(y, min(y + crop_size, height)), slice(x, min(x + crop_size, width))
 
 
 def pad_view(shown: np.ndarray, geometry: Geometry, crop_size: int, fill: int) -> np.ndarray:
-    """Fills what a view shows, already mirrored, up to its size: [H, W, ...] to [crop_size, crop_size, ...].
+    """Pads a crop, already mirrored, to the size of the view: [H, W, ...] to [crop_size, crop_size, ...].
 
-    Padding is below and to the right; in a mirrored view, to the left.
+    Padding is at the bottom and on the right; in a mirrored view, on the left.
     """
     height, width = shown.shape[:2]
     if height == width == crop_size:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from data_pipelines.labels.files import FileLabels
 from data_pipelines.labels.manifest import FILES, read_manifest
-from data_pipelines.sources.records import Encoded, Record, Source
+from data_pipelines.sources.records import EncodedImage, Record, Source
 
 
 class LabelCache(Protocol):
@@ -28,7 +28,7 @@ class LabelCache(Protocol):
         """Whether the image has its label."""
         ...
 
-    def planes(self, id_: str) -> tuple[Encoded | None, Encoded | None]:
+    def planes(self, id_: str) -> tuple[EncodedImage | None, EncodedImage | None]:
         """Label and confidence of the image; reading them raises `UnreadableError` where it has none."""
         ...
 

@@ -1,4 +1,4 @@
-"""Batches in order, made ahead by threads or worker processes."""
+"""The batch iterator. Threads or worker processes make the batches ahead of time."""
 
 import contextlib
 import os
@@ -16,22 +16,22 @@ from data_pipelines.loading.worker_log import BadRecords, HeldRecords, Holding
 
 
 class BatchIterator(grain.DatasetIterator):
-    """Endless batches from any position.
+    """An infinite iterator over batches, from any position.
 
-    The sequence and the saved position, the number of the next batch, do not depend on the number of threads and
-    worker processes, so that a run may go on with others.
+    The position is the number of the next batch. Batches and positions do not depend on the number of threads and
+    worker processes, so that a run can resume with other numbers.
 
     Args:
         batches: Batches by number.
-        num_workers: Processes that make batches, in turn; 0: this one does.
+        num_workers: Worker processes, which make batches in turn; 0: this process makes them.
         num_threads: Threads of each process that makes batches.
-        prefetch: Batches made ahead, by all together.
-        stall_seconds: A batch that takes longer is an error; 0: wait without end.
-        bad: Unreadable records, which are logged here.
-        held: What the makers of batches hold, for errors.
+        prefetch: Batches made ahead of time, in all processes together.
+        stall_seconds: A batch that takes longer is an error; 0: no limit.
+        bad: The unreadable records, which are logged here.
+        held: The records that workers are reading, for error messages.
 
     Attributes:
-        stall_seconds: As given; may be changed between batches.
+        stall_seconds: See above; may be changed between batches.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BatchIterator(grain.DatasetIterator):
         self._batches = batches
         self._num_workers = num_workers
         self._prefetch = prefetch
-        ahead = num_threads if num_workers else prefetch  # workers have a buffer of their own, too
+        ahead = num_threads if num_workers else prefetch  # workers also have their own buffer
         self._read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
         self.stall_seconds = stall_seconds
         self._bad = bad
@@ -62,7 +62,7 @@ class BatchIterator(grain.DatasetIterator):
 
         Raises:
             InputError: Too many records cannot be read, a worker process died, or no batch came in time. The
-                message names the records that were held.
+                message names the records that were being read.
         """
         self.start_prefetch()
         assert self._source is not None
@@ -72,7 +72,7 @@ class BatchIterator(grain.DatasetIterator):
             holdings = self._held.holdings()
             for process in {holding.process for holding in holdings} - {os.getpid()}:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)  # it would not hear that it shall end
+                    os.kill(process, signal.SIGKILL)  # a stuck worker ignores a normal shutdown
             raise InputError(self._stalled(holdings)) from None
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):  # Grain's message
@@ -84,16 +84,16 @@ class BatchIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The position: `{"next_index": N}`, N batches were taken."""
+        """The position: `{"next_index": N}` after N batches."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position; nothing is read until a batch is asked for."""
+        """Moves to a position. Reading starts with the next batch or `start_prefetch`."""
         self._stop()
         self._position = state["next_index"]
 
     def start_prefetch(self) -> None:
-        """Starts to make batches ahead."""
+        """Starts to make batches ahead of time."""
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._source is None:
@@ -106,7 +106,7 @@ class BatchIterator(grain.DatasetIterator):
             self._end_source = weakref.finalize(self, self._source.close)
 
     def close(self) -> None:
-        """Ends threads and processes; no batch can be taken any more."""
+        """Stops threads and processes. The iterator cannot be used any more."""
         self._closed = True
         self._stop()
 
@@ -116,15 +116,15 @@ class BatchIterator(grain.DatasetIterator):
             self._source = None
 
     def _stalled(self, holdings: list[Holding]) -> str:
-        held = _listed(holdings) or "no record is held: the reading of shards or the machine hangs"
+        held = _listed(holdings) or "no record was being read: the file system or the machine hangs"
         return (
-            f"no batch came for {self.stall_seconds:g} s (config.data.stall_seconds); {held}; see whether the "
-            "storage answers, or raise the limit"
+            f"no batch came for {self.stall_seconds:g} s (config.data.stall_seconds); {held}; check the "
+            "storage, or raise the limit"
         )
 
     def _died(self, error: RuntimeError) -> str:
         dead = [holding for holding in self._held.holdings() if not _is_alive(holding.process)]
-        held = _listed(dead) or "it held no record"
+        held = _listed(dead) or "it was reading no record"
         return (
             f"a data worker died: {str(error).split('. ')[0]}; {held}; it may have run out of memory: lower "
             "config.data.num_workers, num_threads or prefetch, or remove the record"
@@ -132,13 +132,13 @@ class BatchIterator(grain.DatasetIterator):
 
 
 class _Source:
-    """An iterator that is waited for no longer than one likes, from a thread of its own."""
+    """Reads an iterator from its own thread, so that `next` can time out."""
 
     def __init__(self, iterator: grain.DatasetIterator):
         self._iterator = iterator
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        # Not a pool: Python waits for the threads of pools when it ends, also for one that hangs.
+        # Not a pool: at exit, Python waits for the threads of pools, even for one that hangs.
         self._thread = threading.Thread(target=self._serve, daemon=True, name="data-loader")
         self._thread.start()
 
@@ -161,13 +161,13 @@ class _Source:
         while self._requests.get():
             try:
                 self._results.put((next(self._iterator), None))
-            except BaseException as error:  # handed to the thread that asked
+            except BaseException as error:  # raised again by `next`
                 self._results.put((None, error))
 
 
 def _listed(holdings: list[Holding]) -> str:
     return (
-        "held: "
+        "being read: "
         + ", ".join(
             f"{holding.record} (process {holding.process}, for {holding.seconds:.0f} s)" for holding in holdings[:8]
         )
@@ -187,6 +187,6 @@ def _is_alive(process: int) -> bool:
 
 
 def _parse_flags() -> None:
-    """Grain's worker processes read absl's flags, which no program but an absl app has parsed."""
+    """Marks absl's flags as parsed: Grain's workers read them, and only absl apps parse them."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

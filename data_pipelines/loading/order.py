@@ -1,4 +1,4 @@
-"""Which record comes when: the endless, seeded order of positions under each stream."""
+"""Shuffling: the infinite, seeded order in which each stream reads its records."""
 
 import dataclasses
 import functools
@@ -14,15 +14,17 @@ from data_pipelines.sources.records import Source
 
 
 def draw_positions(source: Source, seed: int, selection: Selection | None = None) -> grain.MapDataset:
-    """Endless positions of a source's records: each epoch a new order of all, the parts of a mixture by their weights.
+    """The infinite sequence of positions of a source's records.
+
+    Each epoch has a new shuffle of all records. The parts of a mixture are drawn by their weights.
 
     Args:
         source: The records.
-        seed: Seed of all orders.
-        selection: The records to draw and how often; None: all alike.
+        seed: Seed of all shuffles.
+        selection: The records to draw, and how often; None: all records, equally often.
 
     Raises:
-        InputError: The selection leaves nothing of a part of a mixture.
+        InputError: The selection leaves no record of a part of a mixture.
     """
     parts = source.parts if isinstance(source, Mixture) else [Part(source)]
     orders = []
@@ -35,28 +37,28 @@ def draw_positions(source: Source, seed: int, selection: Selection | None = None
 
 
 def batches_at_most(source: Source, batch_size: int, selection: Selection | None = None) -> int | None:
-    """Batches until a part that is drawn once has been seen whole; None where every part may be drawn again."""
+    """Number of batches until a part with `once` is used up; None if no part has it."""
     if not isinstance(source, Mixture):
         return None
     total = sum(source.weights)
     lengths = ((part, _order_of(part, 0, selection).length) for part in source.parts if part.once)
-    # The first draws hold a part's share of them, give or take one.
+    # Among the first draws, the number from a part is its share of them, plus or minus one.
     return min((int((length - 1) * total / part.weight // batch_size) for part, length in lengths), default=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Order:
-    """Endless positions of some records, each epoch in an order of its own, or each time in the given one.
+    """Infinite positions of some records, shuffled in each epoch or always in the given order.
 
-    Grain's `shuffle` takes milliseconds an element where there are fewer than some hundred records, which the
-    labeled split is: more than reading the record.
+    Used instead of Grain's `shuffle`, which takes milliseconds an element for fewer than some hundred records, as in
+    the labeled split. That is more than reading the record.
 
     Attributes:
         start: Position of the first record.
-        length: Draws in an epoch.
-        seed: Seed of the orders; None: the records' own order.
-        chosen: The records to draw, as positions; None: `length` of them from `start` on.
-        repeats: How often each of `chosen` is drawn, relative to the others; None: all alike.
+        length: Number of draws in an epoch.
+        seed: Seed of the shuffles; None: no shuffling.
+        chosen: Positions of the records to draw; None: `length` records from `start` on.
+        repeats: How often each of `chosen` is drawn relative to the others; None: all equally often.
     """
 
     start: int
@@ -78,14 +80,14 @@ class _Order:
 
     @functools.cached_property
     def _epochs(self) -> "functools._lru_cache_wrapper[np.ndarray]":
-        return functools.lru_cache(maxsize=2)(self._draw)  # threads may work across an epoch's end
+        return functools.lru_cache(maxsize=2)(self._draw)  # threads may be in two epochs at once
 
     def _draw(self, epoch: int) -> np.ndarray:
         assert self.seed is not None
         rng = np.random.default_rng([self.seed, epoch])
         if self.repeats is None:
             return rng.permutation(self.length)
-        # Systematic sampling: each record as often as its share asks for, rounded up or down at random.
+        # Systematic sampling: each record as often as its share, rounded up or down at random.
         bounds = np.cumsum(self.repeats) / self.repeats.sum()
         drawn = np.searchsorted(bounds, (np.arange(self.length) + rng.random()) / self.length, side="right")
         return rng.permutation(np.minimum(drawn, self.length - 1))
@@ -100,7 +102,7 @@ def _order_of(part: Part, seed: int, selection: Selection | None) -> _Order:
     if not inside.any():
         raise InputError(
             f"config.data.ood_min_foreground leaves none of the {count} images of a source ({part.source.ids()[0]}, "
-            "...); lower it, or leave the source out of the mixture"
+            "...); lower it, or remove the source from the mixture"
         )
     repeats = None if selection.repeats is None or part.once else selection.repeats[inside]
     return _Order(start, int(inside.sum()), part_seed, selection.positions[inside], repeats)

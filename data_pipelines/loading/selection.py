@@ -1,4 +1,4 @@
-"""Which OOD images are drawn, and how often, by what their cached OVS labels show."""
+"""Selects the OOD images to draw, and how often, by the classes in their cached OVS labels."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from data_pipelines.sources.records import Source
 
 
 class Selection(NamedTuple):
-    """The images to draw.
+    """The OOD images to draw, and how often.
 
     Attributes:
-        positions: int64 [M], their positions in the OOD set, ascending.
-        repeats: float64 [M], how often each is drawn relative to the others; None: all alike.
+        positions: int64 [M], positions in the OOD set, ascending.
+        repeats: float64 [M], how often each image is drawn relative to the others; None: all equally often.
     """
 
     positions: np.ndarray
@@ -61,7 +61,7 @@ def filter_fault(keys: Filter, ood: str, labels: str) -> str | None:
 def select_images(source: Source, keys: Filter, labels_dir: Path, info: DatasetInfo) -> Selection | None:
     """Applies a filter; None if it is off.
 
-    Images without a label are not drawn. The repeats count the images that are left.
+    Images without a label are not drawn. Repeats are computed from the images that remain.
 
     Args:
         source: The OOD set.
@@ -70,7 +70,7 @@ def select_images(source: Source, keys: Filter, labels_dir: Path, info: DatasetI
         info: The dataset, with its background class.
 
     Raises:
-        InputError: The labels are not finished, or no image is left.
+        InputError: The labels are not finished, or no image remains.
     """
     if not str(keys):
         return None
@@ -84,21 +84,21 @@ def select_images(source: Source, keys: Filter, labels_dir: Path, info: DatasetI
     if not kept.any():
         raise InputError(
             f"config.data.ood_min_foreground={keys.min_foreground}: none of the {len(ids)} OOD images has "
-            f"that share of foreground, the most is {share.max(initial=0.0):.3f}; lower it"
+            f"that share of foreground, the largest is {share.max(initial=0.0):.3f}; lower the value"
         )
     threshold = keys.repeat_threshold
     return Selection(positions[kept], repeat_factors(foreground[kept], threshold) if threshold else None)
 
 
 def repeat_factors(pixels: np.ndarray, threshold: float) -> np.ndarray:
-    """How often each image should be drawn relative to others, so that rare classes are seen more often.
+    """How often to draw each image relative to the others, so that rare classes appear more often.
 
-    An image is drawn as often as its rarest class asks for, max(1, sqrt(threshold / share of images with the class)):
-    the repeat factor sampling of LVIS (arXiv 1908.03195).
+    The factor of a class is max(1, sqrt(threshold / share of images with the class)). The factor of an image is that of
+    its rarest class. This is the repeat factor sampling of LVIS (arXiv 1908.03195).
 
     Args:
         pixels: [N, C], pixels of each class in each image.
-        threshold: Classes that a smaller share of the images shows are drawn more often.
+        threshold: Share of the images below which a class is drawn more often.
 
     Returns:
         float64 [N], 1 or more.

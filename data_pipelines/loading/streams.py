@@ -19,10 +19,12 @@ _ROOT, _OOD_ROOT, _OOD_SPLIT = "config.data.root", "config.data.ood_root", "conf
 def open_config_split(data_config: Any, split: str) -> Source:
     """Opens a split, without OVS labels: "labeled", "unlabeled", "ood" or "val".
 
-    Splits but "ood" read what their split list names: files below `root`; or examples, by id, of the dataset that
-    TensorFlow Datasets has prepared there (see `shards`), which may have a split of that name instead. "ood" reads
-    image files below `ood_root`, those of the list `ood_split` if one is given; the split `ood_split` of a prepared
-    dataset; or, where `ood_root` is a json file, the sources that it names (see `mixture`).
+    All splits but "ood" read the split list of their key, relative to `root`. Its entries are files below `root`, or
+    the examples with these ids if `root` holds a prepared dataset (see `shards`). There, the key may also name one of
+    the dataset's own splits.
+
+    "ood" reads `ood_root`, which is one of three things: a folder of images, of which a list `ood_split` selects some;
+    a prepared dataset, of which `ood_split` names a split; or a JSON file of several sources (see `mixture`).
 
     Args:
         data_config: The `data` section of the config.
@@ -86,16 +88,16 @@ def with_labels(source: Source, cache: LabelCache, *, confidence: bool) -> Sourc
 
 
 def open_split(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> Source:
-    """Opens the files that a split list names; or, where `root` is a prepared dataset, its examples of those ids.
+    """Opens the files of a split list; or, if `root` is a prepared dataset, the examples with these ids.
 
     Args:
         root: Folder that the list's paths are relative to, or a dataset prepared by TensorFlow Datasets.
-        split: As of `folders.open_list`; or the name of one of the prepared dataset's own splits.
-        names: What error messages call `root` and `split`.
+        split: As in `folders.open_list`; or the name of one of the splits of the prepared dataset.
+        names: The names of `root` and `split` in error messages.
         with_labels: Whether the records have labels.
 
     Raises:
-        InputError: The root, the list or an example is missing, or one is empty or malformed.
+        InputError: The root, the list or an example is missing, empty or malformed.
     """
     folder = existing_folder(root, names[0])
     if prepared := prepared_dataset(folder):
@@ -118,15 +120,15 @@ def _open_ood(root: str, split: str) -> Source:
 
 def _open_images(root: Path, split: str, names: tuple[str, str]) -> Source:
     if prepared := prepared_dataset(root):
-        from data_pipelines.sources.shards import open_shards  # importing it takes a while
+        from data_pipelines.sources.shards import open_shards  # a slow import
 
         return open_shards(prepared, split, field=names[1])
     return open_images(root, split, names)
 
 
 def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, with_labels: bool) -> Source:
-    """The examples of a prepared dataset that a split list names by their ids, or one of the dataset's own splits."""
-    from data_pipelines.sources.shards import open_shards  # importing it takes a while
+    """The examples with the ids of a split list or, without such a list, the dataset's own split of that name."""
+    from data_pipelines.sources.shards import open_shards  # a slow import
 
     if split and not (root / split).exists():
         return open_shards(folder, split, labeled=with_labels, field=field)
@@ -136,7 +138,6 @@ def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, wit
 
 
 def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
-    """The records with these ids, which a list asks for."""
     wanted = set(ids)
     positions: dict[str, int] = {}
     for position, id_ in enumerate(source.ids()):
@@ -145,6 +146,6 @@ def _select(source: Source, ids: Sequence[str], path: Path) -> SelectedSource:
     if missing := [id_ for id_ in ids if id_ not in positions]:
         raise InputError(
             f"{path}: {len(missing)} of its {len(ids)} images are not in the prepared dataset: {first_few(missing)}; "
-            "prepare it from the images that the list is of"
+            "prepare it again from the images of the list"
         )
     return SelectedSource(source, np.array([positions[id_] for id_ in ids], np.int64))

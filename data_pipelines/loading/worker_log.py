@@ -1,6 +1,6 @@
-"""What the threads and processes that read records tell the one that trains: bad records, and what each holds now.
+"""Messages from data workers to the training process: unreadable records, and the record that each worker reads.
 
-Notes are files in a temporary folder of this machine, so that they outlive a worker that is killed.
+The messages are files in a temporary folder of this machine, so that they survive a killed worker.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _NOTE_BYTES = 1024
 
 
 class SharedFolder:
-    """A temporary folder that goes with the object that made it; its copies in other processes only use it."""
+    """A temporary folder, deleted with the object that made it. Copies in other processes only use it."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="semiovs_jax_"))
@@ -39,15 +39,15 @@ class SharedFolder:
 
 
 class BadRecords:
-    """The records that could not be read: each is logged once, and too many are an error.
+    """The unreadable records. Each is logged once, and too many are an error.
 
-    Threads, and processes that got a copy, share the count.
+    Threads share the count. Processes with a copy of this object share it, too.
     """
 
     def __init__(self, maximum: int):
         self._maximum = maximum
         self._folder = SharedFolder()
-        self._notes: dict[str, tuple[str, str]] = {}  # id and message by name of the file
+        self._notes: dict[str, tuple[str, str]] = {}  # id and message by file name
         self._logged = 0
         self._is_copy = False
         self._lock = threading.Lock()
@@ -60,10 +60,10 @@ class BadRecords:
         self._lock = threading.Lock()
 
     def add(self, id_: str, error: UnreadableError) -> None:
-        """Notes that the record `id_` could not be read.
+        """Adds the unreadable record `id_`.
 
         Raises:
-            InputError: More records than `config.data.max_bad_records` could not be read.
+            InputError: More than `config.data.max_bad_records` records are unreadable.
         """
         path = self._folder.path / f"{hashlib.sha256(id_.encode()).hexdigest()}.txt"
         if not path.exists():
@@ -73,11 +73,11 @@ class BadRecords:
             earlier = ", ".join(names[:5])
             raise InputError(
                 f"{error}; {len(names)} record(s) cannot be read and config.data.max_bad_records={self._maximum} "
-                f"({earlier}): mend or remove the file(s), or raise the limit"
+                f"({earlier}): fix or remove the file(s), or raise the limit"
             ) from error
 
     def log(self) -> None:
-        """Logs the records noted by anyone since the last call; copies in other processes leave it to this one."""
+        """Logs the records that any process added since the last call. Does nothing in copies in other processes."""
         if self._is_copy:
             return
         with self._lock:
@@ -87,12 +87,12 @@ class BadRecords:
             logging.getLogger(__name__).warning("bad record %s skipped: %s", id_, message)
 
     def names(self) -> tuple[str, ...]:
-        """The ids of the records noted so far, in the order they were met."""
+        """The ids of the unreadable records so far, in the order in which they were found."""
         with self._lock:
             return tuple(id_ for id_, _ in self._read())
 
     def _read(self) -> list[tuple[str, str]]:
-        """All notes, of which only new ones are opened: this is asked for at every batch."""
+        """Reads all notes. Opens only the new ones, because this runs at every batch."""
         new = [path for path in self._folder.path.glob("*.txt") if path.name not in self._notes]
         for path in sorted(new, key=lambda path: path.stat().st_mtime_ns):
             id_, _, message = path.read_text(encoding="utf-8").partition("\n")
@@ -101,12 +101,12 @@ class BadRecords:
 
 
 class Holding(NamedTuple):
-    """What one thread of one process works on.
+    """The record that one thread of a process is reading.
 
     Attributes:
-        process: Its process id.
+        process: The process id.
         record: Name of the record.
-        seconds: For how long.
+        seconds: Time since the thread began to read it.
     """
 
     process: int
@@ -115,14 +115,14 @@ class Holding(NamedTuple):
 
 
 class HeldRecords:
-    """The record that each thread of each worker holds at this moment."""
+    """The record that each thread of each worker is reading now."""
 
     def __init__(self) -> None:
         self._folder = SharedFolder()
 
     @contextlib.contextmanager
     def hold(self, record: str) -> Iterator[None]:
-        """Notes that this thread works on a record until the context ends."""
+        """Notes that this thread reads `record` until the context ends."""
         note = self._note().fileno()
         os.pwrite(note, f"{time.time()} {record}".encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0"), 0)
         try:
@@ -131,7 +131,7 @@ class HeldRecords:
             os.pwrite(note, b"\0", 0)
 
     def holdings(self) -> list[Holding]:
-        """What is held now, by the living and the dead, the longest first."""
+        """The records being read now, also those of dead workers, longest first."""
         found = []
         for path in self._folder.path.iterdir():
             note = path.read_bytes()
@@ -141,7 +141,7 @@ class HeldRecords:
         return sorted(found, key=lambda holding: -holding.seconds)
 
     def _note(self) -> io.FileIO:
-        """This thread's note, kept open: opening a file for every record would cost more than writing to it."""
+        """The note file of this thread, kept open: opening it for each record would cost more than writing to it."""
         notes = _open_notes.__dict__.setdefault("notes", {})
         folder = self._folder.path
         if folder not in notes:
@@ -149,4 +149,4 @@ class HeldRecords:
         return notes[folder]
 
 
-_open_notes = threading.local()  # files close with their thread
+_open_notes = threading.local()  # files are closed when their thread ends

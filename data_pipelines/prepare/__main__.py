@@ -1,4 +1,4 @@
-"""Prepares a dataset as ArrayRecord shards on this machine, see `local`."""
+"""Command that prepares a dataset as ArrayRecord shards on this machine. See `local`."""
 
 import argparse
 import sys
@@ -9,12 +9,12 @@ from data_pipelines.prepare.local import DATASETS, make_builder, prepare
 
 
 def main() -> None:
-    """Command line; an `InputError` ends it with its message and status 2."""
+    """Command line. An `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--out", type=Path, required=True, help="folder to write DATASET/VERSION to")
-    parser.add_argument("--manual_dir", type=Path, help="folder of archives that are here already, or what they hold")
-    parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
+    parser.add_argument("--manual_dir", type=Path, help="folder with downloaded archives, or the folders in them")
+    parser.add_argument("--source", default="", help="for image_folder: a folder or archive; for webdataset_ood: tars")
     flags = parser.parse_args()
     try:
         print(prepare(make_builder(flags.dataset, flags.out, flags.source), flags.manual_dir))

@@ -1,22 +1,25 @@
-r"""Prepares a dataset of any size with Apache Beam, without images that are used for evaluation.
+r"""Prepares a dataset of any size with Apache Beam, without copies of evaluation images.
 
     python -m data_pipelines.prepare.beam --dataset=webdataset_ood --source='crawl/*.tar' --out=data/shards \
         --evaluation_root=data/pascal --evaluation_split=splits/val.txt
 
-makes the dataset that `data_pipelines.prepare` makes, in one shard for each of its units (a tar, or 1,000 images). Bad
-files and duplicates of evaluation images (see `leakage`) are left out, counted, and listed in OUT/DATASET/VERSION/
-report.json. A command that was killed goes on when it is run again (see `units`).
+The result is the dataset of `data_pipelines.prepare`, with one shard for each unit (a tar, or 1,000 images). Bad files
+and duplicates of evaluation images (see `leakage`) are left out, counted, and listed in
+OUT/DATASET/VERSION/report.json. A killed command resumes when it is run again (see `units`).
 
-`--beam_runner` and `--beam_options` are Beam's own: `--beam_options='--direct_running_mode=multi_processing
---direct_num_workers=8'` uses the cores of this machine;
+`--beam_runner` and `--beam_options` are passed to Beam. To use several cores of this machine:
+
+    --beam_options='--direct_running_mode=multi_processing --direct_num_workers=8'
+
+To use many machines:
 
     --beam_runner=DataflowRunner --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
     --beam_runner=FlinkRunner --beam_options='--flink_master=HOST:8081'
     --beam_runner=SparkRunner --beam_options='--spark_master_url=spark://HOST:7077'
 
-use those of many (and `--sdk_container_image` or `--environment_type=DOCKER --environment_config=IMAGE`: an image with
-this package and its extra `beam`). All workers must see the sources and OUT by the same paths as the machine that
-starts them: on a network file system, or in a bucket that is mounted.
+They also need an image with this package and its extra `beam`: `--sdk_container_image`, or
+`--environment_type=DOCKER --environment_config=IMAGE`. All workers must see the sources and OUT under the same paths as
+the machine that starts them: on a network file system, or in a mounted bucket.
 """
 
 import argparse
@@ -41,16 +44,16 @@ def prepare_on_beam(
     runner: str = "DirectRunner",
     options: Sequence[str] = (),
 ) -> Report:
-    """Prepares a dataset, or goes on where it was.
+    """Prepares a dataset, or resumes its preparation.
 
     Args:
         preparation: The dataset.
         units: The units of each split.
-        runner: Name of a runner of Beam.
+        runner: Name of a Beam runner.
         options: Options of Beam and its runner, `--NAME=VALUE`.
 
     Raises:
-        InputError: See `begin` and `finish`; or Beam is not installed, or cannot use the runner.
+        InputError: See `begin` and `finish`; or Beam is not installed, or rejects the runner or its options.
     """
     parts = begin(preparation, units)
     total = sum(len(found) for found in units.values())
@@ -61,19 +64,19 @@ def prepare_on_beam(
 
 
 def run_parts(work: Callable[[Part], None], parts: Sequence[Part], runner: str, options: Sequence[str]) -> None:
-    """Has Beam's workers do `work` for each part, in any order, and waits for the end.
+    """Runs `work` on each part in Beam's workers, in any order, and waits for the end.
 
     Raises:
-        InputError: Beam is not installed, or cannot use the runner.
+        InputError: Beam is not installed, or rejects the runner or its options.
     """
     try:
-        import apache_beam as beam  # of an extra
+        import apache_beam as beam  # in the extra `beam`
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     except ImportError as error:
         raise InputError("Apache Beam is not installed; pip install 'semiovs-jax[beam]'") from error
     try:
-        # Beam's own DirectRunner is this one, but for a try to fetch another from the internet beforehand.
+        # Beam's DirectRunner is this runner, but it first tries to download another one.
         chosen = FnApiRunner() if runner == "DirectRunner" else beam.runners.create_runner(runner)
         pipeline = beam.Pipeline(runner=chosen, options=PipelineOptions(list(options)))
     except (ValueError, ImportError) as error:
@@ -95,14 +98,14 @@ def _run(flags: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Command line; an `InputError` ends it with its message and status 2."""
+    """Command line. An `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards, with Apache Beam.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to, seen by all workers"
+        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to; all workers see it"
     )
-    parser.add_argument("--manual_dir", type=Path, help="folder of archives that are here already, or what they hold")
-    parser.add_argument("--source", default="", help="of image_folder: a folder or archive; of webdataset_ood: tars")
+    parser.add_argument("--manual_dir", type=Path, help="folder with downloaded archives, or the folders in them")
+    parser.add_argument("--source", default="", help="for image_folder: a folder or archive; for webdataset_ood: tars")
     parser.add_argument("--evaluation_root", default="", help="folder of evaluation images, or a prepared dataset")
     parser.add_argument("--evaluation_split", default="", help="list relative to --evaluation_root, or a split")
     parser.add_argument(
@@ -112,7 +115,7 @@ def main() -> None:
         help="bits of 64 in which the perceptual hash of a duplicate may differ; default: %(default)s",
     )
     parser.add_argument("--beam_runner", default="DirectRunner", help="default: %(default)s, on this machine")
-    parser.add_argument("--beam_options", default="", help="options of Beam and its runner, in one text")
+    parser.add_argument("--beam_options", default="", help="options of Beam and its runner, in one string")
     flags = parser.parse_args()
     try:
         print(_run(flags))

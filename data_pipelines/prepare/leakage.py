@@ -1,14 +1,14 @@
-"""Leakage: images that are an evaluation image again, as the same file or as a copy that was encoded or scaled anew.
+"""Finds images that duplicate an evaluation image, byte for byte or re-encoded.
 
-A scraped image that is an evaluation image makes evaluation too good. Two hashes find it:
+Such images in the training data make the evaluation too good. Two hashes find them:
 
-- sha256 of the file: the very same bytes ("exact");
-- the 64-bit perceptual hash of `imagehash.phash`, the signs of the lowest frequencies of a 32x32 gray copy: bits that
-  differ grow with what a person would see ("near"). A copy of the same pixels in another file has distance 0, so
+- sha256 of the file: the same bytes ("exact");
+- the 64-bit perceptual hash of `imagehash.phash`: the signs of the lowest frequencies of a 32x32 gray copy ("near").
+  The number of bits that differ grows with the visible difference. It is 0 for equal pixels in another file, so
   decoded pixels need no hash of their own.
 
 `DISTANCE` was chosen on the benchmark "shapes": 100 validation images of 189x152 pixels, copies of each, and all pairs
-of 900 images. Found by the bits that may differ:
+of 900 images. Found, by the number of bits that may differ:
 
     copy                                          4     6     8    10    12
     JPEG, quality 30                             95    99   100   100   100 %
@@ -22,7 +22,7 @@ of 900 images. Found by the bits that may differ:
     10 % cut off at each side                     0     0     2     5    11 %
     other images, of 404,550 pairs                0     0     0     3    16
 
-Mirrored, rotated and strongly cropped copies are not found. Needs the extra `beam` for `imagehash`.
+Mirrored, rotated and strongly cropped copies are not found. `imagehash` is in the extra `beam`.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
-from data_pipelines.sources.records import Encoded, Source
+from data_pipelines.sources.records import EncodedImage, Source
 
 DISTANCE = 10
-_DRAFT = (64, 64)  # a JPEG is decoded no larger than needed for the hash's 32x32 pixels: three times as fast
+_DRAFT = (64, 64)  # JPEGs are decoded smaller, but large enough for 32x32 pixels: three times faster
 
 
 class Duplicate(NamedTuple):
-    """What an image was found to be.
+    """The evaluation image that an image duplicates.
 
     Attributes:
         evaluation: Id of the evaluation image.
         kind: "exact" or "near".
-        distance: Bits in which the perceptual hashes differ, 0 to 64.
+        distance: Number of bits in which the perceptual hashes differ, 0 to 64.
     """
 
     evaluation: str
@@ -65,7 +65,7 @@ class EvaluationImages:
         ids: Id of each image.
         digests: sha256 of each image's bytes.
         hashes: uint64 [images], perceptual hash of each image.
-        distance: Largest distance of a duplicate.
+        distance: Largest distance of a duplicate, bits.
     """
 
     ids: tuple[str, ...]
@@ -75,12 +75,12 @@ class EvaluationImages:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digits that are the same for the same images in the same order."""
+        """Hexadecimal sha256 of the images and their ids, in order."""
         names = "\n".join(self.ids).encode(errors="surrogateescape")
         return hashlib.sha256(b"".join(self.digests) + names).hexdigest()
 
-    def duplicate(self, image: Encoded) -> Duplicate | None:
-        """The evaluation image that an image is a copy of, the nearest and then the first; None if there is none.
+    def duplicate(self, image: EncodedImage) -> Duplicate | None:
+        """Finds the evaluation image that `image` duplicates: the nearest, of equals the first; None if there is none.
 
         Raises:
             UnreadableError: The image is damaged.
@@ -99,15 +99,15 @@ class EvaluationImages:
         return {digest: position for position, digest in reversed(list(enumerate(self.digests)))}
 
 
-def perceptual_hash(image: Encoded) -> np.uint64:
-    """The perceptual hash of an encoded image, its pixels as they are stored (EXIF orientation is not applied).
+def perceptual_hash(image: EncodedImage) -> np.uint64:
+    """The perceptual hash of an encoded image. EXIF orientation is not applied.
 
     Raises:
         InputError: `imagehash` is not installed.
         UnreadableError: The image is damaged.
     """
     try:
-        import imagehash  # of an extra
+        import imagehash  # in the extra `beam`
     except ImportError as error:
         raise InputError(
             "a search for duplicates of evaluation images needs imagehash; pip install 'semiovs-jax[beam]'"
@@ -121,10 +121,10 @@ def hash_evaluation_images(source: Source, distance: int = DISTANCE) -> Evaluati
 
     Args:
         source: The evaluation images.
-        distance: Bits in which the perceptual hash of a duplicate may differ, 0 to 64.
+        distance: Number of bits in which the perceptual hash of a duplicate may differ, 0 to 64.
 
     Raises:
-        InputError: `distance` is out of range, or an image cannot be read: its copies would not be found.
+        InputError: `distance` is out of range, or an image cannot be read, so that its copies would not be found.
     """
     if not 0 <= distance <= 64:
         raise InputError(f"--leakage_distance={distance}: a hash has 64 bits; allow 0 to 64 of them to differ")
@@ -134,10 +134,10 @@ def hash_evaluation_images(source: Source, distance: int = DISTANCE) -> Evaluati
     return EvaluationImages(tuple(source.ids()), digests, hashes, distance)
 
 
-def _gray(image: Encoded) -> Image.Image:
+def _gray(image: EncodedImage) -> Image.Image:
     data = image.read()
     if data.startswith(b"\xff\xd8"):
-        # Whatever PIL refuses, by several types: the decoder of training judges it below.
+        # PIL raises several types. Where it fails, the decoder of training decides, below.
         with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as jpeg:
             jpeg.draft("L", _DRAFT)
             return jpeg.convert("L")

@@ -1,4 +1,4 @@
-r"""Prepares a dataset as ArrayRecord shards of the encoded images, with TensorFlow Datasets and without TensorFlow.
+r"""Prepares a dataset on this machine as ArrayRecord shards of its encoded images. TensorFlow is not needed.
 
     python -m data_pipelines.prepare --dataset=voc2012_semi --out=data/shards --manual_dir=downloads
     python -m data_pipelines.prepare --dataset=pascal_context60 --out=data/shards --manual_dir=downloads
@@ -6,10 +6,11 @@ r"""Prepares a dataset as ArrayRecord shards of the encoded images, with TensorF
     python -m data_pipelines.prepare --dataset=image_folder --out=data/shards --source=photos
     python -m data_pipelines.prepare --dataset=webdataset_ood --out=data/shards --source='crawl/*.tar'
 
-What is not in `--manual_dir` is downloaded and verified, but for labels, which are only published where no checksum is.
-The dataset lies in OUT/DATASET/VERSION, beside `SPLIT.ids.txt`, the ids in the order of the examples. Files that cannot
-be used are left out, counted, and listed in report.json there. A command that was killed goes on when it is run again
-(see `units`). A dataset that is there already is kept if it was made from the same, and refused if it was not.
+Archives that are not in `--manual_dir` are downloaded and verified. Labels must be in `--manual_dir`: they are
+published without a checksum. The dataset is written to OUT/DATASET/VERSION, with the ids in the order of the examples
+in `SPLIT.ids.txt`. Files that cannot be used are left out, counted, and listed in report.json. A killed command resumes
+when it is run again (see `units`). An existing dataset is kept if it was made from the same source; otherwise it is an
+error.
 """
 
 import importlib
@@ -30,9 +31,9 @@ class Prepared(NamedTuple):
     """A prepared dataset.
 
     Attributes:
-        folder: Where it lies.
-        report: What it holds and what was left out.
-        reused: Whether it was there already.
+        folder: Its folder.
+        report: Its numbers of images, and the files that were left out.
+        reused: Whether it existed before.
     """
 
     folder: Path
@@ -40,50 +41,50 @@ class Prepared(NamedTuple):
     reused: bool
 
     def __str__(self) -> str:
-        state = "there already, made from the same" if self.reused else "prepared"
+        state = "already there, made from the same source" if self.reused else "prepared"
         return f"{self.folder}: {state}:\n{self.report.summary()}"
 
 
 def make_builder(dataset: str, out: Path, source: str = "") -> ImageBuilder:
-    """The builder of one of DATASETS.
+    """Makes the builder of a dataset.
 
     Args:
-        dataset: Its name.
-        out: Folder that the dataset's own lies in.
-        source: What to read, for a `SourceBuilder`.
+        dataset: One of DATASETS.
+        out: Folder of all prepared datasets.
+        source: The source to read, if the builder is a `SourceBuilder`.
 
     Raises:
-        InputError: `source` is missing, or has no effect.
+        InputError: `source` is missing, or the dataset takes none.
     """
     module = importlib.import_module(f"data_pipelines.builders.{dataset}.{dataset}_dataset_builder")
     takes_source = issubclass(module.Builder, SourceBuilder)
     if takes_source != bool(source):
-        fault = "name with --source what it is to be made from" if takes_source else "leave out --source"
+        fault = "set --source to the files of the dataset" if takes_source else "leave out --source"
         raise InputError(f"--dataset={dataset} --source={source}: {fault}")
     try:
         return module.Builder(data_dir=str(out), **({"source": source} if source else {}))
-    except (OSError, ValueError) as error:  # of a dataset that is there and damaged
+    except (OSError, ValueError) as error:  # a damaged dataset is already there
         raise InputError(f"{out / dataset}: cannot be read ({error}); remove it, or name another --out") from error
 
 
 def open_preparation(
     builder: ImageBuilder, manual_dir: Path | None = None, evaluation: EvaluationImages | None = None
 ) -> tuple[Preparation, dict[str, list[Unit]]]:
-    """What there is to prepare, and the units of each split; raises `InputError` if the source cannot be used."""
+    """Returns a preparation and the units of each split; raises `InputError` if the source cannot be used."""
     manager = _download_manager(builder, manual_dir)
     units = builder.units(manager)
     return Preparation(builder, Path(builder.data_path).absolute(), builder.origin(manager), evaluation), units
 
 
 def prepare(builder: ImageBuilder, manual_dir: Path | None = None) -> Prepared:
-    """Prepares a dataset, or goes on where it was, or finds that it is there already, made from the same.
+    """Prepares a dataset, resumes its preparation, or keeps a finished dataset of the same source.
 
     Args:
         builder: The dataset's builder.
-        manual_dir: Folder of archives that are there already.
+        manual_dir: Folder with downloaded archives.
 
     Raises:
-        InputError: The source is missing or cannot be used, another dataset is there, or it cannot be written.
+        InputError: The source is missing or cannot be used, the folder has another dataset or cannot be written.
     """
     folder = Path(builder.data_path)
     try:
@@ -100,19 +101,18 @@ def prepare(builder: ImageBuilder, manual_dir: Path | None = None) -> Prepared:
 
 
 def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> None:
-    """Raises `InputError` if the prepared dataset was not made from what the builder would take now."""
+    """Raises `InputError` if the prepared dataset was made from another source than the builder would use now."""
     made_from = dict(builder.info.metadata or {}).get("source")
     if made_from is None:
         raise InputError(
-            f"{builder.data_path}: is there already and does not say what it was made from; remove it, or name another "
-            "--out"
+            f"{builder.data_path}: is already there, without a record of its source; remove it, or name another --out"
         )
     if manual_dir is None and not isinstance(builder, SourceBuilder):
-        return  # what was in --manual_dir may be gone
+        return  # the archives may have been deleted since
     for role, wanted in builder.origin(_download_manager(builder, manual_dir)).items():
         if made_from.get(role) != wanted:
             raise InputError(
-                f"{builder.data_path}: is there already, made from {made_from.get(role)}, not from {wanted}; remove "
+                f"{builder.data_path}: is already there, made from {made_from.get(role)}, not from {wanted}; remove "
                 "it, or name another --out"
             )
 

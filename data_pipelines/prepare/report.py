@@ -1,4 +1,4 @@
-"""What came of a preparation, as a text and as the file report.json of the dataset."""
+"""The report of a preparation, as text and as the file report.json of the dataset."""
 
 import json
 from collections import Counter
@@ -14,13 +14,13 @@ _FILE = "report.json"
 
 
 class Dropped(NamedTuple):
-    """An image that is a duplicate of an evaluation image, and therefore not in the dataset.
+    """An image that was left out because it duplicates an evaluation image.
 
     Attributes:
         file: The unit's name and the image's id.
         evaluation: Id of the evaluation image.
         kind: "exact" or "near".
-        distance: Bits in which the perceptual hashes differ.
+        distance: Number of bits in which the perceptual hashes differ.
     """
 
     file: str
@@ -30,14 +30,14 @@ class Dropped(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of a preparation.
+    """The result of a preparation.
 
     Attributes:
         images: Examples in the dataset by split.
-        evaluation_images: Number of evaluation images whose duplicates were looked for; None if none were.
+        evaluation_images: Number of evaluation images whose duplicates were searched; None without a search.
         bad: The files that cannot be used.
         dropped: The duplicates of evaluation images.
-        repeated: Examples whose image has the very bytes of an example before it; they are in the dataset. None if
+        repeated: Number of examples whose image has the bytes of an earlier example; they stay in the dataset. None if
             unknown.
     """
 
@@ -51,12 +51,12 @@ class Report(NamedTuple):
         """Counts, and the first `limit` files of each list."""
         rows = [
             *(f"{count:>9,} images in the split {split}" for split, count in self.images.items()),
-            *([] if self.repeated is None else [f"{self.repeated:>9,} of them with the bytes of another"]),
+            *([] if self.repeated is None else [f"{self.repeated:>9,} of them repeat the bytes of another"]),
             f"{len(self.bad):>9,} bad files left out",
             *_first([f"{file.name}: {file.reason}" for file in self.bad], limit, "metadata.json"),
         ]
         if self.evaluation_images is None:
-            return "\n".join([*rows, "          duplicates of evaluation images were not looked for"])
+            return "\n".join([*rows, "          no search for duplicates of evaluation images"])
         kinds = Counter(image.kind for image in self.dropped)
         rows += [
             f"{len(self.dropped):>9,} duplicates of {self.evaluation_images:,} evaluation images dropped "
@@ -66,19 +66,19 @@ class Report(NamedTuple):
         return "\n".join(rows)
 
     def write(self, folder: Path) -> None:
-        """Writes the report of a dataset, the last of its files; raises `InputError` if it cannot."""
+        """Writes report.json, the last file of a dataset; raises `InputError` if it cannot be written."""
         lists = {name: [item._asdict() for item in getattr(self, name)] for name in ("bad", "dropped")}
         replace_file(folder / _FILE, json.dumps(self._asdict() | lists, indent=1).encode() + b"\n")
 
 
 def read_report(folder: Path) -> Report | None:
-    """The report of a dataset, None if it is not complete; raises `InputError` if it cannot be read."""
+    """Reads the report of a dataset; None if it is incomplete. Raises `InputError` if it is unreadable."""
     try:
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / _FILE}: cannot be read ({error}); remove {folder} to begin anew") from error
+        raise InputError(f"{folder / _FILE}: cannot be read ({error}); remove {folder} to start again") from error
     found["bad"] = [BadFile(**file) for file in found["bad"]]
     found["dropped"] = [Dropped(**image) for image in found["dropped"]]
     return Report(**found)
@@ -86,7 +86,7 @@ def read_report(folder: Path) -> Report | None:
 
 def _first(lines: Sequence[str], limit: int, file: str) -> list[str]:
     more = [f"and {len(lines) - limit:,} more: see {file}"] if len(lines) > limit else []
-    lines = [line.encode(errors="backslashreplace").decode() for line in lines[:limit]]  # names need not be UTF-8
+    lines = [line.encode(errors="backslashreplace").decode() for line in lines[:limit]]  # names may not be UTF-8
     return [f"          {line}" for line in (*lines, *more)]
 
 

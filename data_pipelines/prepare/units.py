@@ -1,15 +1,15 @@
-"""Prepares a dataset unit by unit: each unit of a builder becomes one shard, in any order, on any machine.
+"""Prepares a dataset unit by unit. Each unit of a builder becomes one shard, in any order, on any machine.
 
-`prepare_in_turn` does it in this process, `beam` on many. A unit without samples becomes a shard without examples.
+`prepare_in_turn` works in this process, `beam` on many machines. A unit without samples becomes an empty shard.
 
-    FOLDER/preparation.json                  what was asked for: the units and the settings
-    FOLDER/units/SPLIT-00003.json            what came of a unit whose shard is whole; gone when all are
+    FOLDER/preparation.json                  the request: the units and the settings
+    FOLDER/units/SPLIT-00003.json            the result of a unit with a complete shard; removed at the end
     FOLDER/NAME-SPLIT.array_record-...       the shards, SPLIT.ids.txt, dataset_info.json: see `shard_files`
-    FOLDER/report.json                       the last: what was written and left out, and why
+    FOLDER/report.json                       written last: the images written, the files left out, and why
 
-FOLDER must be one and the same for all machines: a local or a mounted path. A unit is written as a whole or not at all,
-and passed over if it is there, so that a preparation that was killed goes on where it was, to the same bytes. Whatever
-else is asked for in the same FOLDER is refused.
+FOLDER is a local or mounted folder, the same for all machines. Units are written atomically, and finished units are
+skipped: a killed preparation resumes and ends with the same bytes. A request for other units or settings in the same
+FOLDER is an error.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _UNITS = "units"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A unit and its place in the dataset.
+    """A unit and its position in the dataset.
 
     Attributes:
         split: Name of the split.
-        index: Number of the unit in the split, and of its shard.
+        index: Number of the unit, and of its shard, in the split.
         count: Number of units in the split.
         unit: The unit.
     """
@@ -58,9 +58,9 @@ class Preparation:
 
     Attributes:
         builder: Gives the structure of the examples.
-        folder: Where the dataset goes.
-        source: What it is made from (see `ImageBuilder.origin`).
-        evaluation: Evaluation images whose duplicates are dropped; None to look for none.
+        folder: Folder of the dataset.
+        source: Its source (see `ImageBuilder.origin`).
+        evaluation: Evaluation images whose duplicates are dropped; None: no search.
     """
 
     builder: ImageBuilder
@@ -70,17 +70,17 @@ class Preparation:
 
 
 def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list[Part]:
-    """Records what is asked for, and says what is left to do.
+    """Records the request and finds the unfinished parts.
 
     Args:
         preparation: The dataset.
         units: The units of each split.
 
     Returns:
-        The parts that are not finished.
+        The unfinished parts.
 
     Raises:
-        InputError: The folder holds something else, or cannot be read or written.
+        InputError: The folder has other contents, or cannot be read or written.
     """
     folder = preparation.folder
     plan = _plan(preparation, units)
@@ -91,7 +91,7 @@ def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list
             raise InputError(f"{folder}: holds files but no {_PLAN}; name another folder or remove it") from None
         _write_json(folder / _PLAN, plan)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / _PLAN}: cannot be read ({error}); remove {folder} to begin anew") from error
+        raise InputError(f"{folder / _PLAN}: cannot be read ({error}); remove {folder} to start again") from error
     else:
         if differences := _differences("", before, plan):
             raise InputError(
@@ -105,9 +105,9 @@ def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list
 
 
 def prepare_part(preparation: Preparation, part: Part) -> None:
-    """Writes the shard of a unit, then what came of it, unless both are there.
+    """Writes the shard of a unit, then its result, unless both exist.
 
-    A fault of the unit that a person must mend is kept for `finish`, so that the other units go on.
+    An `InputError` becomes the result, for `finish`, so that the other units go on.
     """
     if _unit_report(preparation, part) is not None:
         return
@@ -123,10 +123,10 @@ def prepare_part(preparation: Preparation, part: Part) -> None:
 
 
 def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
-    """Makes the shards of all units a prepared dataset; or, if they are one already, only reads the report.
+    """Turns the shards of all units into a prepared dataset; or, if they are one already, only reads the report.
 
     Raises:
-        InputError: A unit has a fault or is not finished, an id is there twice, or a split has no image.
+        InputError: A unit has a fault or is unfinished, an id is repeated, or a split has no image.
     """
     folder = preparation.folder
     report = read_report(folder) or _finish(preparation, units)
@@ -135,7 +135,7 @@ def finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Rep
 
 
 def prepare_in_turn(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Report:
-    """Prepares one unit after the other, or goes on where it was; raises what `begin` and `finish` raise."""
+    """Prepares the unfinished units, one after the other; raises what `begin` and `finish` raise."""
     parts, total = begin(preparation, units), sum(map(len, units.values()))
     for part in tqdm(parts, preparation.builder.name, total, initial=total - len(parts), unit="shard", disable=None):
         prepare_part(preparation, part)
@@ -143,18 +143,18 @@ def prepare_in_turn(preparation: Preparation, units: Mapping[str, Sequence[Unit]
 
 
 def finished_report(builder: ImageBuilder) -> Report | None:
-    """What came of the dataset that is where the builder puts it; None if there is none or it is not complete."""
+    """The report of the dataset in the builder's folder; None if it is missing or incomplete."""
     folder = Path(builder.data_path)
     if (folder / _PLAN).exists() or not builder.info.splits:
         return read_report(folder)
-    # Of an earlier version, without a report: how many images repeat is unknown.
+    # Earlier versions wrote no report: the number of repeated images is unknown.
     images = {name: split.num_examples for name, split in builder.info.splits.items()}
     bad = dict(builder.info.metadata or {}).get("bad", ())
     return Report(images, None, [BadFile(**file) for file in bad], [], repeated=None)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a dataset that is complete needs no more, and what killed processes left in it."""
+    """Removes the files that a complete dataset does not need, and those of killed processes."""
     shutil.rmtree(folder / _UNITS, ignore_errors=True)
     for path in folder.glob("*.part"):
         path.unlink(missing_ok=True)
@@ -183,9 +183,9 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
             _refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
         ids = Counter(id_ for shard in written for id_ in shard.ids)
         if len(ids) < (total := sum(ids.values())):
-            twice = [f"{id_} stands for {count} images" for id_, count in ids.items() if count > 1]
+            repeated = [f"{id_} ({count} images)" for id_, count in ids.items() if count > 1]
             raise InputError(
-                f"{folder}: {total - len(ids)} id(s) of the split {split!r} are there already: {first_few(twice)}; "
+                f"{folder}: {total - len(ids)} id(s) of the split {split!r} are repeated: {first_few(repeated)}; "
                 "rename the images, and prepare them in another folder"
             )
     report = Report(
@@ -214,7 +214,7 @@ def _refuse_empty(split: str, bad: Sequence[BadFile]) -> None:
 
 
 def _examples(preparation: Preparation, unit: Unit, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a unit, and notes in `found` what is left out."""
+    """Yields the examples of a unit, and adds the images left out to `found`."""
     for sample in unit.samples():
         if isinstance(sample, BadFile):
             found["bad"].append(sample)
@@ -246,7 +246,7 @@ def _plan(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> dict
 
 
 def _differences(key: str, before: Any, now: Any) -> list[str]:
-    """Where plain data differ, each as "KEY was BEFORE, now NOW"."""
+    """The differences of two plain values, each as "KEY was BEFORE, now NOW"."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         found = [_differences(f"{key}.{name}" if key else name, before.get(name), now.get(name)) for name in keys]
@@ -268,7 +268,7 @@ def _unit_report_path(preparation: Preparation, part: Part) -> Path:
 
 
 def _unit_report(preparation: Preparation, part: Part) -> dict[str, Any] | None:
-    """What came of a unit; None if it is not finished or its shard is not as it was written."""
+    """The result of a unit; None if it is unfinished or the size of its shard has changed."""
     try:
         report = _read_json(_unit_report_path(preparation, part))
         size = _shard_path(preparation, part).stat().st_size
@@ -281,7 +281,7 @@ def _fault(preparation: Preparation, part: Part) -> str:
     try:
         return _read_json(_unit_report_path(preparation, part))["fault"]
     except (OSError, ValueError, KeyError):
-        return f"{part.unit.name}: no whole shard of it; run the same command again"
+        return f"{part.unit.name}: its shard is missing or incomplete; run the same command again"
 
 
 def _read_json(path: Path) -> Any:

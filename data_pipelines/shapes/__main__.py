@@ -1,4 +1,4 @@
-"""Writes the embedded benchmark, see `benchmark`."""
+"""Command that writes the embedded benchmark. See `benchmark`."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from data_pipelines.shapes.drawing import SCENE_CLASSES
 
 
 def main() -> None:
-    """Command line: one flag per field of `ShapesSpec`, `--root` and `--seed`."""
+    """Command line: `--root`, `--seed`, and one flag for each field of `ShapesSpec`."""
     parser = argparse.ArgumentParser(description='Writes the embedded benchmark "shapes" in the layout of VOC.')
     parser.add_argument("--root", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of every image")

@@ -1,14 +1,14 @@
-"""The embedded benchmark "shapes": writes a small semi-supervised segmentation task in the layout of VOC.
+"""Writes the embedded benchmark "shapes": a small semi-supervised segmentation task in the layout of VOC.
 
     python -m data_pipelines.shapes --root=data/shapes --seed=0
 
 The target domain (`JPEGImages`, `SegmentationClass`, `splits`) has background and eight shape classes. The
-out-of-distribution domain (`ood/JPEGImages`) draws the same classes in another style, mixed with distractor
-classes that are background for the target vocabulary, as COCO's elephants are for VOC. What makes a class is said
-in `drawing`; the few labeled images show too little of it.
+out-of-distribution (OOD) domain (`ood/JPEGImages`) has the same classes in another style, and distractor classes.
+Distractors are background for the target vocabulary, as COCO's elephants are for VOC. `drawing` defines the classes;
+the labeled images are too few to learn them.
 
-`ood/SegmentationClassFull` holds the labels of the out-of-distribution images over target and distractor
-classes. No method that trains on them may read it: it serves to measure pseudo-labels.
+`ood/SegmentationClassFull` holds the labels of the OOD images over target and distractor classes. It serves only to
+measure pseudo-labels: no training method may read it.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import OOD_DOMAIN, TARGET_DOMAIN, Domain, draw_scene
 
 MANIFEST = "manifest.json"
-_VERSION = 2  # of the drawing: raise it when the same seed gives other images
+_VERSION = 2  # of the drawing: raise it if equal seeds give other images than before
 _STREAMS = ("train", "val", "ood", "ovs")
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSpec:
-    """How many images to write.
+    """The size of the benchmark.
 
     Attributes:
       labeled: training images in `splits/labeled.txt`.
@@ -49,32 +49,32 @@ class ShapesSpec:
 
 
 def scene_rng(seed: int, stream: str, index: int) -> np.random.Generator:
-    """The random source of one scene; scenes of different streams are independent for every seed.
+    """The random generator of one scene. Scenes of different streams are independent for every seed.
 
     Args:
       seed: seed of the benchmark, or of the OVS training.
-      stream: "train", "val", "ood", or "ovs" for images no split contains.
+      stream: "train", "val", "ood", or "ovs" for images in no split.
       index: number of the scene in its stream.
     """
     return np.random.default_rng([seed, _STREAMS.index(stream), index])
 
 
 def write_shapes(root: str | Path, spec: ShapesSpec | None = None, seed: int = 0) -> dict[str, Any]:
-    """Writes the benchmark below `root`; does nothing if it is already there.
+    """Writes the benchmark below `root`; does nothing if it already exists.
 
     The tree is written beside `root` and renamed at the end, so that `root` is complete or absent.
 
     Args:
-      root: folder to make; it may exist if it is empty or holds the same benchmark.
+      root: folder to create; it may exist if it is empty or holds the same benchmark.
       spec: sizes; the defaults if None.
-      seed: not negative; every image is a function of the seed, its stream and its number, so a larger
-        spec keeps the images of a smaller one.
+      seed: not negative. An image depends only on the seed, its stream and its number, so a larger spec
+        keeps the images of a smaller one.
 
     Returns:
       The manifest, as written to `root/manifest.json`.
 
     Raises:
-      InputError: `root` holds something else, or a size or the seed is out of range.
+      InputError: `root` holds other data, or a size or the seed is out of range.
     """
     root, spec = Path(root), spec or ShapesSpec()
     sizes = dataclasses.asdict(spec)
@@ -129,7 +129,7 @@ def _write_scenes(
 ) -> list[str]:
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    palette = load_dataset("shapes").palette.ravel().tolist()
+    palette = dataset_info("shapes").palette.ravel().tolist()
     ids = [f"{stream}_{index:06d}" for index in range(count)]
     for index, key in enumerate(ids):
         image, label = draw_scene(scene_rng(seed, stream, index), domain)

@@ -1,11 +1,11 @@
-"""Draws the images of the embedded benchmark: outlines, textures, and two domains to combine them.
+"""Draws the images of the embedded benchmark: outlines, textures, and the two domains that combine them.
 
-A scene is a textured ground with a few objects on it. A target class is an outline, a motif (the pattern that the
-object bears: rings on circles, checks on squares) and a band of hues. Size, rotation, brightness, saturation and the
-motif's fineness are drawn independently of the class. Distractors have plain fills of any hue. The two domains share
-what makes a class and nothing else: grounds, brightness, fineness, scales, contours and the set of classes differ.
+A scene is a textured ground with a few objects on it. A target class is an outline, a motif (the pattern on the object:
+rings on circles, checks on squares) and a band of hues. Size, rotation, brightness, saturation and the fineness of the
+motif do not depend on the class. Distractors have plain fills of any hue. The two domains share only the definition of
+the classes: they differ in grounds, brightness, fineness, scales, contours and the set of classes.
 
-Hues make the benchmark learnable in minutes from random weights, where published students start from ImageNet.
+With hues, the benchmark is learnable in minutes from random weights; published students start from ImageNet weights.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from data_pipelines.shapes.outlines import DISTRACTORS, TARGETS, UNIT_OUTLINES, 
 BACKGROUND = 0
 IGNORE_INDEX = 255
 SCENE_CLASSES = ("background", *TARGETS, *DISTRACTORS)
-"""What the label of a scene counts: the target vocabulary first, then the distractors."""
+"""Classes of the labels of scenes: the target vocabulary first, then the distractors."""
 
 _SUPERSAMPLING = 3
 
@@ -78,7 +78,7 @@ def _graph_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     return ((u % 1 < 0.08) | (v % 1 < 0.08)).astype(np.float32)
 
 
-# --- motifs: bool [H, W], of an object's own coordinates, in which it has radius 1, and of its cycles a radius ---
+# --- motifs: bool [H, W], functions of the object's coordinates (it has radius 1) and the cycles a radius ---
 
 
 def _rings(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
@@ -126,30 +126,30 @@ MOTIFS: dict[str, Motif] = {
     "crescent": _ripples,
     "arrow": _chevrons,
 }
-"""What each target class bears."""
+"""The motif of each target class."""
 
 HUE_SPREAD = 0.0625
-"""Half the width of a class's band of hues, in turns: neighboring bands touch."""
+"""Half the width of a class's band of hues, in turns. Neighboring bands touch."""
 
 SHADE = 0.45
-"""Brightness of a motif's dark parts over that of its bright ones."""
+"""Brightness of the dark parts of a motif, relative to the bright parts."""
 
 Texture = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """Where images come from: everything but the outlines of the target classes.
+    """The style of the images: everything but the outlines of the target classes.
 
     Attributes:
       sides: range of image height and width, pixels.
-      objects: range of the number of objects, both ends included.
+      objects: range of the number of objects, both inclusive.
       radius: range of an object's radius as a fraction of the geometric mean of the image's sides.
       stretch: largest log ratio of an object's two axes.
       tilt: largest rotation of an object, degrees, either way.
       grounds: textures of the ground.
       fills: textures of the distractors.
-      cycles: range of a motif's fineness, in cycles a radius.
+      cycles: range of the fineness of a motif, in cycles a radius.
       ground_value: range of a ground color's brightness (the V of HSV).
       fill_value: range of an object color's brightness.
       ground_saturation: range of a ground color's saturation.
@@ -214,7 +214,7 @@ def _color(
 
 
 def _hues(name: str) -> tuple[float, float]:
-    """The band of hues of a target class, any hue for a distractor."""
+    """The band of hues of a target class; all hues for a distractor."""
     if name not in TARGETS:
         return 0.0, 1.0
     middle = TARGETS.index(name) / len(TARGETS)
@@ -263,12 +263,12 @@ def _rasterize(loops: Sequence[Loop], height: int, width: int, line: float) -> t
 
 
 class _Placed(NamedTuple):
-    """An outline in an image.
+    """An outline placed in an image.
 
     Attributes:
       loops: its loops, in pixels.
       radius: in pixels.
-      to_object: float64 [2, 2], turns pixels from the center into the object's coordinates, of radius 1.
+      to_object: float64 [2, 2], maps pixels from the center to object coordinates, with radius 1.
       center: float64 [2], (x, y) in pixels.
     """
 
@@ -300,7 +300,7 @@ def _placed_outline(rng: np.random.Generator, name: str, domain: Domain, height:
 
 
 def _fill(rng: np.random.Generator, name: str, placed: _Placed, domain: Domain, height: int, width: int) -> np.ndarray:
-    """What an object bears, float [H, W] in [0, 1]: its class's motif, or for a distractor one of the fills."""
+    """The pattern of an object, float [H, W] in [0, 1]: the motif of its class, or a random fill for a distractor."""
     if name in MOTIFS:
         return MOTIFS[name](*placed.coordinates(height, width), rng.uniform(*domain.cycles)).astype(np.float32)
     return domain.fills[rng.integers(len(domain.fills))](rng, height, width)
@@ -336,7 +336,7 @@ def draw_scene(
       rng: source of all randomness.
       domain: what to draw.
       size: (height, width) in pixels; drawn from `domain.sides` if None.
-      min_visible: least visible fraction of every object, in spite of later objects and image borders.
+      min_visible: fraction of each object that later objects and image borders leave visible, at least.
 
     Returns:
       image uint8 [H, W, 3] RGB, and label uint8 [H, W]: an index of `SCENE_CLASSES`, or 255 on a border of
@@ -376,7 +376,7 @@ def draw_scene(
 
 
 def _photograph(rng: np.random.Generator, image: np.ndarray, domain: Domain) -> np.ndarray:
-    """Blur and pixel noise of a camera; uint8 [H, W, 3]."""
+    """Adds the blur and pixel noise of a camera; uint8 [H, W, 3]."""
     picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     if domain.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, domain.blur)))

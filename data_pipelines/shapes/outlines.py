@@ -1,6 +1,6 @@
 """Outlines of the embedded benchmark's classes: eight of the target vocabulary and the distractors.
 
-Every outline is a tuple of loops: the first is filled, the others are holes in it.
+An outline is a tuple of loops: the first is filled, the others are holes in it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def _heart() -> Loop:
 
 
 def _crescent() -> Loop:
-    # A unit disk less a disk of radius 0.84 that is 0.5 to the right; their circles meet at these angles.
+    # A unit disk less a disk of radius 0.84 that is 0.5 to the right; the circles intersect at these angles.
     return np.concatenate([_arc(57, 303, 32), 0.84 * _arc(273, 87) + [0.5, 0.0]])
 
 
@@ -82,9 +82,9 @@ def area(loop: Loop) -> float:
 
 
 def _unit(outline: tuple[Any, ...]) -> tuple[Loop, ...]:
-    """Centers an outline and brings it to unit size, so that size says nothing about the class.
+    """Centers an outline and scales it to unit size, so that the size does not depend on the class.
 
-    The size is the mean of the outer radius and the radius of a disk of equal area: thin outlines become
+    The size is the mean of the outer radius and the radius of a disk of equal area: thin outlines get
     neither tiny nor much longer than the others.
     """
     loops = [np.asarray(loop, np.float64) for loop in outline]

@@ -1,1 +1,1 @@
-"""Where records come from: folders, split lists, shards, mixtures."""
+"""Sources of records: folders, split lists, shards and mixtures."""

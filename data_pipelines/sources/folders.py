@@ -1,7 +1,6 @@
-"""Where records come from: split lists over a VOC-layout tree, every image below a folder, or shards.
+"""Sources of image files: all images below a folder, or those in a split list.
 
-A source is a sized, indexable collection of `Record`s. A record names its files and opens them only when
-asked, so a source of a million images costs a list of names.
+A record holds file names and opens the files on demand, so a source of a million images costs only a list of names.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Records that lie in a folder as separate files.
+    """Records of separate files below one folder.
 
     Attributes:
         root: The folder.
@@ -33,7 +32,7 @@ class FolderSource:
 
     @property
     def prepared(self) -> bool:
-        """Files may change at any time."""
+        """False: the files may change at any time."""
         return False
 
     def __len__(self) -> int:
@@ -49,13 +48,13 @@ class FolderSource:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image, by its suffix; hidden files are not."""
+    """Whether a file has the suffix of an image and is not hidden."""
     name = PurePosixPath(path)
     return not name.name.startswith(".") and name.suffix.lower() in IMAGE_SUFFIXES
 
 
 def files_below(root: Path) -> list[str]:
-    """Every file below a folder, relative to it, sorted; follows links, leaves out what is hidden."""
+    """Sorted relative paths of all files below a folder. Follows links; skips hidden files and folders."""
     found = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -65,20 +64,20 @@ def files_below(root: Path) -> list[str]:
 
 
 def collisions(images: Iterable[str]) -> list[str]:
-    """Different images whose ids are equal: their labels would overwrite each other."""
+    """One message for each id that several images share: their labels would overwrite each other."""
     ids = Counter(record_id(image) for image in set(images))
     return [
-        f"{id_} stands for {n} images with different suffixes, rename all but one" for id_, n in ids.items() if n > 1
+        f"{n} images with different suffixes have the id {id_}; rename all but one" for id_, n in ids.items() if n > 1
     ]
 
 
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
-    """Opens the files that a split list names.
+    """Opens the images of a split list, with their labels if wanted.
 
     Args:
         root: Folder that the list's paths are relative to.
-        split: The list, `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted), relative to `root`.
-        names: What error messages call `root` and `split`.
+        split: The list, relative to `root`: `IMAGE LABEL` lines. Without labels, `IMAGE` lines are valid, too.
+        names: The names of `root` and `split` in error messages.
         with_labels: Whether the records have labels.
 
     Raises:
@@ -90,15 +89,15 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
 
 
 def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
-    """Opens every image below a folder, or those that a list names.
+    """Opens all images below a folder, or only those of a list.
 
     Args:
         root: The folder.
-        split: The list, `IMAGE` or `IMAGE LABEL` lines, relative to `root`; "" for every image.
-        names: What error messages call `root` and `split`.
+        split: The list, relative to `root`: `IMAGE` or `IMAGE LABEL` lines; "" for all images.
+        names: The names of `root` and `split` in error messages.
 
     Raises:
-        InputError: The list is missing, empty or malformed, there is no image, or several have the same id.
+        InputError: The list is missing, empty or malformed, there is no image, or several images have the same id.
     """
     if split:
         images, _ = read_split(root, split, names[1], with_labels=False)
@@ -107,19 +106,17 @@ def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
 
 
 def existing_folder(value: str, field: str) -> Path:
-    """The folder `value`; raises `InputError`, which calls it `field`, if there is none."""
+    """The path of the folder `value`; raises `InputError`, with the key `field`, if it is missing."""
     if not value:
-        raise InputError(f"{field} is empty: name the folder that holds the images")
+        raise InputError(f"{field} is empty: set it to the folder of the images")
     root = Path(value).expanduser()
     if not root.is_dir():
-        raise InputError(
-            f"{field}={value}: no such folder; create it, or set {field} to the folder that holds the images"
-        )
+        raise InputError(f"{field}={value}: no such folder; create it, or set {field} to the folder of the images")
     return root
 
 
 def prepared_dataset(root: Path) -> Path | None:
-    """The folder of a prepared dataset: `root`, or its highest version below `root`; None if there is none."""
+    """Finds a prepared dataset: `root` itself, or its highest version below `root`; None if there is none."""
     if (root / "dataset_info.json").is_file():
         return root
     versions = [
@@ -131,32 +128,32 @@ def prepared_dataset(root: Path) -> Path | None:
 def read_split(
     root: Path, split: str, field: str, *, with_labels: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Reads a list of `IMAGE LABEL` lines (or `IMAGE` lines where no labels are wanted).
+    """Reads a list of `IMAGE LABEL` lines. Without labels, `IMAGE` lines are valid, too.
 
     Args:
         root: Folder that the list's paths are relative to.
         split: The list, relative to `root`.
-        field: What error messages call the list.
-        with_labels: Whether labels are wanted.
+        field: The name of the list in error messages.
+        with_labels: Whether to read the labels.
 
     Returns:
-        The images' paths, and the labels' paths or None.
+        Paths of the images, and paths of the labels or None.
 
     Raises:
         InputError: The list is missing, empty or malformed.
     """
     if not split:
-        raise InputError(f"{field} is empty: name a list of `IMAGE LABEL` lines")
+        raise InputError(f"{field} is empty: set it to a list of `IMAGE LABEL` lines")
     path = root / split
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise InputError(f"{field}={split}: no such file ({path}); a path is taken relative to {root}") from None
+        raise InputError(f"{field}={split}: no such file ({path}); the path must be relative to {root}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a split list ({error})") from error
+        raise InputError(f"{path}: cannot be read ({error}); write UTF-8 text, one image a line") from error
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise InputError(f"{path}: the split is empty; list one `IMAGE LABEL` pair a line")
+        raise InputError(f"{path}: the split is empty; write one `IMAGE LABEL` pair a line")
     faults = [f"line {n}: {fault}" for n, columns in rows if (fault := _line_fault(columns, with_labels))]
     if not faults:
         faults = collisions(columns[0] for _, columns in rows)
@@ -183,7 +180,7 @@ def _images_below(root: Path, field: str) -> tuple[str, ...]:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
             f"{field}={root}: no image below this folder (looked for {suffixes}); put images "
-            f"there, or set {field} to the folder that holds them"
+            f"there, or set {field} to the folder of the images"
         )
     if faults := collisions(found):
         raise InputError(f"{field}={root}: {first_few(faults)}")

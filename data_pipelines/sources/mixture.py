@@ -1,11 +1,12 @@
-"""Several OOD sources drawn in fixed shares, as a json file says that `config.data.ood_root` names.
+"""Mixtures of OOD sources, drawn in fixed shares. `config.data.ood_root` is the path of a JSON file.
 
     {"sources": [{"name": "coco", "root": "coco/train2017", "weight": 2},
                  {"name": "web", "root": "/mnt/web/1.0.0", "split": "train", "weight": 1, "once": true}]}
 
-`root` and `split` are those of `config.data.ood_root` and `ood_split`; a root is taken relative to the file. `weight`
-(1) is a source's share of the draws. A source that is drawn `once` (false) is a stream: its images come in order, each
-at most once in a run. The id of an image is that in its source behind the source's name: "coco/000000000009".
+`root` and `split` have the meaning of `config.data.ood_root` and `ood_split`; a relative root is relative to the file.
+`weight` (default 1) is the share of the source in the draws. A source with `once` (default false) is a stream: its
+images are drawn in order, each at most once in a run. The id of an image is the name of the source, "/", and the id in
+the source: "coco/000000000009".
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Part(NamedTuple):
         source: Its records.
         start: Position of its first record in the mixture.
         weight: Its share of the draws, relative to the other parts'.
-        once: Whether its records come in order, each at most once in a run.
+        once: Whether its records are drawn in order, each at most once in a run.
     """
 
     source: Source
@@ -40,11 +41,11 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture(ConcatenatedSource):
-    """The records of several sources, one source after the other, to be drawn by their weights.
+    """The records of several sources, one source after the other, with the weights by which they are drawn.
 
     Attributes:
-        weights: Each source's share of the draws, relative to the others'.
-        once: Whether each source's records come in order, each at most once in a run.
+        weights: Share of each source in the draws, relative to the other sources'.
+        once: Whether the records of each source are drawn in order, each at most once in a run.
     """
 
     weights: tuple[float, ...]
@@ -52,14 +53,14 @@ class Mixture(ConcatenatedSource):
 
     @property
     def parts(self) -> list[Part]:
-        """What is known of each source."""
+        """Each source with its position, weight and `once`."""
         starts = itertools.accumulate(map(len, self.sources[:-1]), initial=0)
         return [Part(*facts) for facts in zip(self.sources, starts, self.weights, self.once, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NamedSource:
-    """The records of a source, with its name before their ids."""
+    """A source whose ids begin with its name."""
 
     name: str
     source: Source
@@ -73,7 +74,7 @@ class NamedSource:
 
     @property
     def prepared(self) -> bool:
-        """Whether the source is."""
+        """Whether the underlying source is prepared."""
         return self.source.prepared
 
     def ids(self) -> list[str]:
@@ -82,27 +83,27 @@ class NamedSource:
 
 
 def open_mixture(path: Path, open_source: Callable[[Path, str, str], Source]) -> Mixture:
-    """Opens the sources that a mixture file names.
+    """Opens the sources of a mixture file.
 
     Args:
         path: The file.
-        open_source: Opens a source by root, split, and what error messages call them.
+        open_source: Opens a source by its root, its split, and its name in error messages.
 
     Raises:
-        InputError: The file cannot be read or says something else than it may, or a source cannot be opened.
+        InputError: The file is unreadable or invalid, or a source cannot be opened.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a mixture of OOD sources ({error}); mend the file") from error
+        raise InputError(f"{path}: cannot be read as a mixture of OOD sources ({error}); fix the JSON") from error
     entries = content.get("sources") if isinstance(content, dict) and set(content) == {"sources"} else None
     if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)):
-        raise InputError(f'{path}: must hold {{"sources": [{{"name": ..., "root": ...}}, ...]}}')
+        raise InputError(f'{path}: must hold {{"sources": [{{"name": ..., "root": ...}}, ...]}} and no other key')
     if faults := [fault for index, entry in enumerate(entries) for fault in _faults(index, entry)]:
         raise InputError(f"{path}: {first_few(faults)}")
     names = [entry["name"] for entry in entries]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path}: the name(s) {', '.join(repeated)} stand for several sources; rename all but one")
+        raise InputError(f"{path}: several sources have the name(s) {', '.join(repeated)}; rename all but one")
     sources = []
     for entry in entries:
         root = path.parent / Path(entry["root"]).expanduser()
@@ -117,9 +118,9 @@ def _faults(index: int, entry: dict[str, Any]) -> list[str]:
     for key, value in entry.items():
         kind = _FIELDS.get(key)
         if kind is None:
-            faults.append(f"source {index} has the unknown field {key!r}, known are {', '.join(_FIELDS)}")
+            faults.append(f"source {index} has the unknown field {key!r}; known are {', '.join(_FIELDS)}")
         elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
-            faults.append(f"source {index} has {key!r}: {value!r}, which is of the wrong type")
+            faults.append(f"source {index} has {key!r}: {value!r}, which has the wrong type")
     name, weight = entry.get("name"), entry.get("weight", 1)
     if isinstance(name, str) and (not name or "/" in name or name in (".", "..")):
         faults.append(f"source {index} has the name {name!r}: use a word that can be a folder's name")

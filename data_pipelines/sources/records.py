@@ -1,4 +1,4 @@
-"""Records, and the sources that hold them: an image and its planes, encoded until asked for."""
+"""Records and sources of records. A record is an image with its label and confidence map, read on demand."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,26 +11,29 @@ from data_pipelines.errors import InputError
 
 
 class UnreadableError(InputError):
-    """A file that is missing, empty or damaged: the one fault for which another record may stand in."""
+    """A file is missing, empty or damaged.
+
+    Training replaces such a record by another one. Any other `InputError` ends the run.
+    """
 
 
-class Encoded(Protocol):
-    """An encoded image that is read when asked for."""
+class EncodedImage(Protocol):
+    """An encoded image, read on demand."""
 
     @property
     def name(self) -> str:
-        """What error messages call it, usually a path."""
+        """Its name in error messages, usually a path."""
 
     def open(self) -> BinaryIO:
-        """A stream over the encoded bytes; raises `UnreadableError` if there is none."""
+        """Opens a stream over the encoded bytes; raises `UnreadableError` if that fails."""
 
     def read(self) -> bytes:
-        """All encoded bytes; raises `UnreadableError` if they cannot be read."""
+        """Reads all encoded bytes; raises `UnreadableError` if that fails."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-    """An encoded image in a file of its own."""
+    """An encoded image in its own file."""
 
     path: Path
 
@@ -40,14 +43,14 @@ class File:
         return str(self.path)
 
     def open(self) -> BinaryIO:
-        """Opens the file for reading; raises `UnreadableError` if it cannot be."""
+        """Opens the file for reading; raises `UnreadableError` if that fails."""
         try:
             return self.path.open("rb")
         except OSError as error:
             raise UnreadableError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
     def read(self) -> bytes:
-        """The file's bytes; raises `UnreadableError` if they cannot be read."""
+        """Reads all bytes of the file; raises `UnreadableError` if that fails."""
         with self.open() as stream:
             try:
                 return stream.read()
@@ -57,19 +60,19 @@ class File:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One image and what is known about it.
+    """One image, with its label and confidence map if the source has them.
 
     Attributes:
         id: Path of the image relative to the source's root, without suffix, with "/" between folders.
         image: The encoded photograph.
-        label: The encoded label plane (class indices), if the source has labels.
-        confidence: The encoded confidence plane (8-bit gray, 255 is certain), if the label is a pseudo-label.
+        label: The encoded mask of class indices; None without labels.
+        confidence: The encoded confidence map (8-bit gray, 255 is certain) of a pseudo-label; None without one.
     """
 
     id: str
-    image: Encoded
-    label: Encoded | None = None
-    confidence: Encoded | None = None
+    image: EncodedImage
+    label: EncodedImage | None = None
+    confidence: EncodedImage | None = None
 
 
 class Source(Protocol):
@@ -81,7 +84,7 @@ class Source(Protocol):
 
     @property
     def prepared(self) -> bool:
-        """Whether the images were looked at when the records were written, as those of shards were."""
+        """Whether the images were checked when the source was written, as in shards."""
         ...
 
     def ids(self) -> Sequence[str]:
@@ -91,11 +94,11 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SelectedSource:
-    """Some records of a source.
+    """A subset of the records of a source.
 
     Attributes:
         source: The source.
-        positions: Which of its records, in order, int64 [N].
+        positions: int64 [N], positions of the selected records, in order.
     """
 
     source: Source
@@ -103,7 +106,7 @@ class SelectedSource:
 
     @property
     def prepared(self) -> bool:
-        """Whether the source is."""
+        """Whether the underlying source is prepared."""
         return self.source.prepared
 
     def __len__(self) -> int:
@@ -123,14 +126,14 @@ class ConcatenatedSource:
     """The records of several sources, one source after the other.
 
     Attributes:
-        sources: The sources.
+        sources: The sources, in order.
     """
 
     sources: tuple[Source, ...]
 
     @property
     def prepared(self) -> bool:
-        """Whether all sources are."""
+        """Whether all sources are prepared."""
         return all(source.prepared for source in self.sources)
 
     def __len__(self) -> int:

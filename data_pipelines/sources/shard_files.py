@@ -1,11 +1,10 @@
-"""ArrayRecord files in the layout of TensorFlow Datasets, written one whole shard at a time. TensorFlow is not needed.
+"""Writes ArrayRecord shards in the layout of TensorFlow Datasets, without TensorFlow.
 
     FOLDER/NAME-SPLIT.array_record-00000-of-00012   examples, each a serialized `tf.train.Example`
     FOLDER/dataset_info.json, features.json, ...    what `tensorflow_datasets.builder_from_directory` reads
-    FOLDER/SPLIT.ids.txt                            the examples' ids in order, one a line: joins need not read images
+    FOLDER/SPLIT.ids.txt                            the ids of the examples in order, one a line: joins read only this
 
-A shard appears whole or not at all, and the metadata last. Importing this module takes a while, because TensorFlow
-Datasets does.
+Each shard is written atomically, the metadata last. Importing this module is slow: it imports TensorFlow Datasets.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,15 +20,15 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file, whole_file
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_WRITER_OPTIONS = "group_size:1"  # every example can be read alone
+_WRITER_OPTIONS = "group_size:1"  # each example can be read alone
 
 
 class Shard(NamedTuple):
-    """What one shard holds.
+    """The ids and the length of a written shard.
 
     Attributes:
-        ids: The `id` of its examples, in order.
-        bytes: Length of its examples.
+        ids: The `id` of each example, in order.
+        bytes: Total length of the serialized examples.
     """
 
     ids: tuple[str, ...]
@@ -37,20 +36,20 @@ class Shard(NamedTuple):
 
 
 def shard_path(folder: Path, name: str, split: str, index: int, count: int) -> Path:
-    """Where shard `index` of `count` of a split lies; `name` is the dataset's."""
+    """The path of shard `index` of `count` of a split; `name` is the dataset's."""
     return folder / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]) -> Shard:
-    """Writes one shard under another name, then renames it: readers never see a part of it.
+    """Writes one shard atomically: readers never see a part of it.
 
     Args:
-        path: The shard, as `shard_path` gives it.
-        features: Structure of the examples. Images are given as encoded bytes, which are stored as they are.
-        examples: The examples, with a text `id`.
+        path: Path of the shard, from `shard_path`.
+        features: Structure of the examples. Images are encoded bytes and stored unchanged.
+        examples: The examples, each with a text `id`.
 
     Raises:
-        InputError: The shard cannot be written, or an id is empty or holds a line break.
+        InputError: The shard cannot be written, or an id is empty or contains a line break.
     """
     ids, length = [], 0
     with whole_file(path) as part:
@@ -76,19 +75,19 @@ def write_metadata(
     description: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes a folder of written shards a prepared dataset.
+    """Turns a folder of written shards into a prepared dataset.
 
     Args:
         folder: The folder of the shards.
-        name: Name of the dataset, as in the shards' names.
+        name: Name of the dataset, as in the names of the shards.
         features: Structure of the examples.
         splits: All shards of each split, in order.
         version: Version of the dataset.
         description: What the dataset is.
-        metadata: Facts to keep with it, plain data.
+        metadata: Plain data to store with the dataset.
 
     Raises:
-        InputError: A shard is not there, or a file cannot be written.
+        InputError: A shard is missing, or a file cannot be written.
     """
     infos = []
     for split, shards in splits.items():
@@ -119,13 +118,13 @@ def write_metadata(
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> None:
-    """Writes the ids of a split's examples, in order; raises `InputError` if it cannot."""
+    """Writes the ids of a split's examples, in order; raises `InputError` if the file cannot be written."""
     path = ids_path(folder, split)
     replace_file(path, "".join(f"{_line(path, id_)}\n" for id_ in ids).encode())
 
 
 class IdList(Sequence[str]):
-    """The ids in a file, which stays on disk: workers share its pages, and a copy for one is the file's path."""
+    """The ids in a memory-mapped file: workers share its pages, and a pickled list holds only the path."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -151,7 +150,7 @@ class IdList(Sequence[str]):
 
 
 def read_ids(folder: Path, split: str) -> IdList | None:
-    """The ids of a split's examples in order, or None where the dataset was prepared without such a list.
+    """Reads the ids of a split's examples, in order; None if the dataset has no such list.
 
     Raises:
         InputError: The list cannot be read.
@@ -163,22 +162,22 @@ def read_ids(folder: Path, split: str) -> IdList | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to have the shards read instead") from error
+        raise InputError(f"{path}: cannot be read ({error}); remove it to read the ids from the shards") from error
     return ids
 
 
 def ids_path(folder: Path, split: str) -> Path:
-    """Where the ids of a split's examples are listed."""
+    """The path of the id list of a split."""
     return folder / f"{split}.ids.txt"
 
 
 def _in_order(serialized: bytes) -> bytes:
-    """The same example with its features in order: the order of a map differs from process to process."""
+    """Sorts the features of an example: the order of a protobuf map differs between processes."""
     return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
 
 
 def _call(method: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a method of a writer, whose errors, such as that the disk is full, become `OSError`."""
+    """Calls a method of a writer. Its errors, such as a full disk, become `OSError`."""
     try:
         method(*arguments)
     except RuntimeError as error:
@@ -187,5 +186,5 @@ def _call(method: Callable[..., Any], *arguments: Any) -> None:
 
 def _line(path: Path, id_: str) -> str:
     if not id_ or "\n" in id_ or "\r" in id_:
-        raise InputError(f"{path}: the id {id_!r} is empty or holds a line break; rename the image")
+        raise InputError(f"{path}: the id {id_!r} is empty or contains a line break; rename the image")
     return id_

@@ -1,8 +1,8 @@
-"""Records in a dataset that TensorFlow Datasets has prepared as ArrayRecord files. TensorFlow is not needed.
+"""Records of a dataset that TensorFlow Datasets prepared as ArrayRecord files. TensorFlow is not needed.
 
-A dataset serves if its examples hold `image`, an encoded image, and `id`, a text that is unique in the dataset and can
-be a relative path; `label`, an encoded plane of class indices, is read where records need labels. Importing this module
-takes a while, because TensorFlow Datasets does.
+Each example holds `image`, an encoded image, and `id`, a text that is unique in the dataset and a valid relative path.
+Records with labels also need `label`, an encoded mask of class indices. Importing this module is slow: it imports
+TensorFlow Datasets.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class ShardPlane:
 
     @property
     def name(self) -> str:
-        """The dataset's folder and the example's position."""
+        """The folder of the dataset and the position of the example."""
         return f"{self.source.folder}: example {self.index}"
 
     def open(self) -> BinaryIO:
@@ -40,19 +40,19 @@ class ShardPlane:
         return io.BytesIO(self.read())
 
     def read(self) -> bytes:
-        """The bytes the dataset was made from, not decoded; raises `UnreadableError` if they cannot be read."""
+        """Reads the encoded bytes of the original file; raises `UnreadableError` if that fails."""
         return self.source.read(self.index, self.field)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardSource:
-    """The examples of a prepared dataset, read each time they are asked for.
+    """The examples of a prepared dataset, read on demand.
 
     Attributes:
         folder: The folder of the prepared dataset.
-        examples: Serialized examples by index.
-        listed_ids: The ids by index, if the dataset lists them; otherwise they are read and remembered.
-        labeled: Whether the records have the examples' labels.
+        examples: Serialized examples, by index.
+        listed_ids: The ids by index, from the dataset's id lists; None: they are read from the examples and cached.
+        labeled: Whether the records have labels.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class ShardSource:
 
     @property
     def prepared(self) -> bool:
-        """Shards are written whole."""
+        """True: images are checked before they are written to shards."""
         return True
 
     def __len__(self) -> int:
@@ -74,24 +74,26 @@ class ShardSource:
         return Record(self._id(index), ShardPlane(self, index, "image"), label)
 
     def ids(self) -> Sequence[str]:
-        """The ids of all records, in order; reads through the dataset once if it does not list them."""
+        """The ids of all records, in order; reads the whole dataset once if it has no id lists."""
         return self.listed_ids if self.listed_ids is not None else [self._id(index) for index in range(len(self))]
 
     def read(self, index: int, field: str) -> bytes:
-        """One field of one example; raises `UnreadableError` if it cannot be read."""
+        """Reads one field of one example; raises `UnreadableError` if that fails."""
         example = self._example(index)
         values = example.features.feature[field].bytes_list.value if field in example.features.feature else ()
-        if not values:  # a shard that is cut short gives empty examples
+        if not values:  # a truncated shard gives empty examples
             raise UnreadableError(f"{self.folder}: example {index} has no {field}; prepare the dataset again")
         return values[0]
 
     def _example(self, index: int) -> tf_example_pb2.Example:
-        # A record's image and label are read one after the other, by one thread.
+        # One thread reads a record's image, then its label: the second read needs no parsing.
         if _last.source is not self or _last.index != index:
             try:
                 example = tf_example_pb2.Example.FromString(self.examples[index])
-            except Exception as error:  # whatever the readers meet in damaged files
-                raise UnreadableError(f"{self.folder}: example {index} cannot be read ({error})") from error
+            except Exception as error:  # readers raise several types on damaged files
+                raise UnreadableError(
+                    f"{self.folder}: example {index} cannot be read ({error}); prepare the dataset again"
+                ) from error
             _last.source, _last.index, _last.example = self, index, example
         return _last.example
 
@@ -122,18 +124,18 @@ def open_shards(
     """Opens a prepared dataset.
 
     Args:
-        folder: The folder that holds dataset_info.json.
-        split: Name of a split, in TensorFlow Datasets' notation ("train", "train+test"); "" reads them all.
-        labeled: Whether the records have the examples' labels.
-        field: What error messages call `split`.
+        folder: The folder with dataset_info.json.
+        split: Name of a split, in the notation of TensorFlow Datasets ("train", "train+test"); "" for all splits.
+        labeled: Whether the records have labels.
+        field: The name of `split` in error messages.
 
     Raises:
-        InputError: The folder is no dataset of ArrayRecord files, lacks a feature, or has no such split.
+        InputError: The folder is not a dataset of ArrayRecord files, a feature is missing, or there is no such split.
     """
     try:
         builder = tfds.builder_from_directory(folder)
         features, splits, file_format = builder.info.features, builder.info.splits, builder.info.file_format
-    except Exception as error:  # whatever TensorFlow Datasets meets in a damaged folder
+    except Exception as error:  # several types, for damaged folders
         raise InputError(f"{folder}: cannot be read as a prepared dataset ({error}); prepare it again") from error
     if file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(
@@ -147,27 +149,27 @@ def open_shards(
     ]
     if missing:
         found = ", ".join(f"'{name}' ({type(feature).__name__})" for name, feature in sorted(features.items()))
-        raise InputError(f"{folder}: its examples lack {' and '.join(missing)}; they hold {found}")
+        raise InputError(f"{folder}: its examples lack {' and '.join(missing)}; they hold {found}; prepare it again")
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         examples = builder.as_data_source(split=split or "all", deserialize_method=raw)
         count = len(examples)
-    except Exception as error:  # unknown splits and damaged files, by several types
+    except Exception as error:  # several types, for unknown splits and damaged files
         raise InputError(
-            f"{folder}: cannot open the split {split!r} ({str(error).partition(chr(10))[0]}); {field} names one of "
-            f"{', '.join(splits)}, or a list below the root"
+            f"{folder}: cannot open the split {split!r} ({str(error).partition(chr(10))[0]}); set {field} to one of "
+            f"{', '.join(splits)}, or to a list below the root"
         ) from error
     if not count:
-        raise InputError(f"{folder}: the split {split!r} is empty")
+        raise InputError(f"{folder}: the split {split!r} is empty; choose another split, or prepare it again")
     source = ShardSource(folder, examples, labeled=labeled)
     return dataclasses.replace(source, listed_ids=_listed_ids(source, [split] if split else list(splits)))
 
 
 def _listed_ids(source: ShardSource, splits: Sequence[str]) -> Sequence[str] | None:
-    """The ids that the dataset lists, if it lists those of all these splits.
+    """The ids from the id lists of these splits; None if a list is missing.
 
     Raises:
-        InputError: The lists are not of these examples.
+        InputError: The lists do not match the examples.
     """
     lists = [read_ids(source.folder, split) for split in splits]
     ids: Sequence[str] = []
@@ -187,6 +189,7 @@ def _listed_ids(source: ShardSource, splits: Sequence[str]) -> Sequence[str] | N
 def _checked_id(source: ShardSource, index: int, id_: str) -> str:
     if not all(part not in ("", ".", "..") for part in id_.split("/")):
         raise InputError(
-            f"{source.folder}: example {index} has the id {id_!r}, which cannot be a relative path; mend the dataset"
+            f"{source.folder}: example {index} has the id {id_!r}, which is not a relative path; rename the image and "
+            "prepare the dataset again"
         )
     return id_

@@ -1,1 +1,1 @@
-"""Split lists: the published ones, verified, or a class-balanced draw."""
+"""Split lists: downloads and verifies the published ones, or draws a class-balanced one."""

@@ -1,4 +1,4 @@
-"""Writes split lists, see `lists`."""
+"""Command that writes split lists. See `lists`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pooch
 
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
 from data_pipelines.splits.published import load_published, read_lists
@@ -19,7 +19,7 @@ def _class_table(split: DrawnSplit, info: DatasetInfo) -> str:
 
 def _run(flags: argparse.Namespace) -> None:
     if flags.make_split is not None:
-        info = load_dataset(flags.dataset)
+        info = dataset_info(flags.dataset)
         split = make_split(flags.root, flags.list, info, flags.make_split, flags.seed)
         contents = split.lists
         print(_class_table(split, info))
@@ -28,25 +28,25 @@ def _run(flags: argparse.Namespace) -> None:
         print(f"{len(published.lists)} lists of {published.repository} at {published.revision}, {published.folder}")
         contents = read_lists(published, flags.from_folder)
     written = write_lists(flags.out, contents)
-    print(f"{flags.out}: {written} lists written, {len(contents) - written} there already")
+    print(f"{flags.out}: {written} lists written, {len(contents) - written} already there")
 
 
 def main() -> None:
-    """Command line; an `InputError` ends it with its message and status 2."""
+    """Command line. An `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Writes published split lists, or a class-balanced draw.")
     parser.add_argument("--dataset", required=True, help="voc2012 or context60; with --make_split a dataset file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the lists to")
-    parser.add_argument("--from_folder", type=Path, help="read the published lists here instead of fetching them")
+    parser.add_argument("--from_folder", type=Path, help="read the published lists here instead of downloading them")
     parser.add_argument("--make_split", type=int, metavar="N", help="draw N labeled images of --list")
-    parser.add_argument("--seed", type=int, default=0, help="of --make_split; default: %(default)s")
-    parser.add_argument("--root", default="", help="of --make_split: folder of the images and labels")
-    parser.add_argument("--list", default="", help="of --make_split: `IMAGE LABEL` lines, relative to --root")
+    parser.add_argument("--seed", type=int, default=0, help="for --make_split; default: %(default)s")
+    parser.add_argument("--root", default="", help="for --make_split: folder of the images and labels")
+    parser.add_argument("--list", default="", help="for --make_split: list of `IMAGE LABEL` lines, relative to --root")
     flags = parser.parse_args()
     if flags.make_split is None and (flags.root or flags.list or flags.seed):
-        parser.error("--root, --list and --seed go with --make_split")
+        parser.error("--root, --list and --seed need --make_split")
     if flags.make_split is not None and flags.from_folder:
-        parser.error("--from_folder does not go with --make_split")
-    pooch.get_logger().setLevel("WARNING")  # not a line for every list
+        parser.error("--from_folder cannot be combined with --make_split")
+    pooch.get_logger().setLevel("WARNING")  # no log line for each list
     try:
         _run(flags)
     except InputError as error:

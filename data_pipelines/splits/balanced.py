@@ -1,12 +1,12 @@
-"""Draws which images of a dataset are labeled, so that every class is in about equally many of them.
+"""Class-balanced draw of the images to label: each class is in about equally many of them.
 
-The rule, again and again: of the classes that some image not yet drawn has, take the one that is in the fewest images
-drawn so far (of equals the one that the fewest images have at all, then the first), and draw the next image that has
-it, in an order shuffled by the seed. Images of no class come last.
+The rule draws one image at a time. It considers the classes of the images that are not drawn yet, and takes the class
+with the fewest drawn images. Ties go to the class with the fewest images in total, then to the first class. It draws
+the next image with this class, in an order shuffled by the seed. Images without a class come last.
 
-So, of N images drawn and C classes that occur, every class is in at least min(N // C, images that have it). For while
-a class falls short of that, the rule takes only classes in fewer than N // C images drawn, each at most N // C times,
-and that is over before N draws. Of fewer than C images, each brings a class that was in none, the rarest first.
+Guarantee: if N images are drawn and C classes occur, each class is in at least min(N // C, all images with the class)
+of them. Proof: while a class has fewer, the rule takes only classes with fewer than N // C drawn images, each at most
+N // C times, which ends before N draws. If N < C, each draw adds a class that was in no drawn image, the rarest first.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ import numpy as np
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.images.decode import decode_label
-from data_pipelines.sources.records import Encoded
+from data_pipelines.sources.records import EncodedImage
 
 
 def draw_balanced(present: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Draws images by the rule above.
 
     Args:
-        present: bool [images, classes], whether a class is in an image.
+        present: bool [images, classes], True where the image has the class.
         count: Number of images to draw, at most all.
-        seed: Not negative; the same seed draws the same images.
+        seed: Not negative; equal seeds draw equal images.
 
     Returns:
-        int [count], the images drawn, ascending.
+        int [count], positions of the drawn images, ascending.
     """
     images, classes = present.shape
     if not 0 <= count <= images:
         raise ValueError(f"cannot draw {count} of {images} images")
     order = np.random.default_rng(seed).permutation(images)
     totals = present.sum(axis=0)
-    waiting = [list(order[present[order, label]][::-1]) for label in range(classes)]  # the next one is the last
+    waiting = [list(order[present[order, label]][::-1]) for label in range(classes)]  # the next image is the last entry
     drawn = np.zeros(images, bool)
     counts = np.zeros(classes, int)
     for _ in range(count):
@@ -53,22 +53,22 @@ def draw_balanced(present: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.flatnonzero(drawn)
 
 
-def classes_present(labels: Sequence[Encoded], info: DatasetInfo, num_threads: int = 8) -> np.ndarray:
-    """Decodes labels and says which classes they hold.
+def classes_present(labels: Sequence[EncodedImage], info: DatasetInfo, num_threads: int = 8) -> np.ndarray:
+    """Decodes labels and finds the classes in each.
 
     Args:
         labels: The label images.
         info: The dataset.
-        num_threads: Labels that are decoded at a time.
+        num_threads: Number of labels decoded in parallel.
 
     Returns:
-        bool [labels, classes], whether a pixel of a label is of a class.
+        bool [labels, classes], True where the label has a pixel of the class.
 
     Raises:
-        InputError: Labels cannot be read or are no planes of the dataset's indices; the first few are named.
+        InputError: Labels are unreadable or not masks of the dataset's indices; the message names the first few.
     """
 
-    def look(label: Encoded) -> np.ndarray | str:
+    def look(label: EncodedImage) -> np.ndarray | str:
         try:
             return np.bincount(decode_label(label, info).ravel(), minlength=256)[: info.num_classes] > 0
         except InputError as error:

@@ -1,19 +1,19 @@
-r"""Writes split lists: the published ones, verified, or a class-balanced draw from a dataset of one's own.
+r"""Writes split lists: the published ones, verified, or a class-balanced draw from your own dataset.
 
     python -m data_pipelines.splits --dataset=voc2012 --out=data/pascal/splits
     python -m data_pipelines.splits --dataset=context60 --out=data/pascal_context/splits --from_folder=DIR
     python -m data_pipelines.splits --dataset=data/custom/classes.json --out=data/custom/splits \
         --make_split=100 --seed=0 --root=data/custom --list=splits/train.txt
 
-The first two write every protocol's lists as published, byte for byte, where the experiments in `configs/` look for
-them: `92/labeled.txt`, `92/unlabeled.txt`, `val.txt` and so on (see `published`). With `--from_folder` nothing
-is fetched: DIR is the folder of the lists in a copy of their repository.
+The first two commands write the published lists of all protocols, byte for byte, to the paths in `configs/`:
+`92/labeled.txt`, `92/unlabeled.txt`, `val.txt` and so on (see `published`). With `--from_folder`, nothing is
+downloaded: DIR is the folder of the lists in a copy of their repository.
 
-The third draws 100 images of a list of `IMAGE LABEL` lines (see `balanced`) for `labeled.txt` and leaves the rest
-for `unlabeled.txt`.
+The third command draws 100 images from a list of `IMAGE LABEL` lines (see `balanced`). They become `labeled.txt`, the
+others `unlabeled.txt`.
 
-Nothing is written unless everything is right: labeled, unlabeled and val lists that share an image are refused, and so
-is a list that is there already and is another.
+Everything is checked before the first list is written. It is an error if labeled, unlabeled and val lists share an
+image, or if a list already exists with other contents.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,12 +33,12 @@ _VAL = "val.txt"
 
 
 class DrawnSplit(NamedTuple):
-    """A split that `make_split` has drawn.
+    """A split drawn by `make_split`.
 
     Attributes:
         lists: Contents of "labeled.txt" and "unlabeled.txt".
-        labeled: int [classes], labeled images that have a class.
-        listed: int [classes], images of the whole list that have it.
+        labeled: int [classes], number of labeled images with each class.
+        listed: int [classes], number of images with each class in the whole list.
     """
 
     lists: dict[str, bytes]
@@ -47,14 +47,14 @@ class DrawnSplit(NamedTuple):
 
 
 def make_split(root: str, split: str, info: DatasetInfo, count: int, seed: int) -> DrawnSplit:
-    """Draws `count` labeled images, class-balanced (see `balanced`), and leaves the rest unlabeled.
+    """Draws `count` labeled images, class-balanced (see `balanced`). The others are unlabeled.
 
     Args:
         root: Folder that the list's paths are relative to.
         split: The list of `IMAGE LABEL` lines, relative to `root`.
         info: The dataset.
         count: Number of labeled images.
-        seed: Not negative; the same list, labels and seed give the same split.
+        seed: Not negative; equal lists, labels and seeds give equal splits.
 
     Raises:
         InputError: The list or a label cannot be used, or `count` or `seed` is out of range.
@@ -79,27 +79,26 @@ def make_split(root: str, split: str, info: DatasetInfo, count: int, seed: int) 
 
 
 def write_lists(folder: Path, contents: Mapping[str, bytes]) -> int:
-    """Writes lists below a folder, each whole or not at all; those that are there already are left alone.
+    """Writes lists below a folder, each atomically. Lists that already exist are kept.
 
     Args:
-        folder: The folder; made if missing. A `val.txt` in it is looked at even if it is not to be written.
+        folder: The folder; created if missing. Its `val.txt` is checked, too, even if `contents` has none.
         contents: Bytes by path below `folder`.
 
     Returns:
-        How many lists were written.
+        Number of lists written.
 
     Raises:
-        InputError: Lists share images (see `overlaps`), a list is there with other contents, or the folder cannot be
-            read or written; unless that comes in the midst of writing, nothing was written.
+        InputError: Lists share images (see `overlaps`), a list exists with other contents, or the folder cannot be
+            read or written. No list was written then, unless the error came while writing.
     """
     try:
         present = {path: (folder / path).read_bytes() for path in {*contents, _VAL} if (folder / path).exists()}
         if faults := overlaps({**present, **contents}):
-            raise InputError(f"{folder}: {first_few(faults)}; an image may be in one of them only")
+            raise InputError(f"{folder}: {first_few(faults)}; keep each image in one of them only")
         if different := sorted(path for path in contents if path in present and present[path] != contents[path]):
             raise InputError(
-                f"{folder}: {first_few(different)}: there already, with other contents than would be written; "
-                "remove what is not wanted, or name another --out"
+                f"{folder}: {first_few(different)}: already there with other contents; remove it, or name another --out"
             )
         missing = [path for path in contents if path not in present]
         for path in missing:
@@ -113,10 +112,10 @@ def write_lists(folder: Path, contents: Mapping[str, bytes]) -> int:
 
 
 def overlaps(contents: Mapping[str, bytes]) -> list[str]:
-    """Says which lists share images that must not: labeled and unlabeled of one folder, and val with any other.
+    """One message for each pair of lists that must not share images, but does: val and any, labeled and unlabeled.
 
     Args:
-        contents: Bytes by path; a line's first column is an image, whose id is its path without suffix.
+        contents: Bytes by path. The first column of a line is an image; its id is its path without suffix.
     """
     ids = {path: {record_id(line.split()[0]) for line in _lines(content)} for path, content in contents.items()}
     faults = []

@@ -1,8 +1,8 @@
-"""The split lists that the field publishes, taken from their repositories at a pinned revision and verified.
+"""Published split lists, downloaded from their repositories at a pinned revision and verified.
 
-Where they are published, how many lines each has and its sha256 are facts in JSON files beside this one, one a dataset;
-the lists themselves are not shipped. Pascal VOC's are those of UniMatch (the original protocol 92 to 1464, the blended
-1_16 to 1_4, U2PL's u2pl_1_16 to u2pl_1_4), Pascal Context's those of SemiOVS.
+The lists themselves are not shipped. A JSON file for each dataset, beside this module, has their URL and, for each
+list, its number of lines and its sha256. The lists of Pascal VOC are from UniMatch (the original protocol 92 to 1464,
+the blended 1_16 to 1_4, U2PL's u2pl_1_16 to u2pl_1_4), those of Pascal Context from SemiOVS.
 """
 
 import json
@@ -22,7 +22,7 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 
 class ListFacts(NamedTuple):
-    """What a published list is: its number of lines and the sha256 of its bytes."""
+    """Facts about a published list: its number of lines and the sha256 of its bytes."""
 
     lines: int
     sha256: str
@@ -30,14 +30,14 @@ class ListFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class PublishedSplits:
-    """Where the lists of a dataset are published, and what they are.
+    """The published lists of a dataset, and their repository.
 
     Attributes:
         name: The dataset.
         repository: OWNER/NAME of the GitHub repository.
         revision: The pinned commit.
         folder: Folder of the lists in the repository.
-        url: Address of a list, with `{repository}`, `{revision}`, `{folder}` and `{path}` left open.
+        url: URL of a list, a template with `{repository}`, `{revision}`, `{folder}` and `{path}`.
         lists: Facts by a list's path below `folder` ("92/labeled.txt", "val.txt").
     """
 
@@ -49,12 +49,12 @@ class PublishedSplits:
     lists: Mapping[str, ListFacts]
 
     def address(self, path: str) -> str:
-        """Where to fetch the list `path`."""
+        """The URL of the list `path`."""
         return self.url.format(repository=self.repository, revision=self.revision, folder=self.folder, path=path)
 
 
 def load_published(name: str) -> PublishedSplits:
-    """Reads the facts of a dataset's published lists; raises `InputError` if there are none."""
+    """Reads the facts about a dataset's published lists; raises `InputError` if there are none."""
     path = _FOLDER / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.json")))
@@ -69,18 +69,18 @@ def load_published(name: str) -> PublishedSplits:
 def read_lists(published: PublishedSplits, folder: Path | None = None) -> dict[str, bytes]:
     """Downloads all lists, or copies them from a folder, and verifies their sha256.
 
-    A download that fails or differs is tried twice more.
+    A download that fails or has a wrong sha256 is tried twice more.
 
     Args:
-        published: Facts of the lists.
-        folder: The folder `published.folder` of a copy of the repository, with "92/labeled.txt" and so on below it.
-            None downloads the lists.
+        published: Facts about the lists.
+        folder: `published.folder` in a copy of the repository, with "92/labeled.txt" and so on below it; None
+            downloads the lists.
 
     Returns:
-        Their bytes by path.
+        Contents of the lists by path.
 
     Raises:
-        InputError: Lists cannot be read, or are not those published.
+        InputError: Lists cannot be read, or differ from the published ones.
     """
     contents: dict[str, bytes] = {}
     faults: list[str] = []
@@ -96,17 +96,17 @@ def read_lists(published: PublishedSplits, folder: Path | None = None) -> dict[s
         for path, url in lists.urls.items():
             try:
                 contents[path] = Path(lists.fetch(path, downloader=download)).read_bytes()
-            except OSError as error:  # those of requests too
+            except OSError as error:  # includes the errors of requests
                 faults.append(f"{url} ({error.strerror or error})")
                 if not folder:
-                    break  # without internet every list would wait as long
-            except ValueError as error:  # names both sha256, then says what became of the temporary file
+                    break  # without internet, each list would wait for the timeout
+            except ValueError as error:  # its first sentence has both sha256
                 faults.append(f"{url} ({str(error).split('. ')[0]})")
     if faults:
         raise InputError(
             f"{f'--from_folder={folder}' if folder else published.repository}: {len(contents)} of "
             f"{len(published.lists)} lists could be read and verified, but not {first_few(faults)}; try again, or on a "
-            f"machine with internet get {published.repository} at {published.revision}, line ends as they are (git: "
+            f"machine with internet get {published.repository} at {published.revision} with unchanged line ends (git: "
             f"core.autocrlf=false), and pass its folder {published.folder} here with --from_folder"
         )
     return contents

@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.checking.survey import open_splits
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import Faults
 from data_pipelines.images import decode, transforms
 from data_pipelines.images.resampling import bilinear_window
@@ -73,13 +73,13 @@ def our_batches(
     splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
     sources = train_sources(splits, streams, labels=open_label_cache(Path(config.root)), confidence=False)
     options = Options.read(config)
-    return make_train_iterator(sources, load_dataset(config.dataset), options, batch_size=batch_size, seed=0).iterator
+    return make_train_iterator(sources, dataset_info(config.dataset), options, batch_size=batch_size, seed=0).iterator
 
 
 def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
     """Processor time of each stage of one image in one thread: medians over rounds."""
     config = data_config(root, crop_size, num_threads=1)
-    info, rng = load_dataset(config.dataset), np.random.default_rng(0)
+    info, rng = dataset_info(config.dataset), np.random.default_rng(0)
     files = {
         kind: [File(root / kind / f"{index:06d}{suffix}") for index in range(images)]
         for kind, suffix in (("images", ".jpg"), ("labels", ".png"))

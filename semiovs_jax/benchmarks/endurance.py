@@ -21,7 +21,7 @@ from absl import app, flags
 from PIL import Image
 
 from data_pipelines.checking.survey import open_splits
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import Faults
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.shard_store import ShardStore
@@ -114,12 +114,12 @@ def _open(root: Path) -> BatchIterator:
     config.ood_root = str(root / "ood")
     splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
     sources = train_sources(splits, STREAMS, labels=open_label_cache(root / "ovs"))
-    info = load_dataset(photographs.DATASET)
+    info = dataset_info(photographs.DATASET)
     return make_train_iterator(sources, info, Options.read(config), batch_size=BATCH_SIZE, seed=0).iterator
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, load_dataset(photographs.DATASET))
+    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, dataset_info(photographs.DATASET))
     planes = [
         (np.asarray(Image.open(path)), np.asarray(Image.open(root / "confidence" / path.name)))
         for path in sorted((root / "labels").iterdir())

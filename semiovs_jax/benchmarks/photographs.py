@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 
 SIZE = (375, 500)  # of most images of Pascal VOC: height, width
 DATASET = "voc21"
@@ -24,7 +24,7 @@ def draw_photograph(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> t
     """
     luma, color = _noise(rng, size, 1, _ROUGHNESS), _noise(rng, size, 3, _COLOR_ROUGHNESS)
     image = np.clip(120 + 55 * luma + 18 * color, 0, 255).astype(np.uint8)
-    info = load_dataset(DATASET)
+    info = dataset_info(DATASET)
     fields = _noise(rng, size, _OBJECTS, 2.2)
     classes = rng.choice(np.arange(1, info.num_classes), _OBJECTS, replace=False)
     label = np.where(fields.max(-1) > 1.2, classes[fields.argmax(-1)], 0).astype(np.uint8)
@@ -38,7 +38,7 @@ def write_photographs(root: Path, count: int, size: tuple[int, int] = SIZE, seed
     Images are JPEGs, labels palette PNGs and confidences gray PNGs, as `semiovs_jax.label` writes them; `train.txt`
     lists them all.
     """
-    palette = load_dataset(DATASET).palette.ravel().tolist()
+    palette = dataset_info(DATASET).palette.ravel().tolist()
     for folder in ("images", "labels", "confidence"):
         (root / folder).mkdir(parents=True)
     lines = []

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
 from data_pipelines.loading.streams import open_config_split
@@ -46,7 +46,7 @@ def main(arguments: Any) -> None:
     config = arguments.config
     if config.ovs.name != "sed":
         raise InputError(f"config.ovs.name is {config.ovs.name!r}; this compares the paths of 'sed'")
-    compared = paths(config.ovs, load_dataset(config.data.dataset).num_classes, (1, 2, 4, 8))
+    compared = paths(config.ovs, dataset_info(config.data.dataset).num_classes, (1, 2, 4, 8))
     source = open_config_split(config.data, "ood")
     count = min(arguments.images, len(source))
     squares = np.stack([compared["exact"].prepare(decode_image(source[i].image)) for i in range(count)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.images.decode import decode_image, decode_label
 from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources.records import File
@@ -42,7 +42,7 @@ def test_photographs_are_read_as_images_and_labels(root):
     for line in lines:
         image, label = (root / name for name in line.split())
         assert decode_image(File(image)).shape == (60, 80, 3)
-        assert decode_label(File(label), load_dataset("voc21")).shape == (60, 80)
+        assert decode_label(File(label), dataset_info("voc21")).shape == (60, 80)
 
 
 def test_every_stage_takes_time(root):

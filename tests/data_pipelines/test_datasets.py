@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 
 FACTS = {"name": "two", "classes": ["background", "thing"], "ignore_index": 255}
@@ -11,19 +11,19 @@ FACTS = {"name": "two", "classes": ["background", "thing"], "ignore_index": 255}
 
 @pytest.mark.parametrize(("name", "classes", "last"), [("voc21", 21, "tvmonitor"), ("context60", 60, "wood")])
 def test_shipped_datasets_have_their_published_classes(name, classes, last):
-    info = load_dataset(name)
+    info = dataset_info(name)
     assert info.num_classes == classes
     assert (info.classes[0], info.classes[1], info.classes[-1]) == ("background", "aeroplane", last)
     assert (info.background, info.ignore_index) == (0, 255)
 
 
 def test_published_counts_are_those_of_the_published_splits():
-    assert load_dataset("voc21").counts == {"train": 10582, "val": 1449}
-    assert load_dataset("context60").counts == {"train": 4996, "val": 5104}
+    assert dataset_info("voc21").counts == {"train": 10582, "val": 1449}
+    assert dataset_info("context60").counts == {"train": 4996, "val": 5104}
 
 
 def test_voc_palette_has_the_colors_of_the_development_kit():
-    palette = load_dataset("voc21").palette
+    palette = dataset_info("voc21").palette
     assert palette.shape == (256, 3)
     assert palette.dtype == np.uint8
     expected = {1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
@@ -35,7 +35,7 @@ def test_voc_palette_has_the_colors_of_the_development_kit():
 def test_a_dataset_of_ones_own_is_read_from_a_path(tmp_path):
     path = tmp_path / "two.json"
     path.write_text(json.dumps(FACTS | {"palette": [[1, 2, 3], [4, 5, 6]]}))
-    info = load_dataset(path)
+    info = dataset_info(path)
     assert info.classes == ("background", "thing")
     assert info.background is None
     assert info.palette[:2].tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -58,20 +58,20 @@ def test_a_malformed_dataset_file_is_named_with_its_fault(tmp_path, change, mess
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(FACTS | change))
     with pytest.raises(InputError, match=message) as error:
-        load_dataset(path)
+        dataset_info(path)
     assert str(path) in str(error.value)
 
 
 def test_unknown_names_and_broken_files_are_input_errors(tmp_path):
     with pytest.raises(InputError, match=r"dataset 'voc22' is unknown: name one of .*voc21"):
-        load_dataset("voc22")
+        dataset_info("voc22")
     path = tmp_path / "cut.json"
     path.write_text('{"name": ')
     with pytest.raises(InputError, match="not valid json"):
-        load_dataset(path)
+        dataset_info(path)
     path.write_text("[]")
     with pytest.raises(InputError, match="must hold one json object"):
-        load_dataset(path)
+        dataset_info(path)
     path.write_text("{}")
     with pytest.raises(InputError, match=r"'name' is missing.*'classes' is missing.*'ignore_index' is missing"):
-        load_dataset(path)
+        dataset_info(path)

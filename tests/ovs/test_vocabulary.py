@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates, load_vocabulary, vocabulary_of_names
@@ -156,7 +156,7 @@ def letters(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["voc21", "voc21_semivl", "context60", "shapes"])
 def test_shipped_vocabularies_fit_their_datasets_and_clip(name):
-    info = load_dataset(name.removesuffix("_semivl"))
+    info = dataset_info(name.removesuffix("_semivl"))
     vocabulary = load_vocabulary(name, num_classes=info.num_classes)
     assert vocabulary.source
     vocabulary.check_prompts(make_tokenizer("clip_bpe", 77))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.methods import make_method
@@ -21,7 +21,7 @@ from semiovs_jax.reporting.summary import format_summary
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_dataset("shapes")
+    return dataset_info("shapes")
 
 
 def scores(dataset, seed):
@@ -210,7 +210,7 @@ def test_panel_shows_pixels_labels_and_ignore(dataset):
 
 
 def test_panel_of_many_classes_wraps_its_legend():
-    dataset = load_dataset("context60")
+    dataset = dataset_info("context60")
     label = np.arange(60).reshape(1, 6, 10)
     wide = panels.draw_panel({"a title much too long for its narrow column": label}, dataset)
     wider = panels.draw_panel({"a": label, "b": label, "c": label}, dataset)

@@ -22,6 +22,6 @@ class Builder(ImageBuilder):
     """
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """As of the base class; ids are those of the folder train2017 ("000000000009"), sorted."""
+        """See the base class. Ids are those of the folder train2017 ("000000000009"), sorted."""
         images = self.locate("images", dl_manager)
         return {"train": row_units(images, image_rows(opened_members(images), "train2017"))}

@@ -1,4 +1,4 @@
-"""Every image below a folder, or in a zip or tar archive."""
+"""All images below a folder, or in a zip or tar archive."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from data_pipelines.sources.folders import is_image
 
 
 class Builder(SourceBuilder):
-    """One split, "train". The source is a folder, a zip archive, or a tar archive that is not compressed."""
+    """One split, "train". The source is a folder, a zip archive or an uncompressed tar archive."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -22,10 +22,10 @@ class Builder(SourceBuilder):
         """The archive, or the images below the folder, sorted; raises `InputError` if it is missing."""
         source = self.given()
         if not source.exists():
-            raise InputError(f"--source={source}: no such folder or archive; name one that holds images")
+            raise InputError(f"--source={source}: no such folder or archive; name one with images")
         return [path for path in files_in(source) if path == source or is_image(path.name)]
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """As of the base class; ids are the paths without suffix, sorted."""
+        """See the base class. Ids are the paths without suffix, sorted."""
         self.files()
         return {"train": row_units(self.given(), image_rows(opened_members(self.given())))}

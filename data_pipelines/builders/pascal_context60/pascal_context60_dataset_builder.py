@@ -18,7 +18,7 @@ LABELS = Archive(
 
 
 class Builder(ImageBuilder):
-    """Splits "train" and "val", by the folder that a label lies in."""
+    """Splits "train" and "val", by the folder of the label."""
 
     VERSION = tfds.core.Version("1.0.0")
     LABELED = True
@@ -31,7 +31,7 @@ class Builder(ImageBuilder):
     """
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """As of the base class; ids are "JPEGImages/ID", sorted."""
+        """See the base class. Ids are "JPEGImages/ID", sorted."""
         labels = self.locate("labels", dl_manager)
         images = self.locate("images", dl_manager)
         photo_files, label_files = opened_members(images), opened_members(labels)

@@ -18,7 +18,7 @@ LABELS = Archive(
 
 
 class Builder(ImageBuilder):
-    """Splits "train", every photograph that has an augmented label and is not in "val", and "val", VOC's own."""
+    """Splits "train" (all photographs with an augmented label that are not in "val") and "val" (VOC's own)."""
 
     VERSION = tfds.core.Version("1.0.0")
     LABELED = True
@@ -29,7 +29,7 @@ class Builder(ImageBuilder):
     """
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """As of the base class; ids are "JPEGImages/ID", sorted."""
+        """See the base class. Ids are "JPEGImages/ID", sorted."""
         labels = self.locate("labels", dl_manager)
         images = self.locate("images", dl_manager)
         photo_files, label_files = opened_members(images), opened_members(labels)

@@ -26,7 +26,7 @@ from data_pipelines.sources.records import UnreadableError
 class Builder(SourceBuilder):
     """One split, "train". The source is a folder of tar files, one tar file, or a pattern of them ("crawl/*.tar").
 
-    A tar holds KEY.jpg (or another image suffix) and, of no use here, KEY.txt and KEY.json.
+    A tar holds KEY.jpg (or another image suffix). KEY.txt and KEY.json are ignored.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,17 +46,18 @@ class Builder(SourceBuilder):
         for path in found:
             if (other := by_stem.setdefault(path.stem, path)) != path:
                 raise InputError(
-                    f"--source={source}: ids would begin alike in {other} and {path}; rename one, or prepare them apart"
+                    f"--source={source}: {other} and {path} have the same stem, with which ids begin; rename one, or "
+                    "prepare them separately"
                 )
         return found
 
     def units(self, dl_manager: Any) -> dict[str, list[Unit]]:
-        """As of the base class, a unit for each tar; ids are "TARSTEM/KEY", in the order of the tar."""
+        """See the base class. Each tar is a unit. Ids are "TARSTEM/KEY", in the order of the tar."""
         return {"train": [Unit(str(path), functools.partial(tar_samples, path)) for path in self.files()]}
 
 
 def tar_samples(path: Path) -> Iterator[Sample | BadFile]:
-    """Reads the images of a tar file in order; one that is damaged gives what is whole, and itself as a bad file.
+    """Yields the images of a tar file, in order. A damaged tar yields its complete images, then itself as a bad file.
 
     Raises:
         InputError: A member is unsafe.
@@ -68,7 +69,7 @@ def tar_samples(path: Path) -> Iterator[Sample | BadFile]:
                 continue
             name, key = f"{path}: {file.name}", member_key(file.name)
             if key in seen:
-                yield BadFile(name, f"another image has the key {key!r} as well")
+                yield BadFile(name, f"another image has the same key {key!r}")
                 continue
             seen.add(key)
             yield checked_sample(f"{path.stem}/{key}", Content(name, file.read(path)))

@@ -20,7 +20,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets import DatasetInfo, load_dataset
+from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.labels.cache import open_label_cache
@@ -204,7 +204,7 @@ def main(flags: Any) -> None:
     """Writes the sheet of `flags.config`'s labels."""
     config = flags.config
     source = open_stream(config.data, "ood", config.ovs.labels_dir)
-    dataset = load_dataset(config.data.dataset)
+    dataset = dataset_info(config.data.dataset)
     records = (source[i] for i in range(len(source)))
     path = write_contact_sheet(Path(config.ovs.labels_dir), records, dataset, images=flags.images)
     logging.getLogger(__name__).info("wrote %s", path)

@@ -9,7 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.manifest import FILES, SHARDS, read_manifest
@@ -147,7 +147,7 @@ def _records(source: Source) -> dict[str, Record]:
 
 def _open_store(config: Any, ovs: OVS, source: Source) -> LabelStore:
     """The store in the form that is there already; a new one is of shards where the images are."""
-    info = load_dataset(config.data.dataset)
+    info = dataset_info(config.data.dataset)
     vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", ""))
     weights = weights_path(config.ovs.weights)
     identity = {

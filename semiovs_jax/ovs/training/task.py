@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.loading.streams import open_config_split
 from data_pipelines.pipeline import Options, ValidationRecords, make_train_iterator
@@ -71,7 +71,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
             f"config.data.crop_size={data.crop_size} is not config.model.image_size={config.model.image_size}; "
             "set both to the side of the square that the image tower sees"
         )
-    dataset = load_dataset(data.dataset)
+    dataset = dataset_info(data.dataset)
     vocabulary = load_vocabulary(config.vocabulary, dataset.num_classes, templates=config.templates)
     sources = {"labeled": open_config_split(data, "labeled")}
     batch_size = config.train.batch_size
@@ -93,7 +93,7 @@ def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tupl
         samples = held_out_scenes(config.seed, data.held_out)
         canvas, ignore_index = (MAX_SIDE, MAX_SIDE), IGNORE_INDEX
     else:
-        dataset = load_dataset(data.dataset)
+        dataset = dataset_info(data.dataset)
         records = ValidationRecords(open_config_split(data, "val"), dataset)
         sizes = records.sizes[: data.held_out]
         canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))

@@ -57,7 +57,7 @@ def test_an_archive_is_opened_again_when_it_has_changed(tmp_path):
 @pytest.mark.parametrize("write", [write_tar, write_zip])
 def test_members_that_lie_outside_are_refused_by_name(tmp_path, write, name):
     path = write(tmp_path / f"x.{write.__name__[-3:]}", {name: b"x"})
-    with pytest.raises(InputError, match=rf"member {re.escape(repr(name))} lies outside"):
+    with pytest.raises(InputError, match=rf"member {re.escape(repr(name))} leads out of the folder"):
         open_members(path)
 
 
@@ -87,7 +87,7 @@ def test_a_tar_that_is_cut_short_yields_what_is_whole(tmp_path, end):
 def test_other_files_are_no_archives(tmp_path):
     for name in ("x.tar", "x.zip"):
         (tmp_path / name).write_bytes(b"<html>not found</html>" * 50)
-        with pytest.raises(UnreadableError, match="is damaged or no archive"):
+        with pytest.raises(UnreadableError, match="is damaged or not an archive"):
             open_members(tmp_path / name)
         with pytest.raises(UnreadableError, match="No such file"):
             open_members(tmp_path / f"missing_{name}")

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from data_pipelines.checking.survey import survey_split
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images import decode
 from data_pipelines.sources.folders import FolderSource
 from data_pipelines.sources.records import File
 from tests.data_pipelines import tree
 
-VOC = load_dataset("voc21")
+VOC = dataset_info("voc21")
 
 
 def survey(source, info=VOC):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import (
     decode_confidence,
@@ -20,7 +20,7 @@ from data_pipelines.images.transforms import resize_image
 from data_pipelines.sources.records import File, UnreadableError
 from tests.data_pipelines.tree import image, jpeg, label, write_label
 
-VOC = load_dataset("voc21")
+VOC = dataset_info("voc21")
 
 
 def file(tmp_path, data: bytes, name="x.jpg") -> File:

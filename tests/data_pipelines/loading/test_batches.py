@@ -87,7 +87,7 @@ def test_a_record_that_hangs_is_reported(num_workers: int, tmp_path: Path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     batches.stall_seconds = 0.5
-    with pytest.raises(InputError, match=r"no batch came for 0\.5 s.*held: photo_2\.jpg"):
+    with pytest.raises(InputError, match=r"no batch came for 0\.5 s.*being read: photo_2\.jpg"):
         next(batches)
 
 

@@ -131,12 +131,14 @@ def test_filters_read_the_pixels_of_cached_labels(mixed, tmp_path: Path):
         mixed, batch_size=2, seed=0, streams=("unlabeled", "ood"), ood_labels_dir=str(tmp_path / "cache")
     )
     assert data.lengths["ood"] == 8
-    with pytest.raises(InputError, match=r"ood_min_foreground=0\.09: cached OVS labels decide"):
+    with pytest.raises(InputError, match=r"ood_min_foreground=0\.09: needs cached OVS labels"):
         make_train_iterator(mixed, batch_size=2, seed=0, streams=("unlabeled", "ood"))
     with pytest.raises(InputError, match=r"ood_min_foreground=0\.09: there are no OVS labels"):
         make_train_iterator(mixed, batch_size=2, seed=0, streams=("unlabeled", "mix"), ood_as_unlabeled=True)
     mixed.ood_min_foreground = 0.5
-    with pytest.raises(InputError, match=r"none of the 8 OOD images has that share of foreground, the most is 0\.250"):
+    with pytest.raises(
+        InputError, match=r"none of the 8 OOD images has that share of foreground, the largest is 0\.250"
+    ):
         batches_of(mixed, 0, ood_labels_dir=str(tmp_path / "cache"))
     mixed.ood_min_foreground = 1.5
     with pytest.raises(InputError, match=r"these are shares; set values from 0"):
@@ -151,9 +153,12 @@ def test_filters_read_the_pixels_of_cached_labels(mixed, tmp_path: Path):
         ('{"sources": [{"name": "a"}]}', r"source 0 lacks 'root'"),
         ('{"sources": [{"name": "a/b", "root": "ood"}]}', r"source 0 has the name 'a/b': use a word"),
         ('{"sources": [{"name": "a", "root": "ood", "weight": 0}]}', r"source 0 has the weight 0: use a positive"),
-        ('{"sources": [{"name": "a", "root": "ood", "once": 1}]}', r"'once': 1, which is of the wrong type"),
-        ('{"sources": [{"name": "a", "root": "ood", "share": 1}]}', r"unknown field 'share', known are name, root"),
-        ('{"sources": [{"name": "a", "root": "ood"}, {"name": "a", "root": "ood"}]}', r"the name\(s\) a stand for"),
+        ('{"sources": [{"name": "a", "root": "ood", "once": 1}]}', r"'once': 1, which has the wrong type"),
+        ('{"sources": [{"name": "a", "root": "ood", "share": 1}]}', r"unknown field 'share'; known are name, root"),
+        (
+            '{"sources": [{"name": "a", "root": "ood"}, {"name": "a", "root": "ood"}]}',
+            r"several sources have the name\(s\) a;",
+        ),
         ('{"sources": [{"name": "a", "root": "none"}]}', r"mixture\.json: source a: root=.*none: no such folder"),
     ],
 )

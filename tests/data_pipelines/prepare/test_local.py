@@ -29,17 +29,17 @@ def test_the_command_counts_and_lists(tmp_path, monkeypatch, capsys):
     (source / "not\udcff.jpg").write_bytes(encoded(4))
     flags = ["--dataset=image_folder", f"--source={source}", f"--out={tmp_path / 'out'}"]
     folder = tmp_path / "out/image_folder/1.0.0"
-    for state in ("prepared", "there already, made from the same"):
+    for state in ("prepared", "already there, made from the same source"):
         run(monkeypatch, *flags)
         lines = capsys.readouterr().out.splitlines()
         start = next(index for index, line in enumerate(lines) if line.startswith(f"{folder}: "))
         title, images, repeated, bad, first, *_, more, last = [line.strip() for line in lines[start:]]
         assert title == f"{folder}: {state}:"
-        assert [images, repeated] == ["3 images in the split train", "0 of them with the bytes of another"]
+        assert [images, repeated] == ["3 images in the split train", "0 of them repeat the bytes of another"]
         assert bad == "23 bad files left out"
         assert first.startswith(f"{source / 'bad00.jpg'}: is damaged or not an image")
         assert more == "and 3 more: see metadata.json"
-        assert last == "duplicates of evaluation images were not looked for"
+        assert last == "no search for duplicates of evaluation images"
         assert len(lines[start:]) == 26
     listed = [file["name"] for file in json.loads((folder / "metadata.json").read_text())["bad"]]
     assert [Path(name).name for name in listed] == [*(f"bad{n:02}.jpg" for n in range(22)), "not\udcff.jpg"]
@@ -75,7 +75,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsy
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     (folder / "units").mkdir()  # as of a command that was killed at the end
     run(monkeypatch, *flags, f"--out={tmp_path / 'killed'}")
-    assert f"{folder}: there already, made from the same:\n" in capsys.readouterr().out
+    assert f"{folder}: already there, made from the same source:\n" in capsys.readouterr().out
     assert not (folder / "units").exists()
     source = open_shards(folder)
     assert [source[i].image.read() for i in range(15)] == [encoded(n, size=(99, 99)) for n in range(15)]
@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_is_named_and_the_command_goes_on_when_there_is_room
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset=image_folder"], "name with --source what it is to be made from"),
+        (["--dataset=image_folder"], "set --source to the files of the dataset"),
         (["--dataset=coco_ood", "--source=x"], "leave out --source"),
         (["--dataset=image_folder", "--source=none"], "none: no such folder or archive"),
         (["--dataset=webdataset_ood", "--source=none"], "none: no tar file"),
@@ -131,5 +131,5 @@ def test_the_command_ends_without_a_traceback(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: " in done.stderr
-    assert "x.zip: is damaged or no archive" in done.stderr
+    assert "x.zip: is damaged or not an archive" in done.stderr
     assert "Traceback" not in done.stderr

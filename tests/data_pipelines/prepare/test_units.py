@@ -128,7 +128,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 def test_duplicates_of_evaluation_images_are_dropped_and_named(tmp_path):
     job = preparation(tmp_path, evaluation=evaluation_of(1, 4))
     units = {"train": [*UNITS["train"], unit("again", 0, 3)]}
-    with pytest.raises(InputError, match=r"2 id\(s\) of the split 'train' are there already: 0 stands for 2 images"):
+    with pytest.raises(InputError, match=r"2 id\(s\) of the split 'train' are repeated: 0 \(2 images\)"):
         prepare(job, units)
     job = preparation(tmp_path / "other", evaluation=evaluation_of(1, 4))
     report = prepare(job, UNITS)

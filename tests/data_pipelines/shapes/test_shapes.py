@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.benchmark import ShapesSpec, scene_rng, write_shapes
 from data_pipelines.shapes.drawing import (
@@ -40,7 +40,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def test_dataset_facts_name_the_classes_drawn() -> None:
-    info = load_dataset("shapes")
+    info = dataset_info("shapes")
     assert info.classes == SCENE_CLASSES[: len(info.classes)] == ("background", *TARGETS)
     assert info.ignore_index == IGNORE_INDEX
     default = ShapesSpec()
@@ -64,7 +64,7 @@ def test_splits_list_existing_disjoint_pairs(root: Path) -> None:
 
 
 def test_files_are_voc_like(root: Path) -> None:
-    palette = load_dataset("shapes").palette.ravel().tolist()
+    palette = dataset_info("shapes").palette.ravel().tolist()
     sizes = set()
     for folder, labels, last in (
         ("JPEGImages", "SegmentationClass", len(TARGETS)),

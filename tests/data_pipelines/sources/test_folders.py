@@ -70,7 +70,7 @@ def test_cached_labels_join_by_id(tmp_path):
         ("a.jpg b.png c\n" * 7, r"7 fault\(s\): line 1: .*line 5: .*and 2 more"),
         ("/a.jpg b.png\n", r"'/a\.jpg' must be a path below the root"),
         ("a.jpg ../b.png\n", r"'\.\./b\.png' must be a path below the root"),
-        ("a.jpg a.png\na.png b.png\n", r"a stands for 2 images with different suffixes"),
+        ("a.jpg a.png\na.png b.png\n", r"2 images with different suffixes have the id a;"),
     ],
 )
 def test_a_bad_split_is_one_error_with_its_line_numbers(tmp_path, text, message):

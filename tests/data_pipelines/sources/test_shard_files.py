@@ -66,9 +66,9 @@ def test_a_shard_that_fails_leaves_nothing_behind(tmp_path: Path):
 
 @pytest.mark.parametrize("id_", ["", "a\nb"])
 def test_ids_that_no_list_could_hold_are_refused(id_: str, tmp_path: Path):
-    with pytest.raises(InputError, match="is empty or holds a line break"):
+    with pytest.raises(InputError, match="is empty or contains a line break"):
         write_ids(tmp_path, "train", [id_])
-    with pytest.raises(InputError, match="is empty or holds a line break"):
+    with pytest.raises(InputError, match="is empty or contains a line break"):
         write_shard(shard_path(tmp_path, "tiny", "train", 0, 1), FEATURES, _examples(id_))
 
 

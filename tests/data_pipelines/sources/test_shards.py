@@ -89,7 +89,9 @@ def test_splits_are_chosen_by_name(images, dataset):
     ids = list(encoded(images))
     assert ood(dataset, "extra").ids() == ids[6:]
     assert ood(dataset, "train").ids() == ids[:6]
-    with pytest.raises(InputError, match=r"cannot open the split 'val'.*ood_split names one of train, extra"):
+    with pytest.raises(
+        InputError, match=r"cannot open the split 'val'.*set config.data.ood_split to one of train, extra"
+    ):
         ood(dataset, "val")
 
 
@@ -224,7 +226,7 @@ def test_splits_of_shards_are_lists_or_the_datasets_own(tmp_path):
     config.val_split = "train"
     assert len(validation_records(config)) == 12
     config.val_split = "nowhere.txt"
-    with pytest.raises(InputError, match=r"cannot open the split 'nowhere.txt'.*config\.data\.val_split names one of"):
+    with pytest.raises(InputError, match=r"cannot open the split 'nowhere.txt'.*set config\.data\.val_split to one of"):
         validation_records(config)
     config.val_split = "other.txt"
     (tmp_path / "shards/voc/other.txt").write_text("JPEGImages/0001.jpg\nJPEGImages/none.jpg\n")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from configs import context, voc
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.splits import __main__ as splits
 from data_pipelines.splits.balanced import draw_balanced
@@ -176,7 +176,7 @@ def test_lists_are_written_once_byte_for_byte(tmp_path):
 
 def test_another_list_is_never_overwritten(tmp_path):
     write_files(tmp_path, {"2/labeled.txt": lines("a")})
-    with pytest.raises(InputError, match=r"2/labeled.txt: there already, with other contents"):
+    with pytest.raises(InputError, match=r"2/labeled.txt: already there with other contents"):
         write_lists(tmp_path, LISTS)
     assert files_below(tmp_path) == {"2/labeled.txt": lines("a")}
 
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_facts_agree_with_the_dataset_and_the_experiments(name):
-    published, counts = load_published(name), load_dataset(DATASETS[name]).counts
+    published, counts = load_published(name), dataset_info(DATASETS[name]).counts
     sizes = {path: facts.lines for path, facts in published.lists.items()}
     assert sizes["val.txt"] == counts["val"]
     protocols = {path.split("/")[0] for path in sizes if "/" in path}
@@ -340,7 +340,7 @@ CLASSES = ["floor", "blob", "bar", "gone"]
 
 
 def test_a_split_is_disjoint_complete_and_counted(farm):
-    info = load_dataset(farm / "classes.json")
+    info = dataset_info(farm / "classes.json")
     split = make_split(str(farm), "train.txt", info, 3, seed=5)
     parts = [split.lists[name].decode().splitlines() for name in ("labeled.txt", "unlabeled.txt")]
     assert [len(part) for part in parts] == [3, 7]
@@ -361,11 +361,11 @@ def test_a_split_is_disjoint_complete_and_counted(farm):
 )
 def test_numbers_out_of_range_are_refused(farm, count, seed, message):
     with pytest.raises(InputError, match=message):
-        make_split(str(farm), "train.txt", load_dataset(farm / "classes.json"), count, seed)
+        make_split(str(farm), "train.txt", dataset_info(farm / "classes.json"), count, seed)
 
 
 def test_what_cannot_be_drawn_from_is_named(farm):
-    info = load_dataset(farm / "classes.json")
+    info = dataset_info(farm / "classes.json")
     (farm / "indices/1.png").write_bytes(b"no image")
     (farm / "indices/2.png").unlink()
     write_label(farm / "indices/3.png", np.full((4, 4), 9, np.uint8))
@@ -394,7 +394,7 @@ def test_the_command_draws(farm, monkeypatch, capsys):
         "4 10 blob",
         "2 2 bar",
         "0 0 gone",
-        f"{farm / 'splits'}: 2 lists written, 0 there already",
+        f"{farm / 'splits'}: 2 lists written, 0 already there",
     ]
     assert len(files_below(farm / "splits")) == 2
     write_text(farm / "other/val.txt", "photos/8.jpg indices/8.png\n")
@@ -405,7 +405,10 @@ def test_the_command_draws(farm, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--root=x"], "go with --make_split"), (["--make_split=1", "--from_folder=x"], "does not go with --make_split")],
+    [
+        (["--root=x"], "--root, --list and --seed need --make_split"),
+        (["--make_split=1", "--from_folder=x"], "--from_folder cannot be combined with --make_split"),
+    ],
 )
 def test_flags_without_effect_are_refused(monkeypatch, capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):

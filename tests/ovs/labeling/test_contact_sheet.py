@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from data_pipelines.loading.streams import open_stream
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def labels(tmp_path) -> Path:
     """Ten images, eight of them labeled: a third background, a third aeroplane, a third ignored."""
-    info = load_dataset("voc21")
+    info = dataset_info("voc21")
     store = FileStore(tmp_path / "labels", {"fingerprint": "f" * 64, "ovs": "color", "vocabulary": "<i>"}, info)
     store.begin()
     ids = [*(f"{i}" for i in range(9)), AWKWARD]
@@ -78,7 +78,7 @@ def write(folder: Path, **options) -> Page:
     config = label_config(folder / "ood", folder / "labels")
     source = open_stream(config.data, "ood", config.ovs.labels_dir)
     records = [source[i] for i in range(len(source))]
-    path = write_contact_sheet(folder / "labels", records, load_dataset("voc21"), **options)
+    path = write_contact_sheet(folder / "labels", records, dataset_info("voc21"), **options)
     assert path == folder / "labels" / "contact_sheet.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -99,7 +99,7 @@ def test_pictures_are_photograph_label_and_confidence(labels):
     (_, photo), (_, plane), (_, heat) = write(labels, images=8).pictures[-3:]
     assert photo.size == plane.size == heat.size == (90, 60)
     assert np.abs(np.asarray(photo, int) - 20 * 9).max() < 4
-    info = load_dataset("voc21")
+    info = dataset_info("voc21")
     painted = np.asarray(plane.convert("RGBA"))
     np.testing.assert_array_equal(painted[0, [0, 30], :3], info.palette[:2])
     assert painted[0, 0, 3] == painted[0, 30, 3] > painted[0, 89, 3] == 0
@@ -127,7 +127,7 @@ def test_the_sample_is_spread_evenly_and_always_the_same(labels):
 
 def test_large_images_are_shrunk(labels):
     Image.new("RGB", (900, 600)).save(labels / "ood/0.png")
-    store = FileStore(labels / "labels", {"fingerprint": "f" * 64}, load_dataset("voc21"))
+    store = FileStore(labels / "labels", {"fingerprint": "f" * 64}, dataset_info("voc21"))
     store.write("0", np.zeros((600, 900), np.uint8), np.full((600, 900), 255, np.uint8))
     page = write(labels, images=1)
     assert {picture.size for _, picture in page.pictures} == {(320, 213)}

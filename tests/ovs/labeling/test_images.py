@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from semiovs_jax import label as label_module
@@ -46,7 +46,7 @@ def test_every_image_has_its_planes(images, undisturbed):
     assert {
         str(p.relative_to(undisturbed / "labels").with_suffix("")) for p in undisturbed.rglob("labels/**/*.png")
     } == (set(found))
-    info = load_dataset("voc21")
+    info = dataset_info("voc21")
     for id_, path in found.items():
         with (
             Image.open(path) as image,

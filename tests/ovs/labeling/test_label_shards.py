@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_label
 from data_pipelines.labels import shard_store as label_shard_store
@@ -121,7 +121,7 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     assert list(ids) == list(open_stream(label_config(ood, undisturbed).data, "ood").ids())
     assert pixels.dtype == np.int32
     assert pixels.shape == (COUNT, 22)
-    info, cache = load_dataset("voc21"), open_label_cache(undisturbed)
+    info, cache = dataset_info("voc21"), open_label_cache(undisturbed)
     for id_, row in zip(ids, pixels, strict=True):
         plane = decode_label(cache.planes(id_)[0], info)
         np.testing.assert_array_equal(row[:21], np.bincount(plane.ravel(), minlength=256)[:21])
@@ -345,5 +345,5 @@ def test_a_shard_of_bad_images_alone_is_done(tmp_path):
 
 def test_shards_are_neither_small_nor_many(tmp_path, monkeypatch):
     monkeypatch.setattr(label_shard_store, "FEWEST_RECORDS", 64)
-    store = label_shard_store.ShardStore(tmp_path, {}, load_dataset("voc21"))
+    store = label_shard_store.ShardStore(tmp_path, {}, dataset_info("voc21"))
     assert [store.part_length(count) for count in (5, 32_769, 118_287, 10_000_000)] == [64, 65, 232, 1024]

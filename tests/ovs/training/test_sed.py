@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import ovs_coco_stuff, ovs_sed_shapes
-from data_pipelines.datasets import load_dataset
+from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
@@ -104,7 +104,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ml_collections.ConfigDict
     """The config for COCO-Stuff, on a small tree of VOC's layout and a CLIP with a tiny ConvNeXt."""
     folder = tmp_path_factory.mktemp("files")
     data = write_tree(folder, labeled=6, val=3)
-    names = load_dataset("voc21").classes
+    names = dataset_info("voc21").classes
     words = {name: [f"{name} {i}" for i in range(2 if name == "background" else 1)] for name in names}
     clip = ClipConfig(dataclasses.replace(tiny_sed.CONFIG.visual, widths=(4, 4, 6, 6)), tiny_sed.CONFIG.text)
     towers = tiny_clip.towers(config=clip)
@@ -155,7 +155,7 @@ def test_files_come_as_crops_of_the_image_size(files: ml_collections.ConfigDict)
     task = make_task(files)
     batch = next(task.batches)["labeled"]
     assert batch["image"].shape == (2, 64, 64, 3)
-    assert task.vocabulary.classes == load_dataset("voc21").classes
+    assert task.vocabulary.classes == dataset_info("voc21").classes
     assert np.all(batch["label"][~batch["valid"]] == task.ignore_index)
 
 
