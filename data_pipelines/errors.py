@@ -8,8 +8,8 @@ from typing import NamedTuple
 class InputError(ValueError):
     """Invalid input that the user can fix: a file, a config value or a set of weights.
 
-    Every argument is one fault: the file or key, what was found, what was expected, and what to do. Commands print them,
-    a line each, without a traceback and exit with status 2.
+    Every argument is one fault: the file or key, what was found, what was expected, and what to do. Commands print
+    them, a line each, without a traceback and exit with status 2.
     """
 
     def __str__(self) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 import data_pipelines
 from data_pipelines.errors import InputError
-from data_pipelines.pipeline import STREAMS, make_train_iterator, validation_records
+from data_pipelines.pipeline import STREAMS, Options
 from tests.data_pipelines import tree
-from tests.data_pipelines.tree import write_cached_labels, write_tree
+from tests.data_pipelines.tree import validation_records, write_cached_labels, write_tree
 
 OOD_IDS = ["000", "002", "004", "train/001", "train/003"]
 
@@ -25,7 +25,7 @@ def config(tmp_path_factory):
 
 
 def train_data(config, streams=STREAMS, batch_size=4, seed=0, **options):
-    return make_train_iterator(config, batch_size=batch_size, seed=seed, streams=streams, **options)
+    return tree.train_data(config, streams, batch_size=batch_size, seed=seed, **options)
 
 
 def take(data, steps):
@@ -216,12 +216,16 @@ def test_ood_images_may_join_the_unlabeled_ones(config):
 def test_requests_that_cannot_be_met_are_refused(config):
     with pytest.raises(InputError, match=r"config\.batch_size=3 must be a positive multiple of the 2 process"):
         train_data(config, batch_size=3, process_count=2)
-    with pytest.raises(InputError, match=r"unknown stream\(s\) odd: use labeled, unlabeled, mix, ood"):
-        train_data(config, streams=("labeled", "odd"))
-    negative = config.copy_and_resolve_references()
-    negative.scale_short_side = -1
-    with pytest.raises(InputError, match=r"config\.data\.scale_short_side=-1: set it to 0 or more"):
-        train_data(negative)
+    wrong = config.copy_and_resolve_references()
+    wrong.update(scale_short_side=-1, crop_size=0, scale_range=(2.0, 0.5), num_threads=-2)
+    with pytest.raises(InputError) as caught:
+        Options.read(wrong)
+    assert [fault.split("=")[0] for fault in caught.value.args] == [
+        "config.data.scale_short_side",
+        "config.data.num_threads",
+        "config.data.crop_size",
+        "config.data.scale_range",
+    ]
 
 
 def cut(path: pathlib.Path) -> None:
@@ -295,7 +299,7 @@ def test_validation_records_come_whole_in_order_with_sizes_from_headers(config):
     records = validation_records(config)
     assert len(records) == 2
     assert [record["id"] for record in records] == ["JPEGImages/0010", "JPEGImages/0011"]
-    assert records.sizes() == [record["label"].shape for record in records] == [(30, 43), (31, 44)]
+    assert records.sizes == [record["label"].shape for record in records] == [(30, 43), (31, 44)]
     np.testing.assert_array_equal(records[-1]["label"], tree.label(11))
     assert records[1]["image"].shape == (31, 44, 3)
     assert [record["id"] for record in records[:1]] == ["JPEGImages/0010"]

@@ -1,13 +1,19 @@
 """Writes small VOC-layout and COCO-layout trees for the tests of the input pipeline."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines.datasets import voc_palette
+from data_pipelines.datasets import dataset_info, voc_palette
+from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.loading.selection import Filter, select_images
+from data_pipelines.loading.streams import open_config_split, train_sources, with_labels
+from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
+from data_pipelines.sources.records import Source
 
 
 def data_config(root: Path, **changes) -> ConfigDict:
@@ -35,6 +41,46 @@ def data_config(root: Path, **changes) -> ConfigDict:
     )
     config.update(changes)
     return config
+
+
+def open_stream(config: ConfigDict, stream: str, labels_dir: str | None = None) -> Source:
+    """The records of a stream, with the cached labels of a folder."""
+    source = open_config_split(config, "unlabeled" if stream == "mix" else stream)
+    return with_labels(source, open_label_cache(Path(labels_dir)), confidence=True) if labels_dir else source
+
+
+def train_data(
+    config: ConfigDict,
+    streams: Sequence[str],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    ood_labels_dir: str | None = None,
+    ood_confidence: bool = True,
+    ood_as_unlabeled: bool = False,
+    **processes: int,
+) -> TrainData:
+    """The training batches of a config's `data` section."""
+    info = dataset_info(config.dataset)
+    names = {"unlabeled" if name == "mix" else name for name in streams} | ({"ood"} if ood_as_unlabeled else set())
+    splits = {name: open_config_split(config, name) for name in sorted(names)}
+    labels = selection = None
+    if ood_labels_dir is not None:
+        labels = open_label_cache(Path(ood_labels_dir))
+        keys = Filter(config.ood_min_foreground, config.ood_repeat_threshold)
+        selection = select_images(splits["ood"], keys, Path(ood_labels_dir), info)
+    sources = train_sources(
+        splits, streams, labels=labels, confidence=ood_confidence, ood_as_unlabeled=ood_as_unlabeled
+    )
+    options = Options.read(config)
+    return make_train_iterator(
+        sources, info, options, batch_size=batch_size, seed=seed, selection=selection, **processes
+    )
+
+
+def validation_records(config: ConfigDict) -> ValidationRecords:
+    """The validation images of a config's `data` section."""
+    return ValidationRecords(open_config_split(config, "val"), dataset_info(config.dataset))
 
 
 def write_tree(root: Path, labeled: int = 3, unlabeled: int = 7, val: int = 2, ood: int = 5) -> ConfigDict:

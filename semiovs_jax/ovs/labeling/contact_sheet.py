@@ -25,7 +25,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.manifest import MANIFEST, RUN_LABEL, read_manifest, write_whole
-from data_pipelines.loading.streams import open_stream
+from data_pipelines.loading.streams import open_config_split, with_labels
 from data_pipelines.sources.records import Record
 
 FILE_NAME = "contact_sheet.html"
@@ -74,7 +74,7 @@ def write_contact_sheet(labels_dir: Path, records: Iterable[Record], dataset: Da
 
     Args:
       labels_dir: folder of cached labels with its manifest.
-      records: the OOD images, joined to these labels (`open_stream(data, "ood", labels_dir)`).
+      records: the OOD images, joined to these labels (see `streams.with_labels`).
       dataset: class names and palette.
       images: how many of the labeled images to show.
 
@@ -203,7 +203,9 @@ def _text(value: Any) -> str:
 def main(flags: Any) -> None:
     """Writes the sheet of `flags.config`'s labels."""
     config = flags.config
-    source = open_stream(config.data, "ood", config.ovs.labels_dir)
+    source = with_labels(
+        open_config_split(config.data, "ood"), open_label_cache(Path(config.ovs.labels_dir)), confidence=True
+    )
     dataset = dataset_info(config.data.dataset)
     records = (source[i] for i in range(len(source)))
     path = write_contact_sheet(Path(config.ovs.labels_dir), records, dataset, images=flags.images)

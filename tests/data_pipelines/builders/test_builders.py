@@ -21,13 +21,13 @@ from data_pipelines.builders.base import ImageBuilder
 from data_pipelines.builders.downloads import Archive
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
-from data_pipelines.loading.streams import open_stream
 from data_pipelines.prepare.local import DATASETS, make_builder, prepare
 from data_pipelines.sources.folders import open_list
 from data_pipelines.sources.shard_files import read_ids
 from data_pipelines.sources.shards import open_shards
 from tests.data_pipelines.builders.test_archives import write_tar, write_zip
 from tests.data_pipelines.builders.test_base import encoded
+from tests.data_pipelines.tree import open_stream
 
 
 def plane(seed: int) -> bytes:

@@ -8,13 +8,12 @@ from PIL import Image
 
 from data_pipelines.images.decode import decode_image, image_size, probe_image
 from data_pipelines.loading.selection import repeat_factors
-from data_pipelines.pipeline import make_train_iterator
 from data_pipelines.prepare.local import make_builder, prepare
 from data_pipelines.sources.records import File
 from data_pipelines.splits.balanced import draw_balanced
 from semiovs_jax.ovs.labeling.images import label_images
 from semiovs_jax.runtime.sharding import make_mesh
-from tests.data_pipelines.tree import data_config
+from tests.data_pipelines.tree import data_config, train_data
 from tests.fake_ovs import ColorOVS, label_config
 
 GRAY = np.linspace(0, 255, 40 * 60).reshape(40, 60).astype(np.uint8)
@@ -64,7 +63,7 @@ def test_odd_photographs_are_shown_as_they_lie_in_the_file(write, tmp_path: Path
     assert image_size(File(path)) == probe_image(File(path)).size == expected.shape[:2]
     assert np.abs(found.astype(int) - expected).mean() < 4
     config = data_config(tmp_path, crop_size=65, scale_range=(1.0, 1.0))
-    data = make_train_iterator(config, batch_size=1, seed=0, streams=("ood",))
+    data = train_data(config, ("ood",), batch_size=1)
     view = next(data.iterator)["ood"]
     assert view["valid"].sum() == found.shape[0] * found.shape[1]
     shown = view["image"][view["valid"]].reshape(found.shape)
@@ -81,12 +80,8 @@ def test_odd_photographs_get_labels_of_their_size_from_folders_and_shards(tmp_pa
         config = label_config(root, tmp_path / name)
         report = label_images(config, ColorOVS(), make_mesh())
         assert (report.images, report.labeled, report.bad) == (5, 5, ())
-        data = make_train_iterator(
-            data_config(tmp_path, ood_root=str(root)),
-            batch_size=5,
-            seed=0,
-            streams=("ood",),
-            ood_labels_dir=str(tmp_path / name),
+        data = train_data(
+            data_config(tmp_path, ood_root=str(root)), ("ood",), batch_size=5, ood_labels_dir=str(tmp_path / name)
         )
         assert next(data.iterator)["ood"]["label"].shape == (5, 33, 33)
 

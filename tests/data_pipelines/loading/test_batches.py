@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.loading.worker_log import BadRecords, HeldRecords
-from data_pipelines.pipeline import STREAMS, make_train_iterator
+from data_pipelines.pipeline import STREAMS
 from tests.data_pipelines.tree import write_tree
 
 
@@ -98,9 +98,7 @@ def test_batches_do_not_depend_on_workers_or_processes(tmp_path: Path):
         config.num_workers = num_workers
         for process_count in (1, 2) if num_workers != 1 else (1,):
             parts = [
-                make_train_iterator(
-                    config, batch_size=4, seed=3, streams=STREAMS, process_index=index, process_count=process_count
-                )
+                tree.train_data(config, STREAMS, batch_size=4, seed=3, process_index=index, process_count=process_count)
                 for index in range(process_count)
             ]
             found[num_workers, process_count] = [
@@ -125,7 +123,7 @@ def test_bad_records_of_workers_are_logged_here_and_counted_together(tmp_path: P
     bad = [tmp_path / "JPEGImages" / f"{index:04d}.jpg" for index in (4, 6)]
     for path in bad:
         path.write_bytes(path.read_bytes()[:200])
-    data = make_train_iterator(config, batch_size=2, seed=0, streams=("unlabeled",))
+    data = tree.train_data(config, ("unlabeled",), batch_size=2)
     for _ in range(8):
         next(data.iterator)
     data.iterator.close()

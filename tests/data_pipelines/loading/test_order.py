@@ -11,9 +11,7 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.labels.manifest import write_class_pixels
 from data_pipelines.loading.order import batches_at_most, draw_positions
-from data_pipelines.loading.selection import Selection, repeat_factors
-from data_pipelines.loading.streams import open_stream
-from data_pipelines.pipeline import make_train_iterator
+from data_pipelines.loading.selection import Filter, Selection, filter_fault, repeat_factors
 from data_pipelines.sources.folders import FolderSource
 from data_pipelines.sources.mixture import Mixture
 from tests.data_pipelines.tree import image, jpeg, write_cached_labels, write_tree
@@ -97,12 +95,12 @@ def mixed(tmp_path: Path):
 
 
 def batches_of(config, count: int, **options):
-    data = make_train_iterator(config, batch_size=2, seed=0, streams=("unlabeled", "ood"), **options)
+    data = tree.train_data(config, ("unlabeled", "ood"), batch_size=2, **options)
     return data, [next(data.iterator) for _ in range(count)]
 
 
 def test_a_mixture_trains_with_labels_joined_by_the_ids_it_gives(mixed, tmp_path: Path):
-    ids = open_stream(mixed, "ood").ids()
+    ids = tree.open_stream(mixed, "ood").ids()
     assert ids == [f"coco/{id_}" for id_ in ("000", "002", "004", "train/001", "train/003")] + [
         f"web/{i:03d}" for i in range(3)
     ]
@@ -121,28 +119,34 @@ def test_a_mixture_trains_with_labels_joined_by_the_ids_it_gives(mixed, tmp_path
 
 
 def test_filters_read_the_pixels_of_cached_labels(mixed, tmp_path: Path):
-    ids = open_stream(mixed, "ood").ids()
+    ids = tree.open_stream(mixed, "ood").ids()
     pixels = np.zeros((len(ids), 22), np.int32)
     pixels[:, 0] = 90
     pixels[:, 1] = [10, 20, 5, 10, 0, 30, 10, 10]
     write_class_pixels(tmp_path / "cache", ids, pixels)
     mixed.ood_min_foreground = 0.09
-    data = make_train_iterator(
-        mixed, batch_size=2, seed=0, streams=("unlabeled", "ood"), ood_labels_dir=str(tmp_path / "cache")
-    )
+    data = tree.train_data(mixed, ("unlabeled", "ood"), batch_size=2, ood_labels_dir=str(tmp_path / "cache"))
     assert data.lengths["ood"] == 8
-    with pytest.raises(InputError, match=r"ood_min_foreground=0\.09: needs cached OVS labels"):
-        make_train_iterator(mixed, batch_size=2, seed=0, streams=("unlabeled", "ood"))
-    with pytest.raises(InputError, match=r"ood_min_foreground=0\.09: there are no OVS labels"):
-        make_train_iterator(mixed, batch_size=2, seed=0, streams=("unlabeled", "mix"), ood_as_unlabeled=True)
     mixed.ood_min_foreground = 0.5
     with pytest.raises(
         InputError, match=r"none of the 8 OOD images has that share of foreground, the largest is 0\.250"
     ):
         batches_of(mixed, 0, ood_labels_dir=str(tmp_path / "cache"))
-    mixed.ood_min_foreground = 1.5
-    with pytest.raises(InputError, match=r"these are shares; set values from 0"):
-        batches_of(mixed, 0, ood_labels_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "ood", "labels", "message"),
+    [
+        (Filter(0.0, 0.0), "none", "online", None),
+        (Filter(0.1, 0.2), "ovs", "cached", None),
+        (Filter(1.5, 0.0), "ovs", "cached", "config.data.ood_min_foreground=1.5: these are shares; set values from 0"),
+        (Filter(0.0, 0.2), "ovs", "online", "config.data.ood_repeat_threshold=0.2: these need cached OVS labels"),
+        (Filter(0.1, 0.0), "unlabeled", "cached", "config.data.ood_min_foreground=0.1: these need cached OVS labels"),
+    ],
+)
+def test_a_filter_needs_cached_labels(keys: Filter, ood: str, labels: str, message: str | None):
+    fault = filter_fault(keys, ood, labels)
+    assert fault is None if message is None else fault.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +169,12 @@ def test_filters_read_the_pixels_of_cached_labels(mixed, tmp_path: Path):
 def test_a_mixture_that_says_something_else_is_refused(content: str, message: str, mixed, tmp_path: Path):
     (tmp_path / "mixture.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        open_stream(mixed, "ood")
+        tree.open_stream(mixed, "ood")
 
 
-def test_weights_have_no_meaning_among_unlabeled_images(mixed, tmp_path: Path):
-    with pytest.raises(InputError, match=r"weights and 'once' have no meaning"):
-        make_train_iterator(mixed, batch_size=2, seed=0, streams=("unlabeled", "mix"), ood_as_unlabeled=True)
+def test_weights_have_no_effect_among_unlabeled_images(mixed, tmp_path: Path):
+    with pytest.raises(InputError, match=r"weights and 'once' have no effect"):
+        tree.train_data(mixed, ("unlabeled", "mix"), batch_size=2, ood_as_unlabeled=True)
     mixed.ood_split = "train"
     with pytest.raises(InputError, match=r"ood_split=train: .*names the splits of its sources"):
-        open_stream(mixed, "ood")
+        tree.open_stream(mixed, "ood")

@@ -1,9 +1,8 @@
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.loading.streams import open_stream
 from data_pipelines.sources.records import UnreadableError
-from tests.data_pipelines.tree import write_cached_labels, write_tree
+from tests.data_pipelines.tree import open_stream, write_cached_labels, write_tree
 
 
 def test_a_split_gives_records_in_order_that_read_their_bytes_when_asked(tmp_path):

@@ -10,14 +10,13 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image, image_size
 from data_pipelines.labels.cache import open_label_cache
-from data_pipelines.loading.streams import open_stream
-from data_pipelines.pipeline import STREAMS, make_train_iterator, validation_records
+from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.runtime.sharding import make_mesh
-from tests.data_pipelines.tree import write_cached_labels, write_tree
+from tests.data_pipelines.tree import open_stream, train_data, validation_records, write_cached_labels, write_tree
 from tests.fake_ovs import ColorOVS, label_config, write_images
 
 FEATURES = {
@@ -208,7 +207,7 @@ def test_shards_and_folders_give_the_same_batches(tmp_path):
     write_cached_labels(tmp_path / "tree", tmp_path / "cache", list(encoded(tmp_path / "tree" / "ood")))
     in_shards = _as_shards(config, tmp_path / "shards")
     options = {"batch_size": 2, "seed": 5, "streams": STREAMS, "ood_labels_dir": str(tmp_path / "cache")}
-    folder, shards = (make_train_iterator(c, **options).iterator for c in (config, in_shards))
+    folder, shards = (train_data(c, **options).iterator for c in (config, in_shards))
     for _ in range(20):
         expected, found = next(folder), next(shards)
         for stream in STREAMS:

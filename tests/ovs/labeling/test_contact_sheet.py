@@ -12,9 +12,9 @@ from PIL import Image
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
-from data_pipelines.loading.streams import open_stream
 from semiovs_jax.ovs.labeling import contact_sheet
 from semiovs_jax.ovs.labeling.contact_sheet import write_contact_sheet
+from tests.data_pipelines.tree import open_stream
 from tests.fake_ovs import label_config
 
 AWKWARD = 'sub/<b>&"x"'

@@ -17,12 +17,12 @@ from data_pipelines.labels import shard_store as label_shard_store
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.manifest import read_class_pixels
 from data_pipelines.labels.shards import list_path, read_shards
-from data_pipelines.loading.streams import open_stream
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import read_ids
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.runtime.sharding import make_mesh
+from tests.data_pipelines.tree import open_stream
 from tests.fake_ovs import (
     NEVER,
     SHARD_RECORDS,
