@@ -1,24 +1,24 @@
-"""What is wrong with input that a person can mend: the one error type, and one fault among many."""
+"""Errors in the user's input: the exception, and one fault of a list."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class InputError(ValueError):
-    """Bad input: a file, a config value or a set of weights that a person has to mend.
+    """Invalid input that the user has to fix: a file, a config value or a set of weights.
 
-    The message names the file or key, the value found, and what to do about it. The command line prints
-    it without a traceback and exits with status 2.
+    The message names the file or config key, what was found, what was expected, and what to do. The command line
+    prints it without a traceback and exits with status 2.
     """
 
 
 class Fault(NamedTuple):
-    """What is wrong with one file, where all faults are gathered before any is raised.
+    """A fault of one file, where all faults are collected before an error is raised.
 
     Attributes:
-        kind: Groups like faults: "unreadable", or what is wrong with a file that can be read.
-        file: The file's name.
-        message: Names the file, what was found, and what to do about it.
+        kind: Faults of one kind are reported together: "unreadable", or the reason why a readable file is invalid.
+        file: Name of the file.
+        message: Names the file, what was found, and what to do.
     """
 
     kind: str
@@ -27,6 +27,6 @@ class Fault(NamedTuple):
 
 
 def first_few(faults: Sequence[str], limit: int = 5) -> str:
-    """The first `limit` messages in one line, and how many there are in all where there are more."""
+    """Joins the first `limit` messages to one line, and adds the number of the others."""
     more = f"; and {len(faults) - limit} more" if len(faults) > limit else ""
     return "; ".join(faults[:limit]) + more

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from data_pipelines.checking.inputs import check_inputs, check_workdir
 from data_pipelines.datasets import load_dataset
 from data_pipelines.errors import InputError
+from data_pipelines.labels.store import open_store
+from data_pipelines.loading.streams import open_stream
 from data_pipelines.pipeline import make_train_iterator, validation_records
 from data_pipelines.shapes.benchmark import write_shapes
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
@@ -21,6 +23,7 @@ from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import OVS
 from semiovs_jax.methods import make_method
 from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.recipe import (
     batch_structs,
@@ -180,10 +183,22 @@ def prepare_labelers(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str,
     method = make_method(config.method)
     frozen = build_frozen_labelers(config, method)
     if needs_ovs(config, method, "cached"):
-        ovs = build_ovs(config.ovs, load_dataset(config.data.dataset).num_classes)
-        if not labels_complete(config, ovs):
+        dataset = load_dataset(config.data.dataset)
+        ovs = build_ovs(config.ovs, dataset.num_classes)
+        source = open_stream(config.data, "ood")
+        identity = labels_identity(config.ovs, ovs, dataset)
+        store = open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=source.prepared)
+        if not labels_complete(source, store):
             _logger.info("labeling the OOD images in %s", config.data.ood_root)
-            label_images(config, ovs, mesh)
+            label_images(
+                source,
+                ovs,
+                store,
+                mesh,
+                batch_size=config.ovs.batch_size,
+                num_threads=config.data.num_threads,
+                max_bad_records=config.data.max_bad_records,
+            )
     return frozen
 
 

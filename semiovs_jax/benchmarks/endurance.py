@@ -21,6 +21,7 @@ from absl import app, flags
 from PIL import Image
 
 from data_pipelines.datasets import load_dataset
+from data_pipelines.labels.examples import encode_label
 from data_pipelines.labels.shard_store import ShardStore
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.pipeline import STREAMS, make_train_iterator
@@ -114,17 +115,16 @@ def _open(root: Path) -> BatchIterator:
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, load_dataset(photographs.DATASET))
+    dataset = load_dataset(photographs.DATASET)
+    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, dataset)
     planes = [
         (np.asarray(Image.open(path)), np.asarray(Image.open(root / "confidence" / path.name)))
         for path in sorted((root / "labels").iterdir())
     ]
     store.begin()
-    store.plan(parts)
+    store.assign(parts)
     for index, part in enumerate(parts):
-        for id_ in part:
-            store.write(id_, *planes[int(id_) % len(planes)])
-        store.write_part(index)
+        store.write_part(index, [encode_label(id_, *planes[int(id_) % len(planes)], dataset) for id_ in part], {})
     store.finish([id_ for part in parts for id_ in part], {})
 
 

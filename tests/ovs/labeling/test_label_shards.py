@@ -1,4 +1,4 @@
-"""Labels of images in shards: in shards, too, and otherwise as those of files."""
+"""Labels of images in shards."""
 
 import json
 import pickle
@@ -21,8 +21,7 @@ from data_pipelines.loading.streams import open_stream
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import read_ids
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.runtime.sharding import make_mesh
+from tests import fake_ovs
 from tests.fake_ovs import (
     NEVER,
     SHARD_RECORDS,
@@ -78,11 +77,11 @@ def labels(undisturbed, tmp_path) -> Path:
 
 def label(ood: Path, folder: Path, *, fingerprint: str = "a" * 64, share=(None, None), **data):
     config, ovs = label_config(ood, folder, **data), ColorOVS(fingerprint=fingerprint)
-    return label_images(config, ovs, make_mesh(), process_index=share[0], process_count=share[1])
+    return fake_ovs.label(config, ovs, process_index=share[0], process_count=share[1])
 
 
 def complete(ood: Path, folder: Path, **data) -> bool:
-    return labels_complete(label_config(ood, folder, **data), ColorOVS())
+    return fake_ovs.complete(label_config(ood, folder, **data), ColorOVS())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -343,7 +342,6 @@ def test_a_shard_of_bad_images_alone_is_done(tmp_path):
     assert tfds.builder_from_directory(tmp_path / "labels").info.splits["ood"].shard_lengths == [0, 1]
 
 
-def test_shards_are_neither_small_nor_many(tmp_path, monkeypatch):
+def test_shards_are_neither_small_nor_many(monkeypatch):
     monkeypatch.setattr(label_shard_store, "FEWEST_RECORDS", 64)
-    store = label_shard_store.ShardStore(tmp_path, {}, load_dataset("voc21"))
-    assert [store.part_length(count) for count in (5, 32_769, 118_287, 10_000_000)] == [64, 65, 232, 1024]
+    assert [label_shard_store.part_length(count) for count in (5, 32_769, 118_287, 10_000_000)] == [64, 65, 232, 1024]
