@@ -8,7 +8,6 @@ without suffix. Without confidence files, the confidence is 255 for every pixel.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,25 +97,35 @@ def external_faults(cache: ExternalLabels, source: Source, dataset: DatasetInfo,
     """
     joined = LabeledSource(source, cache)
     groups: dict[str, _Group] = {}
+    confident = 0
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         for start in range(0, len(joined), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(joined)))
-            found = pool.map(lambda index: _record_faults(joined[index], cache, dataset), indices)
-            for fault in itertools.chain.from_iterable(found):
-                groups.setdefault(fault.kind, _Group()).add(fault)
-    labeled = len(joined) - groups[_MISSING].count if _MISSING in groups else len(joined)
-    if _UNSURE in groups and groups[_UNSURE].count >= labeled:
-        del groups[_UNSURE]  # no label has a confidence
-    intros = {
-        _MISSING: f"{cache.labels}: {len(joined) - labeled} of {len(joined)} OOD images have no label; write a label "
-        "for each image, or list the other images in config.data.ood_split",
-        _UNSURE: f"{cache.confidence}: only some of the {labeled} labels have a confidence; write one for each label, "
-        "or remove the folder to trust all labels",
-    }
+            for record, faults in pool.map(lambda index: _check(joined[index], cache, dataset), indices):
+                confident += record.confidence is not None
+                for fault in faults:
+                    groups.setdefault(fault.kind, _Group()).add(fault)
+    if not confident:
+        groups.pop(_UNSURE, None)
     return [
-        Fault(kind, group.few[0].file, f"{intros.get(kind, f'{group.count} invalid file(s) ({kind})')}: {group}")
+        Fault(kind, group.few[0].file, f"{_intro(kind, group.count, confident, cache, len(joined))}: {group}")
         for kind, group in groups.items()
     ]
+
+
+def _intro(kind: str, count: int, confident: int, cache: ExternalLabels, images: int) -> str:
+    """What a kind of fault is, and what to do if its messages do not include that."""
+    if kind == _MISSING:
+        return (
+            f"{cache.labels}: {count} of {images} OOD images have no label; write a label for each image, or list the "
+            "other images in config.data.ood_split"
+        )
+    if kind == _UNSURE:
+        return (
+            f"{cache.confidence}: {count} labels have no confidence, {confident} have one; write one for each label, "
+            "or remove the folder to trust all labels"
+        )
+    return f"{count} invalid file(s) ({kind})"
 
 
 def missing_confidence(cache: ExternalLabels, source: Source, ovs_threshold: float) -> Fault | None:
@@ -148,15 +157,20 @@ class _Group:
         return "; ".join(fault.message for fault in self.few) + more
 
 
-def _record_faults(record: Record, cache: ExternalLabels, dataset: DatasetInfo) -> list[Fault]:
+def _check(record: Record, cache: ExternalLabels, dataset: DatasetInfo) -> tuple[Record, list[Fault]]:
+    if cache.is_labeled(record.id):
+        return record, _label_faults(record, cache, dataset)
+    try:
+        probe_image(record.image)
+    except UnreadableError:
+        return record, []
+    name = str(cache.labels / f"{record.id}.png")
+    return record, [Fault(_MISSING, name, name)]
+
+
+def _label_faults(record: Record, cache: ExternalLabels, dataset: DatasetInfo) -> list[Fault]:
     assert record.label is not None  # as `ExternalLabels.planes` returns
     name = record.label.name
-    if not cache.is_labeled(record.id):
-        try:
-            probe_image(record.image)
-        except UnreadableError:
-            return []
-        return [Fault(_MISSING, name, name)]
     try:
         size = image_size(record.image)
     except UnreadableError:

@@ -75,8 +75,9 @@ class LabelShard(NamedTuple):
         except Exception as error:  # the reader raises many types for damaged files
             return self._complain(f"cannot be read ({error})")
         if found is None:
-            return self._complain(f"has {size} bytes, was written with {self.size}")
-        return None if found == len(self.content.ids) else self._complain(f"has {found} examples")
+            return self._complain(f"has {size} bytes, expected {self.size}")
+        expected = len(self.content.ids)
+        return None if found == expected else self._complain(f"has {found} examples, expected {expected}")
 
     def _complain(self, what: str) -> str:
         return f"{self.path}: {what}; {lost_labels(self.content.ids)}"
@@ -233,9 +234,9 @@ class ShardLabels:
         shards = {shard.path: shard for shard in read_shards(self.folder)}
         faults = [fault for shard in shards.values() if (fault := shard.fault())]
         paths = shard_paths(self.folder, manifest["shards"]["name"], manifest["shards"]["count"])
-        if gone := [str(list_path(path)) for path in paths if path not in shards]:
+        if missing := [str(list_path(path)) for path in paths if path not in shards]:
             lost = [id_ for id_ in read_ids(self.folder, SPLIT) or () if id_ not in self._places]
-            faults.append(f"{first_few(gone, 3)}: is missing; {lost_labels(lost)}")
+            faults.append(f"{first_few(missing, 3)}: is missing; {lost_labels(lost)}")
         return faults
 
 

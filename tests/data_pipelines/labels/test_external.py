@@ -94,6 +94,13 @@ def test_an_unreadable_image_with_a_label_is_left_to_the_check_of_the_images(fol
     assert check(folder) == {}
 
 
+def test_an_unreadable_image_without_a_label_needs_no_confidence(folder):
+    remove_confidences(folder)
+    (folder.parent / "ood/002.jpg").write_bytes(b"no image")
+    (folder / "labels/002.png").unlink()
+    assert check(folder) == {}
+
+
 def save(path: Path, plane: np.ndarray, mode: str = "L") -> None:
     Image.fromarray(plane).convert(mode).save(path)
 
@@ -154,7 +161,7 @@ DAMAGES = [
     (
         some_confidences,
         "confidence missing",
-        r"only some of the 5 labels have a confidence; write one .* or remove the folder .*confidence/train/001\.png$",
+        r"1 labels have no confidence, 4 have one; write one .* or remove the folder .*confidence/train/001\.png$",
     ),
 ]
 

@@ -34,7 +34,7 @@ def undisturbed(images, tmp_path_factory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but for the manifest's account of the last run, which is a matter of time."""
+    """All files, without the manifest's facts about the last run, which include its seconds."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
     manifest.pop("last_run", None)
@@ -215,7 +215,7 @@ def test_bad_images_are_named_and_counted(tmp_path):
     assert not (tmp_path / "labels/labels/001.png").exists()
     assert fake_ovs.complete(config, ColorOVS())
 
-    write_images(tmp_path / "ood", 7)  # mended
+    write_images(tmp_path / "ood", 7)  # repaired
     assert fake_ovs.label(config, ColorOVS()).labeled == 2
     manifest = json.loads((tmp_path / "labels/manifest.json").read_text())
     assert manifest["bad"] == {}
