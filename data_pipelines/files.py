@@ -1,4 +1,4 @@
-"""Atomic file writes: a file exists completely or not at all."""
+"""Atomic file writes."""
 
 import contextlib
 import time
@@ -12,14 +12,14 @@ _ABANDONED_SECONDS = 600.0  # older partial files belong to dead writers
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, mend: str = "choose a folder you may write to") -> Iterator[Path]:
+def whole_file(path: Path, *, remedy: str = "choose a folder you may write to") -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to `path` at the end: readers never see a partial file.
 
-    Processes on several machines may write the same file at once. The folder is created if missing.
+    Processes on several machines may write the same file at the same time. The folder of the file is created.
 
     Args:
         path: The file.
-        mend: What to do if the file cannot be written although the disk has room.
+        remedy: What to do if the file cannot be written although there is room.
 
     Raises:
         InputError: The file cannot be written.
@@ -30,21 +30,21 @@ def whole_file(path: Path, *, mend: str = "choose a folder you may write to") ->
         yield part
         part.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or {mend}") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or {remedy}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def replace_file(path: Path, content: str | bytes, **options: str) -> None:
-    """Writes bytes, or text as UTF-8, atomically. Takes the options of `whole_file` and raises its errors."""
+    """Writes text (as UTF-8) or bytes atomically; options and errors are those of `whole_file`."""
     with whole_file(path, **options) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove_abandoned_parts(folder: Path) -> None:
-    """Removes the partial files of killed processes below a folder, if they are older than ten minutes."""
+    """Removes the partial files of dead writers below a folder: those not written to for ten minutes."""
     for part in folder.rglob("*.part"):
-        with contextlib.suppress(FileNotFoundError):  # its process renamed it meanwhile
+        with contextlib.suppress(FileNotFoundError):  # its writer has renamed it meanwhile
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
                 part.unlink()

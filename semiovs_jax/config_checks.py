@@ -16,6 +16,7 @@ from data_pipelines.checking.survey import labels_dir_fault, open_splits
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import LabelCache, open_label_cache, unsettled
+from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.pipeline import Options
 from data_pipelines.sources.records import Source
@@ -102,11 +103,15 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     report = report_data(sources, dataset, config.data, thorough=thorough)
     faults.add(report.faults)
     faults.add(_ood_faults(config, sources))
-    if method is not None and "ood" in method.streams and config.ovs.labels == "cached":
+    if method is not None and "ood" in method.streams:
+        folder = Path(config.ovs.labels_dir)
         with faults.collected():
-            cache = open_label_cache(Path(config.ovs.labels_dir))
-            cached = _count_cached(cache, report.ood_ids)
-            faults.add(cache.faults())
+            if config.ovs.labels == "cached":
+                cache = open_label_cache(folder)
+                cached = _count_cached(cache, report.ood_ids)
+                faults.add(cache.faults())
+            elif config.ovs.labels == "external" and dataset is not None and "ood" in sources:
+                _check_external(folder, sources["ood"], dataset, method, config.data.num_threads)
     with faults.collected():
         check_evaluation(config.eval, report.val_sizes)
     experiment = None
@@ -131,6 +136,16 @@ def _count_cached(cache: LabelCache, ids: Sequence[str]) -> dict[str, int]:
         return {}
     labeled, missing = sum(map(cache.is_labeled, ids)), len(unsettled(cache, ids))
     return {"labeled": labeled, "bad": len(ids) - labeled - missing, "missing": missing}
+
+
+def _check_external(folder: Path, source: Source, dataset: DatasetInfo, method: Method, num_threads: int) -> None:
+    """Checks label files of another tool; raises `InputError` with all that is wrong with them."""
+    labels = open_external_labels(folder)
+    faults = external_faults(labels, source, dataset, max(1, num_threads))
+    if not faults and (fault := missing_confidence(labels, source, method.ovs_threshold)):
+        faults = [fault]
+    if faults:
+        raise InputError(*(fault.message for fault in faults))
 
 
 def _ood_faults(config: ml_collections.ConfigDict, sources: Mapping[str, Source]) -> Iterator[str]:

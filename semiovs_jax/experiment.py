@@ -20,6 +20,8 @@ from data_pipelines.checking.report import DataReport
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.labels.external import open_external_labels
+from data_pipelines.labels.store import open_store
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
 from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
@@ -31,6 +33,7 @@ from semiovs_jax.methods import STUDENT, Method, make_method
 from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
 from semiovs_jax.train_state import TrainState
@@ -151,10 +154,20 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
     """
     if "ood" not in run.method.streams or config.ovs.labels != "cached":
         return
-    ovs = build_ovs(config.ovs, run.dataset.num_classes)
-    if not labels_complete(config, ovs):
+    ovs, source = build_ovs(config.ovs, run.dataset.num_classes), run.sources["ood"]
+    identity = labels_identity(config.ovs, ovs, run.dataset)
+    store = open_store(Path(config.ovs.labels_dir), identity, run.dataset, prepared=source.prepared)
+    if not labels_complete(source, store):
         _logger.info("labeling the OOD images in %s", config.data.ood_root)
-        label_images(config, ovs, mesh)
+        label_images(
+            source,
+            ovs,
+            store,
+            mesh,
+            batch_size=config.ovs.batch_size,
+            num_threads=config.data.num_threads,
+            max_bad_records=config.data.max_bad_records,
+        )
 
 
 def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainData:
@@ -166,7 +179,7 @@ def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainDat
     method, labels, selection = run.method, None, None
     if "ood" in method.streams and config.ovs.labels != "online":
         folder = Path(config.ovs.labels_dir)
-        labels = open_label_cache(folder)
+        labels = open_label_cache(folder) if config.ovs.labels == "cached" else open_external_labels(folder)
         keys = Filter(config.data.ood_min_foreground, config.data.ood_repeat_threshold)
         selection = select_images(run.sources["ood"], keys, folder, run.dataset)
     sources = train_sources(

@@ -1,4 +1,4 @@
-"""An OVS without weights to speak of, for the tests of everything around one."""
+"""A small OVS without trained weights, and calls to label with it, for tests."""
 
 import contextlib
 import dataclasses
@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines.datasets import dataset_info
 from data_pipelines.images.transforms import resize_image
+from data_pipelines.labels.store import LabelStore, open_store
+from data_pipelines.loading.streams import open_config_split
+from data_pipelines.sources.records import Source
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.models.layers import inside, resize_bilinear
-from semiovs_jax.ovs.base import PseudoLabel
+from semiovs_jax.ovs.base import OVS, PseudoLabel
+from semiovs_jax.ovs.labeling.identity import labels_identity
+from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
+from semiovs_jax.runtime.sharding import make_mesh
 
 SHARD_RECORDS = 4  # of labels, in tests
 NEVER = -1  # renames until a process kills itself
@@ -28,7 +36,7 @@ NEVER = -1  # renames until a process kills itself
 
 @dataclasses.dataclass
 class ColorOVS:
-    """Calls the strongest of red, green and blue class 1, 2 or 3, and dark pixels background; unsure of gray."""
+    """Labels red, green and blue pixels as class 1, 2 and 3, dark pixels as background; gray has a low confidence."""
 
     fingerprint: str = "a" * 64
     image_size: int = 24
@@ -74,6 +82,32 @@ def label_config(ood_root: Path, labels_dir: Path, **data: Any) -> ConfigDict:
     )
 
 
+def label(config: ConfigDict, ovs: OVS, mesh: Mesh | None = None, **share: int | None) -> LabelReport:
+    """Labels the OOD images of a config, as `semiovs_jax.label` does."""
+    source, store = _open(config, ovs)
+    return label_images(
+        source,
+        ovs,
+        store,
+        mesh or make_mesh(),
+        batch_size=config.ovs.batch_size,
+        num_threads=config.data.num_threads,
+        max_bad_records=config.data.max_bad_records,
+        **share,
+    )
+
+
+def complete(config: ConfigDict, ovs: OVS) -> bool:
+    """Whether the labels of a config are complete."""
+    return labels_complete(*_open(config, ovs))
+
+
+def _open(config: ConfigDict, ovs: OVS) -> tuple[Source, LabelStore]:
+    source, dataset = open_config_split(config.data, "ood"), dataset_info(config.data.dataset)
+    identity = labels_identity(config.ovs, ovs, dataset)
+    return source, open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=source.prepared)
+
+
 def write_images(root: Path, count: int) -> None:
     """Writes colored images of several sizes, every third below a subfolder."""
     rng = np.random.default_rng(7)
@@ -86,7 +120,7 @@ def write_images(root: Path, count: int) -> None:
 
 
 def prepare_images(root: Path, folder: Path) -> None:
-    """Makes the images below `root` a prepared dataset of one shard in `folder`."""
+    """Writes the images below `root` as a prepared dataset of one shard in `folder`."""
     features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "image": tfds.features.Image()})
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     examples = [{"id": path.relative_to(root).with_suffix("").as_posix(), "image": path.read_bytes()} for path in paths]
@@ -95,13 +129,13 @@ def prepare_images(root: Path, folder: Path) -> None:
 
 
 def start_labeling(ood_root: Path, labels_dir: Path, index: int, count: int, *, renames: int) -> subprocess.Popen:
-    """Starts a process that labels a share of the images; in the place of a rename after so many it kills itself."""
+    """Starts a process that labels a share of the images and kills itself after a number of renames."""
     arguments = map(str, (ood_root, labels_dir, index, count, renames))
     return subprocess.Popen([sys.executable, "-m", "tests.fake_ovs", *arguments], stderr=subprocess.DEVNULL)
 
 
 def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
-    """Waits for a process that kills itself and ages what it leaves, as if it had died long ago."""
+    """Waits for a process that kills itself; makes its partial files look old."""
     assert process.wait(timeout=300) == -signal.SIGKILL
     parts = list(labels_dir.rglob("*.part"))
     assert parts
@@ -113,8 +147,6 @@ def assert_killed(process: subprocess.Popen, labels_dir: Path) -> None:
 def main() -> None:
     """Labels a share: python -m tests.fake_ovs OOD_ROOT LABELS_DIR INDEX COUNT RENAMES."""
     from data_pipelines.labels import shard_store as label_shard_store
-    from semiovs_jax.ovs.labeling.images import label_images
-    from semiovs_jax.runtime.sharding import make_mesh
 
     label_shard_store.FEWEST_RECORDS = SHARD_RECORDS
     root, folder, index, count, renames = sys.argv[1:]
@@ -127,7 +159,7 @@ def main() -> None:
 
     Path.replace = replace_or_die
     config = label_config(Path(root), Path(folder))
-    label_images(config, ColorOVS(), make_mesh(), process_index=int(index), process_count=int(count))
+    label(config, ColorOVS(), process_index=int(index), process_count=int(count))
 
 
 if __name__ == "__main__":

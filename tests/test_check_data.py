@@ -15,9 +15,7 @@ from PIL import Image
 from configs import custom
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
-from semiovs_jax.ovs.labeling.images import label_images
-from semiovs_jax.runtime.sharding import make_mesh
-from tests import custom_tree
+from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
 
@@ -345,7 +343,7 @@ def test_cached_labels_are_counted(root, capsys):
 def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys):
     prepare_images(root / "ood", root / "prepared")
     changes = {"data.ood_root": "data/custom/prepared", "ovs.labels_dir": "data/custom/prepared/labels"}
-    label_images(label_config(root / "prepared", root / "prepared/labels"), ColorOVS(), make_mesh())
+    fake_ovs.label(label_config(root / "prepared", root / "prepared/labels"), ColorOVS())
     status, text = check(capsys, **changes)
     assert status == 0
     assert "cached OVS labels: 5 labeled, 0 bad, 0 missing" in text

@@ -1,1 +1,1 @@
-"""Cached OVS labels: the folder that labeling writes and training reads."""
+"""Labels of out-of-distribution (OOD) images: cached OVS labels, written once, and labels made by other tools."""

@@ -1,10 +1,10 @@
 """Cached OVS labels, joined to images by id: a tree of PNG files, or shards.
 
-FOLDER/manifest.json       what made the labels, and their form: "files", or "shards", see `shards`
-FOLDER/class_pixels.npz    once finished: how many pixels of each class every image has, see `read_class_pixels`
-FOLDER/labels/ID.png       palette PNG of class indices, the ignore index where the model is silent
-FOLDER/confidence/ID.png   8-bit gray, 255 is certain
-FOLDER/bad/ID.txt          why an image could not be read; such an image has no label
+FOLDER/manifest.json       facts about the model, and the form of the labels: "files", or "shards" (see `shards`)
+FOLDER/class_pixels.npz    once finished: pixels per class of each image, see `read_class_pixels`
+FOLDER/labels/ID.png       palette PNG of class indices; the ignore index marks pixels without a label
+FOLDER/confidence/ID.png   8-bit gray PNG, 255 is certain
+FOLDER/bad/ID.txt          why an image cannot be read; such an image has no label
 """
 
 import dataclasses
@@ -18,33 +18,33 @@ from data_pipelines.sources.records import EncodedImage, Record, Source
 
 
 class LabelCache(Protocol):
-    """Cached pseudo-labels, joined to images by id. It can be pickled."""
+    """Pseudo-labels of images, found by the id of the image. It can be pickled."""
 
     @property
     def bad(self) -> Mapping[str, str]:
         """Why an image has no label, by id."""
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the image has its label."""
+        """Whether the image has a label."""
         ...
 
     def planes(self, id_: str) -> tuple[EncodedImage | None, EncodedImage | None]:
-        """Label and confidence of the image; reading them raises `UnreadableError` where it has none."""
+        """Label and confidence of the image, None if there is none; reading a missing one raises `UnreadableError`."""
         ...
 
     def faults(self) -> list[str]:
-        """Messages on files of a finished set that are damaged or gone, as far as it shows without reading labels."""
+        """Messages about damaged or missing files of a finished set. Reads no labels."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabeledSource:
-    """The records of a source, joined by id to cached pseudo-labels.
+    """The records of a source, with the pseudo-labels of the same ids.
 
     Attributes:
         source: Records without labels.
         cache: The pseudo-labels.
-        confident: Whether the records have the pseudo-labels' confidence, too.
+        confident: Whether the records have a confidence, too.
     """
 
     source: Source
@@ -53,7 +53,7 @@ class LabeledSource:
 
     @property
     def prepared(self) -> bool:
-        """Whether the source is."""
+        """As of the source."""
         return self.source.prepared
 
     def __len__(self) -> int:
@@ -70,19 +70,19 @@ class LabeledSource:
 
 
 def open_label_cache(folder: Path) -> LabelCache:
-    """Opens the labels of a folder, finished or not; a folder without a manifest is a tree of files.
+    """Opens the labels of a folder, finished or not. A folder without a manifest is a tree of files.
 
     Raises:
-        InputError: The manifest or a shard's list cannot be read.
+        InputError: The manifest or the list of a shard cannot be read.
     """
     if ((read_manifest(folder) or {}).get("form", FILES)) == FILES:
         return FileLabels(folder)
-    from data_pipelines.labels.shards import ShardLabels, read_shards  # importing it takes a while
+    from data_pipelines.labels.shards import ShardLabels, read_shards  # slow import
 
     return ShardLabels(folder, read_shards(folder))
 
 
 def unsettled(cache: LabelCache, ids: Iterable[str]) -> list[str]:
-    """The images that neither have a label nor are known to be bad."""
+    """Ids of the images that have no label and are not known to be bad."""
     bad = cache.bad
     return [id_ for id_ in ids if id_ not in bad and not cache.is_labeled(id_)]

@@ -1,4 +1,4 @@
-"""Cached OVS labels in files of their own, one PNG a plane."""
+"""Reads cached OVS labels from a tree of PNG files."""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +8,17 @@ from data_pipelines.sources.records import File
 
 @dataclasses.dataclass(frozen=True)
 class FileLabels:
-    """Labels in files of their own."""
+    """A folder of labels with one PNG for each label and each confidence.
+
+    Attributes:
+        folder: The folder, see `data_pipelines.labels.cache`.
+    """
 
     folder: Path
 
     @property
     def bad(self) -> dict[str, str]:
-        """Why an image has no label, by id; reads the files anew each time."""
+        """Why an image has no label, by id. Each access reads the files again."""
         root = self.folder / "bad"
         return {
             str(path.relative_to(root).with_suffix("")): path.read_text(encoding="utf-8")
@@ -22,18 +26,23 @@ class FileLabels:
         }
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the image has its label."""
+        """Whether the label of the image exists."""
         return plane_path(self.folder, "labels", id_).exists()
 
     def planes(self, id_: str) -> tuple[File, File]:
-        """Label and confidence of the image, which need not be there."""
+        """Label and confidence of the image; the files may be missing."""
         return File(plane_path(self.folder, "labels", id_)), File(plane_path(self.folder, "confidence", id_))
 
     def faults(self) -> list[str]:
-        """Nothing: what is not there is not labeled."""
+        """No faults: an image without a file counts as not labeled."""
         return []
 
 
 def plane_path(folder: Path, kind: str, id_: str) -> Path:
-    """Where the plane `kind` ("labels" or "confidence") of the image `id_` lies in a tree of files."""
+    """Path of the "labels" or "confidence" PNG of an image."""
     return folder / kind / f"{id_}.png"
+
+
+def bad_path(folder: Path, id_: str) -> Path:
+    """Path of the text that gives the reason why an image has no label."""
+    return folder / "bad" / f"{id_}.txt"

@@ -13,22 +13,15 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file
 
 MANIFEST = "manifest.json"
-
-
-FILES, SHARDS = "files", "shards"
-
-
+FILES, SHARDS = "files", "shards"  # forms of the labels
 LABEL_AGAIN = "remove the folder to label again, or set config.ovs.labels_dir to another one"
-
-
 RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
-
 
 _CLASS_PIXELS = "class_pixels.npz"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None if there is none; raises `InputError` if it cannot be read."""
+    """Reads the manifest; None if the file is missing. Raises `InputError` if it cannot be read."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -42,11 +35,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 class ClassPixels(NamedTuple):
-    """How many pixels of each class the labels of a finished folder have.
+    """Pixels per class of each image of a finished folder.
 
     Attributes:
-        ids: The labeled images, in the order of the OOD set; bad images are not among them.
-        pixels: int32 [len(ids), num_classes + 1], the last column counts pixels without a class.
+        ids: The labeled images, in the order of the OOD set, without the bad images.
+        pixels: int32 [len(ids), num_classes + 1]; the last column counts pixels without a class.
     """
 
     ids: tuple[str, ...]
@@ -54,19 +47,19 @@ class ClassPixels(NamedTuple):
 
 
 def read_class_pixels(folder: Path) -> ClassPixels:
-    """Reads what `write_class_pixels` wrote, without opening any label.
+    """Reads the file that `write_class_pixels` writes. Reads no labels.
 
     Raises:
-        InputError: The labels are not finished or were finished before there was such a file, or it is damaged.
+        InputError: The file is damaged, or missing: the labels are not finished, or an older version finished them.
     """
     path = folder / _CLASS_PIXELS
     try:
         with np.load(path, allow_pickle=False) as content:
             return ClassPixels(tuple(content["ids"].tolist()), content["pixels"])
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {RUN_LABEL}, which counts the pixels of labels it finds") from None
+        raise InputError(f"{path}: no such file; {RUN_LABEL}, which counts the pixels of existing labels") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {RUN_LABEL}, which counts the pixels anew") from error
+        raise InputError(f"{path}: cannot be read ({error}); {RUN_LABEL}, which counts the pixels again") from error
 
 
 def write_class_pixels(folder: Path, ids: Sequence[str], pixels: np.ndarray) -> None:
@@ -76,12 +69,6 @@ def write_class_pixels(folder: Path, ids: Sequence[str], pixels: np.ndarray) -> 
     write_whole(folder / _CLASS_PIXELS, buffer.getvalue())
 
 
-def class_row(counts: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels per class and without a class, int32 [num_classes + 1], from pixels per label, [256]."""
-    counts = np.asarray(counts)
-    return np.append(counts[:num_classes], counts[num_classes:].sum()).astype(np.int32)
-
-
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file of a folder of labels whole or not at all; raises `InputError` if it cannot be written."""
-    replace_file(path, content, mend="set config.ovs.labels_dir to a folder you may write to")
+    """Writes a file of a folder of labels atomically; raises `InputError` if it cannot be written."""
+    replace_file(path, content, remedy="set config.ovs.labels_dir to a folder you may write to")

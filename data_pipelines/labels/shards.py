@@ -1,12 +1,12 @@
-"""Cached OVS labels as shards: a prepared dataset of its own, joined to the image shards by id.
+"""Cached OVS labels in shards: a prepared dataset, joined to the images by id.
 
     FOLDER/ovs_PLAN-ood.array_record-00003-of-00012        examples of `id`, `label` and `confidence`, both PNG
-    FOLDER/ovs_PLAN-ood.array_record-00003-of-00012.json   what the shard holds, and which of its images are bad
-    FOLDER/dataset_info.json, ood.ids.txt, ...             once all are written, see `shard_files`
+    FOLDER/ovs_PLAN-ood.array_record-00003-of-00012.json   the list of the shard: its images and its bad images
+    FOLDER/dataset_info.json, ood.ids.txt, ...             once all shards are written, see `shard_files`
 
-A shard's list is written after the shard: while there is none, its images are not labeled. PLAN stands for which image
-goes into which shard, so that shards of a changed OOD set never take the place of the ones that are there.
-Importing this module takes a while, because TensorFlow Datasets does.
+The list is written after its shard: without a list, the images of the shard are not labeled. PLAN is a hash of the
+assignment of images to shards: the shards of a changed OOD set do not overwrite the existing ones.
+This module is slow to import, because it imports TensorFlow Datasets.
 """
 
 import base64
@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.labels.examples import LabelExample
 from data_pipelines.labels.manifest import RUN_LABEL, read_manifest, write_whole
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, read_ids, shard_path, write_shard
@@ -47,31 +48,15 @@ _READER_BUFFER = 1 << 15  # bytes
 _COUNTS = np.dtype("<i4")
 
 
-class LabelExample(NamedTuple):
-    """The label of one image.
-
-    Attributes:
-        id: The image.
-        label: Palette PNG of class indices.
-        confidence: Gray PNG.
-        pixels: int32 [num_classes + 1], pixels per class and, last, without a class.
-    """
-
-    id: str
-    label: bytes
-    confidence: bytes
-    pixels: np.ndarray
-
-
 class LabelShard(NamedTuple):
-    """What one shard holds, as its list says.
+    """The content of one shard, according to its list.
 
     Attributes:
         path: The shard.
         size: Bytes of the file.
-        content: Ids and length of its examples.
+        content: Ids and bytes of its examples.
         pixels: int32 [len(content.ids), num_classes + 1], see `LabelExample`.
-        bad: Why an image of the shard's share has no label, by id.
+        bad: Why an image that is assigned to the shard has no label, by id.
     """
 
     path: Path
@@ -81,24 +66,25 @@ class LabelShard(NamedTuple):
     bad: dict[str, str]
 
     def fault(self) -> str | None:
-        """What is wrong with the file, its examples unread; None if nothing is."""
+        """A message if the file is damaged or missing, None otherwise. Reads no examples."""
         try:
             size = self.path.stat().st_size
             found = _open_reader(self.path).num_records() if size == self.size else None
         except FileNotFoundError:
             return self._complain("is missing")
-        except Exception as error:  # whatever the reader meets in damaged files
+        except Exception as error:  # the reader raises many types for damaged files
             return self._complain(f"cannot be read ({error})")
         if found is None:
-            return self._complain(f"has {size} bytes, was written with {self.size}")
-        return None if found == len(self.content.ids) else self._complain(f"has {found} examples")
+            return self._complain(f"has {size} bytes, expected {self.size}")
+        expected = len(self.content.ids)
+        return None if found == expected else self._complain(f"has {found} examples, expected {expected}")
 
     def _complain(self, what: str) -> str:
         return f"{self.path}: {what}; {lost_labels(self.content.ids)}"
 
 
 def lost_labels(ids: Sequence[str]) -> str:
-    """Says which labels cannot be had, and what to do about it."""
+    """Message about lost labels, with what to do."""
     few = first_few(ids, 3)
     return f"it held {len(ids)} label(s) ({few}); put the file back, or {RUN_LABEL} to label these images again"
 
@@ -107,9 +93,9 @@ def write_label_shard(path: Path, examples: Sequence[LabelExample], bad: Mapping
     """Writes a shard, then its list.
 
     Args:
-        path: The shard, as `shard_path` gives it.
+        path: Path of the shard, from `shard_path`.
         examples: The labels.
-        bad: Why an image of the shard's share has none, by id.
+        bad: Why an image that is assigned to the shard has no label, by id.
 
     Raises:
         InputError: A file cannot be written.
@@ -124,18 +110,18 @@ def write_label_shard(path: Path, examples: Sequence[LabelExample], bad: Mapping
         "bytes": content.bytes,
         "ids": content.ids,
         "bad": dict(bad),
-        "pixels": base64.b64encode(pixels.astype(_COUNTS).tobytes()).decode(),  # numbers take long to parse
+        "pixels": base64.b64encode(pixels.astype(_COUNTS).tobytes()).decode(),  # numbers are slow to parse
     }
     write_whole(list_path(path), json.dumps(entry) + "\n")
 
 
 def list_path(shard: Path) -> Path:
-    """Where the list of a shard lies."""
+    """Path of the list of a shard."""
     return shard.with_name(f"{shard.name}.json")
 
 
 def read_shards(folder: Path) -> list[LabelShard]:
-    """All shards that have a list, finished set or not; raises `InputError` if a list cannot be read."""
+    """Reads the list of every shard, finished set or not; raises `InputError` if a list cannot be read."""
     return [_read_list(path) for path in sorted(folder.glob(_LISTS))]
 
 
@@ -153,7 +139,7 @@ def _read_list(path: Path) -> LabelShard:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelPlane:
-    """The "label" or "confidence" of one image, read when asked for."""
+    """The "label" or "confidence" of one image, read on demand."""
 
     labels: "ShardLabels"
     id: str
@@ -165,7 +151,7 @@ class LabelPlane:
         return f"{self.labels.shard_of(self.id) or self.labels.folder}: {self.plane} of {self.id}"
 
     def open(self) -> BinaryIO:
-        """A stream over the bytes of `read`."""
+        """A stream of the bytes that `read` returns."""
         return io.BytesIO(self.read())
 
     def read(self) -> bytes:
@@ -200,18 +186,18 @@ class ShardLabels:
 
     def _start(self) -> None:
         self._reader = functools.lru_cache(_MOST_OPEN)(_open_reader)
-        self._memo = threading.local()  # of each thread, the example it read last: both planes are wanted
+        self._memo = threading.local()  # the last example of each thread: label and confidence are read in turn
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the image has its label."""
+        """Whether the image has a label."""
         return id_ in self._places
 
     def planes(self, id_: str) -> tuple[LabelPlane, LabelPlane]:
-        """Label and confidence of the image, which need not be there."""
+        """Label and confidence of the image; they may be missing."""
         return LabelPlane(self, id_, "label"), LabelPlane(self, id_, "confidence")
 
     def shard_of(self, id_: str) -> Path | None:
-        """The shard that holds the image's label, None if it has none."""
+        """The shard that holds the label of the image, None if it has no label."""
         place = self._places.get(id_)
         return None if place is None else self._paths[bisect.bisect_right(self._ends, place)]
 
@@ -229,33 +215,33 @@ class ShardLabels:
             raise UnreadableError(f"{self.folder}: {id_} has no label; {self.bad.get(id_, RUN_LABEL)}")
         shard = bisect.bisect_right(self._ends, place)
         path, row = self._paths[shard], place - (self._ends[shard - 1] if shard else 0)
-        mend = f"remove the file and {RUN_LABEL} to label its images again"
+        remedy = f"remove the file and {RUN_LABEL} to label its images again"
         try:
             (serialized,) = self._reader(path).read([row])
             features = tf_example_pb2.Example.FromString(serialized).features.feature
             found, *planes = (features[name].bytes_list.value[0] for name in ("id", "label", "confidence"))
-        except Exception as error:  # whatever the readers meet in damaged files
-            raise UnreadableError(f"{path}: the label of {id_} cannot be read ({error}); {mend}") from error
+        except Exception as error:  # the readers raise many types for damaged files
+            raise UnreadableError(f"{path}: the label of {id_} cannot be read ({error}); {remedy}") from error
         if found != id_.encode():
-            raise InputError(f"{path}: example {row} is {found.decode(errors='replace')}, expected {id_}; {mend}")
+            raise InputError(f"{path}: example {row} is {found.decode(errors='replace')}, expected {id_}; {remedy}")
         return dict(zip(("label", "confidence"), planes, strict=True))
 
     def faults(self) -> list[str]:
-        """What is wrong with the shards of a finished set, the ones that are gone included; labels are not read."""
+        """Messages about damaged and missing shards of a finished set. Reads no labels."""
         manifest = read_manifest(self.folder)
         if not manifest or not manifest["finished"]:
             return []
         shards = {shard.path: shard for shard in read_shards(self.folder)}
         faults = [fault for shard in shards.values() if (fault := shard.fault())]
         paths = shard_paths(self.folder, manifest["shards"]["name"], manifest["shards"]["count"])
-        if gone := [str(list_path(path)) for path in paths if path not in shards]:
+        if missing := [str(list_path(path)) for path in paths if path not in shards]:
             lost = [id_ for id_ in read_ids(self.folder, SPLIT) or () if id_ not in self._places]
-            faults.append(f"{first_few(gone, 3)}: is missing; {lost_labels(lost)}")
+            faults.append(f"{first_few(missing, 3)}: is missing; {lost_labels(lost)}")
         return faults
 
 
 def shard_paths(folder: Path, name: str, count: int) -> list[Path]:
-    """Where all shards of a plan lie; `name` is the dataset's, `ovs_PLAN`."""
+    """Paths of all shards of an assignment; `name` is `ovs_PLAN`."""
     return [shard_path(folder, name, SPLIT, index, count) for index in range(count)]
 
 

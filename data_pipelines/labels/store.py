@@ -1,21 +1,21 @@
-"""Where labeling keeps its labels: what made them, and how far it has got.
+"""Writes cached OVS labels, and the manifest that records which model made them and how many are done.
 
-    LABELS_DIR/manifest.json       the model that labels, and, once finished, counts, bad images, pixels by class,
-                                   library versions, and the last run's images and seconds
-    LABELS_DIR/contact_sheet.html  a sample to look at, see `contact_sheet`
+    LABELS_DIR/manifest.json       model, vocabulary and settings; once finished, also counts, bad images, pixels per
+                                   class, library versions, and the images and seconds of the last run
+    LABELS_DIR/contact_sheet.html  a page of sample images, see `contact_sheet`
 
-and the labels themselves: as files (`data_pipelines.labels.cache`) for images in a folder, as shards
-(`data_pipelines.labels.shards`) for images in shards; whichever is there already goes on being used. An image's id is
-its path below the OOD root without suffix, or its `id` in the shards. Files appear whole or not at all, so that the
-presence of a label, or of a shard's list, means that it is done, whatever was killed when.
+The labels are files (`data_pipelines.labels.files`) if the images are files, and shards
+(`data_pipelines.labels.shards`) if the images are in shards. A folder that holds labels keeps its form. The id of an
+image is its path below the OOD root without suffix, or its `id` in the shards. All files are written atomically: a
+label file, or the list of a shard, is complete if it exists, even if its process was killed.
 """
 
 import abc
 import contextlib
 import importlib.metadata
-import io
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
 from data_pipelines.files import remove_abandoned_parts
 from data_pipelines.labels.cache import open_label_cache, unsettled
-from data_pipelines.labels.files import FileLabels, plane_path
+from data_pipelines.labels.examples import LabelExample, class_row
+from data_pipelines.labels.files import FileLabels, bad_path, plane_path
 from data_pipelines.labels.manifest import (
     FILES,
     LABEL_AGAIN,
     MANIFEST,
-    class_row,
+    SHARDS,
     read_manifest,
     write_class_pixels,
     write_whole,
@@ -39,16 +40,19 @@ from data_pipelines.labels.manifest import (
 
 _VERSION = 1
 _LIBRARIES = ("semiovs-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
+_WRITERS = 16  # threads: network file systems have a high latency
 
 
 class LabelStore(abc.ABC):
-    """A folder of cached labels that is being written.
+    """A folder of cached labels, open for writing.
+
+    Several processes may write to one folder: each calls `divide` with the same images and writes other parts.
 
     Attributes:
-      form: how the labels are kept, "files" or "shards".
-      folder: the folder, `config.ovs.labels_dir`.
-      identity: what made the labels, for a person to read; "fingerprint" decides whether they are stale.
-      dataset: classes and palette of the labels.
+        form: Form of the labels, "files" or "shards".
+        folder: The folder, `config.ovs.labels_dir`.
+        identity: Facts about the model, recorded in the manifest. Labels with another "fingerprint" are stale.
+        dataset: Classes and palette of the labels.
     """
 
     form: str
@@ -59,11 +63,11 @@ class LabelStore(abc.ABC):
         self.dataset = dataset
 
     def open(self) -> dict[str, Any] | None:
-        """Reads the manifest; None if nothing was labeled yet.
+        """Reads the manifest; None if the folder holds no labels yet.
 
         Raises:
-          InputError: the labels were made by another model, vocabulary or setting, or the manifest is missing
-            or damaged.
+            InputError: The labels were made by another model, vocabulary or setting, or the manifest is missing
+                or damaged.
         """
         manifest = read_manifest(self.folder)
         if manifest is None:
@@ -81,25 +85,60 @@ class LabelStore(abc.ABC):
         return manifest
 
     def begin(self) -> None:
-        """Marks the folder as this model's and unfinished, unless it is this model's already."""
+        """Writes an unfinished manifest, unless the folder has a manifest of this model already."""
         if self.open() is None:
             self._write_manifest({"finished": False})
 
-    def finish(self, ids: Sequence[str], last_run: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the pixels per class, then the finished manifest, and returns it; one that already says so is kept.
+    @abc.abstractmethod
+    def is_labeled(self, id_: str) -> bool:
+        """Whether the label of the image exists."""
+
+    @abc.abstractmethod
+    def divide(self, groups: Sequence[Sequence[str]], batch_size: int) -> list[list[str]]:
+        """Divides all images into parts, each written by one call of `write_part`.
 
         Args:
-          ids: all images; each has a label or is bad.
-          last_run: facts of the run that ends now, plain data.
+            groups: Ids of the images that may share a batch, one sequence for each image shape.
+            batch_size: Number of images that are labeled together.
+
+        Returns:
+            Ids of each part, in the order of `groups`.
+        """
+
+    @abc.abstractmethod
+    def write_part(self, part: int, labels: Sequence[LabelExample], bad: Mapping[str, str]) -> None:
+        """Writes the labels of a part.
+
+        Args:
+            part: Index of the part, see `divide`.
+            labels: New labels of the part; labels that exist already are left out.
+            bad: Why an image of the part cannot be labeled, by id.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+
+    def finished(self, ids: Sequence[str]) -> bool:
+        """Whether each image has a label or is bad, including those of other processes."""
+        return not unsettled(open_label_cache(self.folder), ids)
+
+    def finish(self, ids: Sequence[str], last_run: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the pixels per class and the finished manifest, unless the manifest has the same content already.
+
+        Args:
+            ids: All images; each has a label or is bad.
+            last_run: JSON facts about the run that ends now.
+
+        Returns:
+            The manifest.
         """
         remove_abandoned_parts(self.folder)
-        form_state = self._finish_form()
+        extra = self._finalize()
         cache = open_label_cache(self.folder)
         labeled = [id_ for id_ in ids if cache.is_labeled(id_)]
         known, reasons = set(labeled), cache.bad
         bad = {id_: reasons[id_] for id_ in ids if id_ not in known}
-        pixels = np.stack([self._pixels(id_) for id_ in labeled] or [class_row([0] * 256, self.dataset.num_classes)])
-        pixels = pixels[: len(labeled)]
+        pixels = np.array([self._pixels(id_) for id_ in labeled], np.int32).reshape(-1, self.dataset.num_classes + 1)
         write_class_pixels(self.folder, labeled, pixels)
         totals = pixels.sum(0, dtype=np.int64).tolist()
         state = {
@@ -107,62 +146,20 @@ class LabelStore(abc.ABC):
             "counts": {"images": len(ids), "labeled": len(labeled), "bad": len(bad)},
             "bad": bad,
             "pixels": dict(zip((*self.dataset.classes, "ignored"), totals, strict=True)),
-            **form_state,
+            **extra,
         }
         manifest = self.open() or {}
         if manifest.items() >= state.items():
             return manifest
         return self._write_manifest({**state, "versions": _versions(), "last_run": dict(last_run)})
 
-    def finished(self, ids: Sequence[str]) -> bool:
-        """Whether each image, by whichever process, has a label or is bad."""
-        return not unsettled(open_label_cache(self.folder), ids)
-
-    def write(self, id_: str, label: np.ndarray, confidence: np.ndarray) -> None:
-        """Keeps both planes, uint8 [H, W], of one image."""
-        indexed = Image.fromarray(label)
-        indexed.putpalette(self.dataset.palette.tobytes())  # gray levels become indices
-        row = class_row(np.bincount(label.ravel(), minlength=256), self.dataset.num_classes)
-        self._write_planes(id_, _png(indexed), _png(Image.fromarray(confidence)), row)
-
     @abc.abstractmethod
-    def has_work(self, ids: Sequence[str]) -> bool:
-        """Whether images lack a label, bad ones included, which may have been mended."""
-
-    @abc.abstractmethod
-    def is_labeled(self, id_: str) -> bool:
-        """Whether the image needs no label any more."""
-
-    @abc.abstractmethod
-    def write_bad(self, id_: str, reason: str) -> None:
-        """Notes why an image cannot be labeled."""
-
-    @abc.abstractmethod
-    def part_length(self, count: int) -> int | None:
-        """Images that are to be written together, out of `count`; None where each is written by itself."""
-
-    @abc.abstractmethod
-    def plan(self, parts: Sequence[Sequence[str]]) -> None:
-        """Takes note which images, labeled, bad or neither, are to be written together."""
-
-    @abc.abstractmethod
-    def is_written(self, part: int) -> bool:
-        """Whether nothing but newly labeled images can be a reason to write a part of the plan."""
-
-    @abc.abstractmethod
-    def write_part(self, part: int) -> None:
-        """Writes a part of the plan, whose images have been written or noted as bad."""
-
-    @abc.abstractmethod
-    def _write_planes(self, id_: str, label: bytes, confidence: bytes, pixels: np.ndarray) -> None: ...
-
-    @abc.abstractmethod
-    def _finish_form(self) -> dict[str, Any]:
-        """Does what is left to do once all is labeled; what the manifest has to say of it."""
+    def _finalize(self) -> dict[str, Any]:
+        """Finalizes the files; returns extra fields for the manifest."""
 
     @abc.abstractmethod
     def _pixels(self, id_: str) -> np.ndarray:
-        """Pixels per class of an image that has its label, int32 [num_classes + 1]."""
+        """Pixels per class of a labeled image, int32 [num_classes + 1]."""
 
     def _write_manifest(self, state: Mapping[str, Any]) -> dict[str, Any]:
         manifest = {"version": _VERSION, **self.identity, "form": self.form, **state}
@@ -171,48 +168,37 @@ class LabelStore(abc.ABC):
 
 
 class FileStore(LabelStore):
-    """Labels in files of their own, each written as soon as it is known, its label last."""
+    """Labels in a tree of PNG files. A part is a batch; the label of an image is written after its confidence."""
 
     form = FILES
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], dataset: DatasetInfo):
         super().__init__(folder, identity, dataset)
         self._labels = FileLabels(folder)
-        self._rows: dict[str, np.ndarray] = {}  # of the images labeled now
-
-    def has_work(self, ids: Sequence[str]) -> bool:
-        """Whether images lack a label, bad ones included, which may have been mended."""
-        return any(not self.is_labeled(id_) for id_ in ids)
+        self._rows: dict[str, np.ndarray] = {}  # pixels per class of the images labeled by this process
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the image has its label."""
+        """Whether the label of the image exists."""
         return self._labels.is_labeled(id_)
 
-    def write_bad(self, id_: str, reason: str) -> None:
-        """Notes why an image cannot be labeled."""
-        write_whole(self._bad_path(id_), reason)
+    def divide(self, groups: Sequence[Sequence[str]], batch_size: int) -> list[list[str]]:
+        """Divides all images into batches."""
+        return [list(ids[i : i + batch_size]) for ids in groups for i in range(0, len(ids), batch_size)]
 
-    def part_length(self, count: int) -> int | None:
-        """None: each is written by itself."""
-        return None
+    def write_part(self, part: int, labels: Sequence[LabelExample], bad: Mapping[str, str]) -> None:
+        """Writes the files of the images."""
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(self._write, labels))
+        for id_, reason in bad.items():
+            write_whole(bad_path(self.folder, id_), reason)
 
-    def plan(self, parts: Sequence[Sequence[str]]) -> None:
-        """Images are written by themselves."""
+    def _write(self, label: LabelExample) -> None:
+        write_whole(plane_path(self.folder, "confidence", label.id), label.confidence)
+        write_whole(plane_path(self.folder, "labels", label.id), label.label)
+        bad_path(self.folder, label.id).unlink(missing_ok=True)
+        self._rows[label.id] = label.pixels
 
-    def is_written(self, part: int) -> bool:
-        """Images are written by themselves."""
-        return True
-
-    def write_part(self, part: int) -> None:
-        """Images are written by themselves."""
-
-    def _write_planes(self, id_: str, label: bytes, confidence: bytes, pixels: np.ndarray) -> None:
-        write_whole(plane_path(self.folder, "confidence", id_), confidence)
-        write_whole(plane_path(self.folder, "labels", id_), label)
-        self._bad_path(id_).unlink(missing_ok=True)
-        self._rows[id_] = pixels
-
-    def _finish_form(self) -> dict[str, Any]:
+    def _finalize(self) -> dict[str, Any]:
         return {}
 
     def _pixels(self, id_: str) -> np.ndarray:
@@ -225,18 +211,33 @@ class FileStore(LabelStore):
                 raise InputError(f"{path}: damaged label ({error}); remove the file to label it again") from error
         return self._rows[id_]
 
-    def _bad_path(self, id_: str) -> Path:
-        return self.folder / "bad" / f"{id_}.txt"
 
+def open_store(folder: Path, identity: Mapping[str, Any], dataset: DatasetInfo, *, prepared: bool) -> LabelStore:
+    """Opens a folder of cached labels for writing. Reads no more than the manifest.
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    Args:
+        folder: The folder, which keeps the form that it has.
+        identity: Facts about the model, see `LabelStore`.
+        dataset: Classes and palette of the labels.
+        prepared: Whether the images are in shards; then a new folder gets shards, too.
+
+    Raises:
+        InputError: The manifest cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        form = FILES if not prepared or (folder / "labels").is_dir() else SHARDS
+    else:
+        form = manifest.get("form", FILES)
+    if form == FILES:
+        return FileStore(folder, identity, dataset)
+    from data_pipelines.labels.shard_store import ShardStore  # slow import
+
+    return ShardStore(folder, identity, dataset)
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the libraries that decide labels, as far as they are installed as packages."""
+    """Versions of the installed packages that can change labels."""
     versions = {}
     for library in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -245,6 +246,6 @@ def _versions() -> dict[str, str]:
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between two identities, one "key was X, is Y" each, the fingerprint only if nothing else does."""
+    """One "key was X, is Y" for each different fact; the fingerprints if all facts are equal."""
     facts = [key for key in wanted if key != "fingerprint" and found.get(key) != wanted[key]]
     return ", ".join(f"{key} was {found.get(key)}, is {wanted[key]}" for key in facts or ["fingerprint"])

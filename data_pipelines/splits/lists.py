@@ -102,7 +102,7 @@ def write_lists(folder: Path, contents: Mapping[str, bytes]) -> int:
             )
         missing = [path for path in contents if path not in present]
         for path in missing:
-            replace_file(folder / path, contents[path], mend="name an --out you may write to")
+            replace_file(folder / path, contents[path], remedy="name an --out you may write to")
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); name an --out you may "

@@ -24,6 +24,7 @@ from data_pipelines.checking.survey import open_splits
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import Faults
 from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.labels.examples import encode_label
 from data_pipelines.labels.shard_store import ShardStore
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.loading.streams import train_sources
@@ -119,17 +120,16 @@ def _open(root: Path) -> BatchIterator:
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, dataset_info(photographs.DATASET))
+    dataset = dataset_info(photographs.DATASET)
+    store = ShardStore(root / "ovs", {"fingerprint": "of no model"}, dataset)
     planes = [
         (np.asarray(Image.open(path)), np.asarray(Image.open(root / "confidence" / path.name)))
         for path in sorted((root / "labels").iterdir())
     ]
     store.begin()
-    store.plan(parts)
+    store.assign(parts)
     for index, part in enumerate(parts):
-        for id_ in part:
-            store.write(id_, *planes[int(id_) % len(planes)])
-        store.write_part(index)
+        store.write_part(index, [encode_label(id_, *planes[int(id_) % len(planes)], dataset) for id_ in part], {})
     store.finish([id_ for part in parts for id_ in part], {})
 
 

@@ -14,10 +14,10 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_written_is_named_with_the_mend(tmp_path):
+def test_a_file_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/below: cannot be written \(.*\); make room or name another folder"):
-        replace_file(tmp_path / "file" / "below", "", mend="name another folder")
+        replace_file(tmp_path / "file" / "below", "", remedy="name another folder")
 
 
 def test_only_parts_that_nobody_writes_any_more_are_removed(tmp_path):

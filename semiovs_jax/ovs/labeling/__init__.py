@@ -1,1 +1,1 @@
-"""Labeling the OOD images once, before training."""
+"""Labels the OOD images once, before training."""

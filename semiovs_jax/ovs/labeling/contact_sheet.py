@@ -1,11 +1,10 @@
-"""A page to look at cached OVS labels.
+"""A web page with a sample of the cached OVS labels.
 
     python -m semiovs_jax.ovs.labeling.contact_sheet --config=configs/voc92.py [--images=24]
 
-
-Labeling writes it by itself when it is done: LABELS_DIR/contact_sheet.html, one file with all images inside. It
-shows what made the labels, the share of each class in the whole set, and, for images spread evenly over the set, the
-photograph, its label on top of it, the confidence, and the share of each class.
+Labeling writes the page at its end: LABELS_DIR/contact_sheet.html, one file that includes all its images. The page
+shows the model, the share of each class in the whole set, and a sample of images, evenly spaced over the set: the
+photograph, its label as an overlay, the confidence, and the share of each class.
 """
 
 import base64
@@ -70,19 +69,19 @@ figcaption { margin-bottom: .5rem; overflow-wrap: anywhere; }
 
 
 def write_contact_sheet(labels_dir: Path, records: Iterable[Record], dataset: DatasetInfo, *, images: int = 24) -> Path:
-    """Writes `labels_dir`/contact_sheet.html; the same labels give the same bytes.
+    """Writes `labels_dir`/contact_sheet.html. The same labels give the same bytes.
 
     Args:
-      labels_dir: folder of cached labels with its manifest.
-      records: the OOD images, joined to these labels (see `streams.with_labels`).
+      labels_dir: folder of cached labels, with a manifest.
+      records: the OOD images with these labels, see `LabeledSource`.
       dataset: class names and palette.
-      images: how many of the labeled images to show.
+      images: number of labeled images to show.
 
     Returns:
-      The path of the page.
+      Path of the page.
 
     Raises:
-      InputError: there is no manifest, an image or its planes cannot be read, or the page cannot be written.
+      InputError: the manifest is missing, an image or its label cannot be read, or the page cannot be written.
     """
     if images < 1:
         raise InputError(f"--images={images}: show at least 1")
@@ -128,9 +127,9 @@ def _page(manifest: Mapping[str, Any], figures: list[str], dataset: DatasetInfo)
 
 
 def _histogram(pixels: Mapping[str, int], dataset: DatasetInfo) -> str:
-    """The classes that occur, with their colors: legend and histogram in one."""
+    """The classes that occur, with their colors and shares."""
     if not any(pixels.values()):
-        return "<p>Known when the labels are finished.</p>"
+        return "<p>Not known until the labels are finished.</p>"
     total, most = sum(pixels.values()), max(pixels.values())
     index = {name: i for i, name in enumerate(dataset.classes)}
     rows = "".join(
@@ -145,7 +144,7 @@ def _histogram(pixels: Mapping[str, int], dataset: DatasetInfo) -> str:
 
 def _figure(record: Record, dataset: DatasetInfo) -> str:
     if record.label is None or record.confidence is None:
-        raise InputError(f"{record.id}: the record is not joined to labels")
+        raise InputError(f"{record.id}: the record has no label or no confidence; pass the records of a LabeledSource")
     image, label = decode_image(record.image), decode_label(record.label, dataset)
     height, width = label.shape
     scale = min(1.0, _LONGEST / max(height, width))
@@ -201,14 +200,13 @@ def _text(value: Any) -> str:
 
 
 def main(flags: Any) -> None:
-    """Writes the sheet of `flags.config`'s labels."""
+    """Writes the page for the labels of `flags.config`."""
     config = flags.config
-    source = with_labels(
-        open_config_split(config.data, "ood"), open_label_cache(Path(config.ovs.labels_dir)), confidence=True
-    )
+    folder = Path(config.ovs.labels_dir)
+    source = with_labels(open_config_split(config.data, "ood"), open_label_cache(folder), confidence=True)
     dataset = dataset_info(config.data.dataset)
     records = (source[i] for i in range(len(source)))
-    path = write_contact_sheet(Path(config.ovs.labels_dir), records, dataset, images=flags.images)
+    path = write_contact_sheet(folder, records, dataset, images=flags.images)
     logging.getLogger(__name__).info("wrote %s", path)
 
 
@@ -217,5 +215,5 @@ if __name__ == "__main__":
 
     from semiovs_jax.runtime.command import run_command
 
-    absl_flags.DEFINE_integer("images", 24, "How many images to show.")
+    absl_flags.DEFINE_integer("images", 24, "Number of images to show.")
     run_command(main, needs_workdir=False)

@@ -11,8 +11,7 @@ from data_pipelines.loading.selection import repeat_factors
 from data_pipelines.prepare.local import make_builder, prepare
 from data_pipelines.sources.records import File
 from data_pipelines.splits.balanced import draw_balanced
-from semiovs_jax.ovs.labeling.images import label_images
-from semiovs_jax.runtime.sharding import make_mesh
+from tests import fake_ovs
 from tests.data_pipelines.tree import data_config, train_data
 from tests.fake_ovs import ColorOVS, label_config
 
@@ -78,7 +77,7 @@ def test_odd_photographs_get_labels_of_their_size_from_folders_and_shards(tmp_pa
     assert prepare(builder, None).report.bad == []
     for root, name in ((tmp_path / "ood", "files"), (tmp_path / "shards" / "image_folder", "shards")):
         config = label_config(root, tmp_path / name)
-        report = label_images(config, ColorOVS(), make_mesh())
+        report = fake_ovs.label(config, ColorOVS())
         assert (report.images, report.labeled, report.bad) == (5, 5, ())
         data = train_data(
             data_config(tmp_path, ood_root=str(root)), ("ood",), batch_size=5, ood_labels_dir=str(tmp_path / name)

@@ -13,6 +13,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.loading.worker_log import BadRecords, HeldRecords
 from data_pipelines.pipeline import STREAMS
+from tests.data_pipelines import tree
 from tests.data_pipelines.tree import write_tree
 
 

@@ -14,6 +14,7 @@ from data_pipelines.loading.order import batches_at_most, draw_positions
 from data_pipelines.loading.selection import Filter, Selection, filter_fault, repeat_factors
 from data_pipelines.sources.folders import FolderSource
 from data_pipelines.sources.mixture import Mixture
+from tests.data_pipelines import tree
 from tests.data_pipelines.tree import image, jpeg, write_cached_labels, write_tree
 
 

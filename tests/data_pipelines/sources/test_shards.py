@@ -14,8 +14,7 @@ from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.runtime.sharding import make_mesh
+from tests import fake_ovs
 from tests.data_pipelines.tree import open_stream, train_data, validation_records, write_cached_labels, write_tree
 from tests.fake_ovs import ColorOVS, label_config, write_images
 
@@ -112,8 +111,8 @@ def test_cached_labels_join_by_id(dataset, tmp_path):
 def test_labels_equal_those_of_the_same_files_in_a_folder(images, dataset, tmp_path):
     for root, name in ((images, "files"), (dataset, "shards")):
         config = label_config(root, tmp_path / name)
-        assert label_images(config, ColorOVS(), make_mesh()).labeled == 9
-        assert labels_complete(config, ColorOVS())
+        assert fake_ovs.label(config, ColorOVS()).labeled == 9
+        assert fake_ovs.complete(config, ColorOVS())
         assert (tmp_path / name / FILE_NAME).exists()
     shards, files = (open_label_cache(tmp_path / name) for name in ("shards", "files"))
     for id_ in ood(dataset).ids():
@@ -139,7 +138,7 @@ def test_ids_must_be_paths_and_differ(images, tmp_path):
         ood(path).ids()
     path = prepare(tmp_path / "b", {"train": {"x": image}, "extra": {"x": image}})
     with pytest.raises(InputError, match=r"example 0 and .*example 1 have the same id x"):
-        label_images(label_config(path, tmp_path / "labels"), ColorOVS(), make_mesh())
+        fake_ovs.label(label_config(path, tmp_path / "labels"), ColorOVS())
 
 
 def test_an_image_that_cannot_be_decoded_is_a_bad_record(images, tmp_path):
@@ -147,7 +146,7 @@ def test_an_image_that_cannot_be_decoded_is_a_bad_record(images, tmp_path):
     content["001"] = content["001"][:300]
     path = prepare(tmp_path, {"train": content})
     config = label_config(path, tmp_path / "labels", max_bad_records=1)
-    assert label_images(config, ColorOVS(), make_mesh()).bad == ("001",)
+    assert fake_ovs.label(config, ColorOVS()).bad == ("001",)
 
 
 def test_other_file_formats_are_refused(images, tmp_path):

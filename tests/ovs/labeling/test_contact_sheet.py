@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
+from data_pipelines.labels.examples import encode_label
 from data_pipelines.labels.store import FileStore
 from semiovs_jax.ovs.labeling import contact_sheet
 from semiovs_jax.ovs.labeling.contact_sheet import write_contact_sheet
@@ -61,15 +62,18 @@ def labels(tmp_path) -> Path:
     store = FileStore(tmp_path / "labels", {"fingerprint": "f" * 64, "ovs": "color", "vocabulary": "<i>"}, info)
     store.begin()
     ids = [*(f"{i}" for i in range(9)), AWKWARD]
+    examples, bad = [], {}
     label = np.repeat(np.array([0, 1, 255], np.uint8), 30)[None].repeat(60, 0)
     for i, id_ in enumerate(ids):
         path = tmp_path / "ood" / f"{id_}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((60, 90, 3), 20 * i, np.uint8)).save(path)
         if i not in (3, 4):
-            store.write(id_, label, np.where(label == 255, 0, 25 * i).astype(np.uint8))
+            confidence = np.where(label == 255, 0, 25 * i).astype(np.uint8)
+            examples.append(encode_label(id_, label, confidence, info))
         else:
-            store.write_bad(id_, "damaged")
+            bad[id_] = "damaged"
+    store.write_part(0, examples, bad)
     store.finish(ids, {})
     return tmp_path
 
@@ -127,8 +131,10 @@ def test_the_sample_is_spread_evenly_and_always_the_same(labels):
 
 def test_large_images_are_shrunk(labels):
     Image.new("RGB", (900, 600)).save(labels / "ood/0.png")
-    store = FileStore(labels / "labels", {"fingerprint": "f" * 64}, dataset_info("voc21"))
-    store.write("0", np.zeros((600, 900), np.uint8), np.full((600, 900), 255, np.uint8))
+    info = dataset_info("voc21")
+    store = FileStore(labels / "labels", {"fingerprint": "f" * 64}, info)
+    label, confidence = np.zeros((600, 900), np.uint8), np.full((600, 900), 255, np.uint8)
+    store.write_part(0, [encode_label("0", label, confidence, info)], {})
     page = write(labels, images=1)
     assert {picture.size for _, picture in page.pictures} == {(320, 213)}
     assert page.captions == ["0 900 x 600"]

@@ -10,9 +10,9 @@ from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from semiovs_jax import label as label_module
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
 from semiovs_jax.ovs.labeling.job import MAX_CANVASES
 from semiovs_jax.runtime.sharding import make_mesh
+from tests import fake_ovs
 from tests.fake_ovs import NEVER, ColorOVS, assert_killed, label_config, start_labeling, write_images
 
 COUNT = 29
@@ -28,13 +28,13 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(images, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    report = label_images(label_config(images, folder), ColorOVS(), make_mesh())
+    report = fake_ovs.label(label_config(images, folder), ColorOVS())
     assert report[:4] == (COUNT, COUNT, True, ())
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but for the manifest's account of the last run, which is a matter of time."""
+    """All files, without the manifest's facts about the last run, which include its seconds."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
     manifest.pop("last_run", None)
@@ -84,7 +84,7 @@ def test_a_model_may_prepare_images_in_float(images, undisturbed, tmp_path):
         def prepare(self, image):
             return super().prepare(image).astype(np.float32)
 
-    label_images(label_config(images, tmp_path), FloatOVS(), make_mesh())
+    fake_ovs.label(label_config(images, tmp_path), FloatOVS())
     found, expected = contents(tmp_path), contents(undisturbed)
     assert {name: found[name] for name in found if name.endswith(".png")} == {
         name: expected[name] for name in expected if name.endswith(".png")
@@ -113,8 +113,8 @@ def test_finished_labels_are_recognized_and_kept(images, undisturbed):
     kept = [*undisturbed.rglob("*.png"), undisturbed / "manifest.json"]
     times = {path: path.stat().st_mtime_ns for path in kept}
     config = label_config(images, undisturbed)
-    assert labels_complete(config, ColorOVS())
-    assert label_images(config, ColorOVS(), make_mesh()).labeled == 0
+    assert fake_ovs.complete(config, ColorOVS())
+    assert fake_ovs.label(config, ColorOVS()).labeled == 0
     assert contents(undisturbed) == before
     assert {path: path.stat().st_mtime_ns for path in kept} == times
 
@@ -128,8 +128,8 @@ def test_killed_and_restarted_ends_with_the_same_bytes(images, undisturbed, tmp_
     done = label_times(tmp_path)
     assert 5 <= len(done) < COUNT
     config = label_config(images, tmp_path)
-    assert not labels_complete(config, ColorOVS())
-    report = label_images(config, ColorOVS(), make_mesh())
+    assert not fake_ovs.complete(config, ColorOVS())
+    report = fake_ovs.label(config, ColorOVS())
     assert report.labeled == COUNT - len(done)
     assert label_times(tmp_path).items() >= done.items()
     assert contents(tmp_path) == contents(undisturbed)
@@ -148,17 +148,17 @@ def test_two_processes_killed_five_times_end_with_the_same_bytes(tmp_path):
     assert [process.wait(timeout=300) for process in processes.values()] == [0, 0]
 
     assert len(label_times(folder)) == count
-    assert label_images(label_config(images, folder), ColorOVS(), make_mesh()).labeled == 0  # no part is left
-    label_images(label_config(images, tmp_path / "alone"), ColorOVS(), make_mesh())
+    assert fake_ovs.label(label_config(images, folder), ColorOVS()).labeled == 0  # no part is left
+    fake_ovs.label(label_config(images, tmp_path / "alone"), ColorOVS())
     assert contents(folder) == contents(tmp_path / "alone")
 
 
 def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path):
     config = label_config(images, tmp_path)
-    first = label_images(config, ColorOVS(), make_mesh(), process_index=0, process_count=2)
+    first = fake_ovs.label(config, ColorOVS(), process_index=0, process_count=2)
     assert not first.finished
-    assert not labels_complete(config, ColorOVS())
-    second = label_images(config, ColorOVS(), make_mesh(), process_index=1, process_count=2)
+    assert not fake_ovs.complete(config, ColorOVS())
+    second = fake_ovs.label(config, ColorOVS(), process_index=1, process_count=2)
     assert second.finished
     assert first.labeled + second.labeled == COUNT
     assert 0 < first.labeled < COUNT
@@ -167,7 +167,7 @@ def test_shares_are_disjoint_and_together_complete(images, undisturbed, tmp_path
 
 def test_a_share_that_does_not_exist(images, tmp_path):
     with pytest.raises(InputError, match="process_index 2 of 2: use 0 to 1"):
-        label_images(label_config(images, tmp_path), ColorOVS(), make_mesh(), process_index=2, process_count=2)
+        fake_ovs.label(label_config(images, tmp_path), ColorOVS(), process_index=2, process_count=2)
 
 
 def test_few_shapes_are_compiled(tmp_path, monkeypatch):
@@ -182,14 +182,14 @@ def test_few_shapes_are_compiled(tmp_path, monkeypatch):
         return ColorOVS.label(ovs, weights, image, canvas=canvas, size=size)
 
     monkeypatch.setattr(ovs, "label", counted, raising=False)
-    label_images(label_config(tmp_path / "ood", tmp_path / "labels"), ovs, make_mesh())
+    fake_ovs.label(label_config(tmp_path / "ood", tmp_path / "labels"), ovs)
     assert len(shapes) == len(set(shapes)) == MAX_CANVASES
     assert {shape for shape, _ in shapes} == {(8, 24, 24, 3)}  # batch 6, rounded up to 8 devices
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_device_count_changes_nothing_that_matters(images, undisturbed, tmp_path, devices):
-    label_images(label_config(images, tmp_path), ColorOVS(), make_mesh(jax.devices()[:devices]))
+    fake_ovs.label(label_config(images, tmp_path), ColorOVS(), make_mesh(jax.devices()[:devices]))
     for path in undisturbed.rglob("labels/**/*.png"):
         with Image.open(path) as expected, Image.open(tmp_path / path.relative_to(undisturbed)) as found:
             assert np.mean(np.asarray(expected) != np.asarray(found)) < 2e-3
@@ -205,7 +205,7 @@ def bad_images(root: Path) -> None:
 def test_bad_images_are_named_and_counted(tmp_path):
     bad_images(tmp_path / "ood")
     config = label_config(tmp_path / "ood", tmp_path / "labels", max_bad_records=2)
-    report = label_images(config, ColorOVS(), make_mesh())
+    report = fake_ovs.label(config, ColorOVS())
     assert report.finished
     assert set(report.bad) == {"001", "002"}
     assert report.labeled == 5
@@ -213,10 +213,10 @@ def test_bad_images_are_named_and_counted(tmp_path):
     assert manifest["counts"] == {"images": 7, "labeled": 5, "bad": 2}
     assert "001.jpg" in manifest["bad"]["001"]
     assert not (tmp_path / "labels/labels/001.png").exists()
-    assert labels_complete(config, ColorOVS())
+    assert fake_ovs.complete(config, ColorOVS())
 
-    write_images(tmp_path / "ood", 7)  # mended
-    assert label_images(config, ColorOVS(), make_mesh()).labeled == 2
+    write_images(tmp_path / "ood", 7)  # repaired
+    assert fake_ovs.label(config, ColorOVS()).labeled == 2
     manifest = json.loads((tmp_path / "labels/manifest.json").read_text())
     assert manifest["bad"] == {}
     assert not list((tmp_path / "labels/bad").iterdir())
@@ -226,21 +226,21 @@ def test_too_many_bad_images_are_an_error(tmp_path):
     bad_images(tmp_path / "ood")
     config = label_config(tmp_path / "ood", tmp_path / "labels", max_bad_records=1)
     with pytest.raises(InputError, match=r"00[12]\.jpg.*max_bad_records=1"):
-        label_images(config, ColorOVS(), make_mesh())
-    assert not labels_complete(config, ColorOVS())
+        fake_ovs.label(config, ColorOVS())
+    assert not fake_ovs.complete(config, ColorOVS())
 
 
 def test_new_images_make_the_labels_incomplete(tmp_path):
     write_images(tmp_path / "ood", 4)
     config = label_config(tmp_path / "ood", tmp_path / "labels")
-    label_images(config, ColorOVS(), make_mesh())
+    fake_ovs.label(config, ColorOVS())
     write_images(tmp_path / "ood", 6)
-    assert not labels_complete(config, ColorOVS())
-    assert label_images(config, ColorOVS(), make_mesh()).labeled == 2
-    assert labels_complete(config, ColorOVS())
+    assert not fake_ovs.complete(config, ColorOVS())
+    assert fake_ovs.label(config, ColorOVS()).labeled == 2
+    assert fake_ovs.complete(config, ColorOVS())
 
 
-@pytest.mark.parametrize("call", [labels_complete, lambda c, o: label_images(c, o, make_mesh())])
+@pytest.mark.parametrize("call", [fake_ovs.complete, lambda c, o: fake_ovs.label(c, o)])
 def test_stale_labels_are_refused(images, undisturbed, call):
     config = label_config(images, undisturbed)
     config.ovs.vocabulary = "context60"
@@ -263,7 +263,7 @@ def test_stale_labels_are_refused(images, undisturbed, call):
 
 def test_stale_for_a_reason_the_manifest_does_not_hold(images, undisturbed):
     with pytest.raises(InputError, match=f"fingerprint was {'a' * 64}, is {'b' * 64}"):
-        labels_complete(label_config(images, undisturbed), ColorOVS(fingerprint="b" * 64))
+        fake_ovs.complete(label_config(images, undisturbed), ColorOVS(fingerprint="b" * 64))
 
 
 @pytest.mark.parametrize(("content", "complaint"), [(None, "without manifest.json"), ("{", "cannot be read")])
@@ -273,23 +273,23 @@ def test_missing_or_damaged_manifest(images, tmp_path, content, complaint):
     if content:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=complaint):
-        labels_complete(label_config(images, tmp_path), ColorOVS())
+        fake_ovs.complete(label_config(images, tmp_path), ColorOVS())
 
 
 def test_unwritable_folder(images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*cannot be written"):
-        label_images(label_config(images, tmp_path / "file" / "labels"), ColorOVS(), make_mesh())
+        fake_ovs.label(label_config(images, tmp_path / "file" / "labels"), ColorOVS())
 
 
 def test_a_failing_write_ends_the_run(images, tmp_path, monkeypatch):
     def fail(*args):
         raise InputError("disk full")
 
-    monkeypatch.setattr(FileStore, "write", fail)
+    monkeypatch.setattr(FileStore, "write_part", fail)
     with pytest.raises(InputError, match="disk full"):
-        label_images(label_config(images, tmp_path), ColorOVS(), make_mesh())
-    assert not labels_complete(label_config(images, tmp_path), ColorOVS())
+        fake_ovs.label(label_config(images, tmp_path), ColorOVS())
+    assert not fake_ovs.complete(label_config(images, tmp_path), ColorOVS())
 
 
 def test_command_line(images, tmp_path, monkeypatch):
@@ -304,4 +304,4 @@ def test_command_line(images, tmp_path, monkeypatch):
         "semiovs_jax.label.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
     )
     label_module.main(Flags)
-    assert labels_complete(config, ColorOVS())
+    assert fake_ovs.complete(config, ColorOVS())

@@ -1,4 +1,4 @@
-"""Labels of images in shards: in shards, too, and otherwise as those of files."""
+"""Labels of images in shards."""
 
 import json
 import pickle
@@ -20,8 +20,7 @@ from data_pipelines.labels.shards import list_path, read_shards
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import read_ids
 from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
-from semiovs_jax.runtime.sharding import make_mesh
+from tests import fake_ovs
 from tests.data_pipelines.tree import open_stream
 from tests.fake_ovs import (
     NEVER,
@@ -78,15 +77,15 @@ def labels(undisturbed, tmp_path) -> Path:
 
 def label(ood: Path, folder: Path, *, fingerprint: str = "a" * 64, share=(None, None), **data):
     config, ovs = label_config(ood, folder, **data), ColorOVS(fingerprint=fingerprint)
-    return label_images(config, ovs, make_mesh(), process_index=share[0], process_count=share[1])
+    return fake_ovs.label(config, ovs, process_index=share[0], process_count=share[1])
 
 
 def complete(ood: Path, folder: Path, **data) -> bool:
-    return labels_complete(label_config(ood, folder, **data), ColorOVS())
+    return fake_ovs.complete(label_config(ood, folder, **data), ColorOVS())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but for the manifest's account of the last run, which is a matter of time."""
+    """All files, without the manifest's facts about the last run, which include its seconds."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = json.loads(found["manifest.json"])
     manifest.pop("last_run", None)
@@ -209,13 +208,19 @@ def test_a_cache_reads_each_example_once_and_can_be_pickled(undisturbed, monkeyp
             lambda shard: shard.unlink(),
             r"00001-of-00007: is missing; it held 4 label\(s\) \(\S+; \S+; \S+; and 1 more\)",
         ),
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-7]), r"00001-of-00007: has \d+ bytes, was written with"),
-        (lambda shard: shard.write_bytes(bytes(shard.stat().st_size)), r"00001-of-00007: has 0 examples; it held 4 "),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes()[:-7]),
+            r"00001-of-00007: has \d+ bytes, expected \d+; it held 4 ",
+        ),
+        (
+            lambda shard: shard.write_bytes(bytes(shard.stat().st_size)),
+            r"00001-of-00007: has 0 examples, expected 4; it held 4 ",
+        ),
         (lambda shard: (shard.unlink(), list_path(shard).unlink()), r"00001-of-00007\.json: is missing; it held 4 "),
     ],
-    ids=["missing", "truncated", "zeroed", "gone with its list"],
+    ids=["missing", "truncated", "zeroed", "missing with its list"],
 )
-def test_damaged_shards_are_named_before_training_and_mended_by_labeling(ood, labels, undisturbed, damage, complaint):
+def test_damaged_shards_are_named_before_training_and_repaired_by_labeling(ood, labels, undisturbed, damage, complaint):
     shard = sorted(labels.glob("*array_record-*-of-?????"))[1]
     damage(shard)
     with pytest.raises(InputError, match=rf"1 fault\(s\) in cached labels: .*{complaint}.*run .*semiovs_jax\.label"):
@@ -323,7 +328,7 @@ def test_bad_images_are_named_and_counted(tmp_path):
     assert label(ood, labels, max_bad_records=2).labeled == 0
     assert {path: path.read_bytes() for path in labels.iterdir()} == before
 
-    write_images(tmp_path / "images", 7)  # mended
+    write_images(tmp_path / "images", 7)  # repaired
     prepare_images(tmp_path / "images", ood)
     assert label(ood, labels).labeled == 2
     assert json.loads((labels / "manifest.json").read_text())["bad"] == {}
@@ -343,7 +348,6 @@ def test_a_shard_of_bad_images_alone_is_done(tmp_path):
     assert tfds.builder_from_directory(tmp_path / "labels").info.splits["ood"].shard_lengths == [0, 1]
 
 
-def test_shards_are_neither_small_nor_many(tmp_path, monkeypatch):
+def test_shards_are_neither_small_nor_many(monkeypatch):
     monkeypatch.setattr(label_shard_store, "FEWEST_RECORDS", 64)
-    store = label_shard_store.ShardStore(tmp_path, {}, dataset_info("voc21"))
-    assert [store.part_length(count) for count in (5, 32_769, 118_287, 10_000_000)] == [64, 65, 232, 1024]
+    assert [label_shard_store.part_length(count) for count in (5, 32_769, 118_287, 10_000_000)] == [64, 65, 232, 1024]
