@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from semiovs_jax.models.student import Student
+from semiovs_jax.models.base import Student
 
 PyTree = dict[Any, Any]
 

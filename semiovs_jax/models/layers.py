@@ -132,7 +132,7 @@ class ConvNorm(nnx.Module):
         dilation: int = 1,
         relu: bool = True,
         init: nnx.Initializer = head_init,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         padding = dilation * (kernel // 2)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import (
@@ -32,7 +33,7 @@ class ASPP(nnx.Module):
         channels: int,
         rates: Sequence[int],
         *,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
@@ -59,6 +60,7 @@ class DeepLabV3Plus(nnx.Module):
     """
 
     windowed: ClassVar[bool] = False
+    class_embedding_dim: int | None = None
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class DeepLabV3Plus(nnx.Module):
         rates: Sequence[int] = (6, 12, 18),
         channels: int = 256,
         low_level_channels: int = 48,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)

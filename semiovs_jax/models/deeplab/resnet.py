@@ -8,8 +8,8 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
 
@@ -25,7 +25,7 @@ class Bottleneck(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
@@ -58,7 +58,7 @@ class ResNet(nnx.Module):
         widths: Sequence[int] = (64, 128, 256, 512),
         expansion: int = 4,
         dilate: Sequence[bool] = (False, False, True),
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):

@@ -89,6 +89,7 @@ class SemiVL(nnx.Module):
         self.head = VlgHead(config.head, widths, visual.embed_dim, dtype=dtype, rngs=rngs)
         self.text = TextEmbedding(jnp.zeros((num_classes, visual.embed_dim)))
         self.perturbed_channels = (*widths, visual.embed_dim)
+        self.class_embedding_dim: int | None = visual.embed_dim
 
     def __call__(
         self, x: jax.Array, *, channel_masks: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
