@@ -29,13 +29,15 @@ def main(flags: Any) -> None:
     config = flags.config
     mesh = make_mesh()
     dataset = load_dataset(config.data.dataset)
-    student, params, batch_stats = Functional.create(nnx.eval_shape(lambda: make_student(config)))
+    module = nnx.eval_shape(lambda: make_student(config))
+    student, params, batch_stats = Functional.create(module)
     weights = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
         {"params": params, "batch_stats": batch_stats},
     )
     restored = restore_weights(flags.workdir, weights, flags.which)
-    evaluator = Evaluator(student, validation_records(config.data), dataset, config.eval, mesh)
+    records = validation_records(config.data)
+    evaluator = Evaluator(student, records, dataset, config.eval, mesh, size_multiple=module.size_multiple)
     scores = evaluator.run(restored.state["params"], restored.state["batch_stats"])
     record = {"step": restored.meta["step"], **scores_record(scores, dataset.classes)}
     if jax.process_index() == 0:

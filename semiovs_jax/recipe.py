@@ -69,7 +69,7 @@ def make_student(config: ml_collections.ConfigDict) -> Student:
     """
     num_classes, crop = load_dataset(config.data.dataset).num_classes, config.data.crop_size
     student = build_student(config.model, num_classes, image_size=crop, rngs=nnx.Rngs(config.seed))
-    if student.windowed and not config.eval.window:
+    if student.fixed_size and not config.eval.window:
         raise InputError(
             f"config.eval.window=0: config.model.backbone={config.model.backbone!r} is evaluated by windows; set it to "
             f"the crop's {crop}, config.eval.short_side to as much or more, and config.eval.stride"

@@ -85,7 +85,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = jax.device_put(state, replicated(mesh))
     frozen_weights = jax.device_put({name: model.weights for name, model in frozen.items()}, replicated(mesh))
     offer_snapshot = jax.jit(TrainState.offer_snapshot, donate_argnums=0, out_shardings=replicated(mesh))
-    evaluator = Evaluator(recipe.student, records, dataset, config.eval, mesh)
+    evaluator = Evaluator(recipe.student, records, dataset, config.eval, mesh, size_multiple=student.size_multiple)
     inspect = make_inspection(recipe, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": dataset.num_classes})
 

@@ -15,14 +15,16 @@ class Student(Protocol):
     """A segmentation network.
 
     Attributes:
-      windowed: whether images larger than a training crop are evaluated by windows of that size; otherwise a
-        forward takes images of any size.
+      fixed_size: whether images are evaluated by windows of the training crop's size; otherwise a forward takes
+        images of any size.
+      size_multiple: the sides of an evaluated image's padded shape are multiples of it, in pixels.
       perturbed_channels: channels of each feature level that `channel_masks` multiply.
       class_embedding_dim: D of the text embeddings [K, D] of the class names that the student reads from its batch
         statistics, under the key "text"; None for a student without text.
     """
 
-    windowed: ClassVar[bool]
+    fixed_size: ClassVar[bool]
+    size_multiple: int
     perturbed_channels: tuple[int, ...]
     class_embedding_dim: int | None
 
@@ -36,7 +38,7 @@ class Student(Protocol):
           channel_masks: float [m, N, C] for each of `perturbed_channels`, m >= 1. The backbone runs once; the decoder
             runs once on m variants of its features, variant i multiplied by mask i. UniMatch's feature perturbation
             is m = 2: ones, and dropout of rate 1/2 as 0 or 2.
-          size: true sizes, int32 [N, 2], of images padded on the right and bottom; not for `windowed` students.
+          size: true sizes, int32 [N, 2], of images padded on the right and bottom; not for `fixed_size` students.
 
         Returns:
           logits [N, H, W, K]; with `channel_masks`, [m, N, H, W, K].

@@ -59,7 +59,8 @@ class DeepLabV3Plus(nnx.Module):
       perturbed_channels: Channels of the features that `channel_masks` multiply: stages 1 and 4.
     """
 
-    windowed: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = False
+    size_multiple: int = 1
     class_embedding_dim: int | None = None
 
     def __init__(

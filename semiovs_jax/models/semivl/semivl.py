@@ -66,7 +66,8 @@ class SemiVL(nnx.Module):
       perturbed_channels: channels of the features that `channel_masks` multiply: levels and dense embedding.
     """
 
-    windowed: ClassVar[bool] = True
+    fixed_size: ClassVar[bool] = True
+    size_multiple: int = 1
 
     def __init__(
         self,

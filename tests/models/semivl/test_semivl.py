@@ -153,7 +153,7 @@ def test_true_sizes_are_refused():
     apply, params, stats = student()
     with pytest.raises(ValueError, match="by windows"):
         apply(params, stats, images(2, CROP, CROP), train=False, size=jnp.full((2, 2), CROP))
-    assert SemiVL.windowed
+    assert SemiVL.fixed_size
 
 
 @pytest.mark.parametrize(("image_size", "patches"), [(32, 16), (33, 25), (512, 4096)])
