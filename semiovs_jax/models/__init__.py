@@ -2,6 +2,11 @@
 
 A folder here with a file `student.py` is a family of students (`base.Family`). The families are found when this
 package is imported; to add one, add its folder.
+
+Three arguments have the same meaning in every module:
+  dtype: dtype of the computation; None for that of the input. Parameters and running statistics stay float32.
+  remat: whether the backward pass recomputes the activations of residual or transformer blocks, which saves memory.
+  rngs: random number streams that initialize the parameters.
 """
 
 import importlib
@@ -28,7 +33,7 @@ def find_families(package: str, path: Iterable[str]) -> dict[str, Family]:
       path: its folders, `__path__`.
 
     Returns:
-      the family of every student, by the student's name.
+      The family of every student, by the student's name.
 
     Raises:
       ImportError: two families have a student of the same name.
@@ -55,14 +60,13 @@ def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: in
 
     Args:
       config: `backbone`, the name of a student; `dtype`, "float32" or "bfloat16" (of convolutions and
-        transformers: batch statistics, logits and weights stay float32); `remat`, whether to recompute the
-        activations of residual or transformer blocks in the backward pass.
-      num_classes: Channels of the logits.
-      image_size: Side of the training crop, in pixels; the size of SemiVL's position table.
-      rngs: Stream for the initial weights.
+        transformers: batch statistics, logits and parameters stay float32); `remat`.
+      num_classes: channels of the logits.
+      image_size: side of the training crop, in pixels; SemiVL's position table covers it.
+      rngs: initialize the parameters.
 
     Raises:
-      InputError: An unknown backbone or dtype.
+      InputError: an unknown backbone or dtype.
     """
     for key, table in (("backbone", FAMILIES), ("dtype", DTYPES)):
         if config[key] not in table:

@@ -41,7 +41,7 @@ class Student(Protocol):
           size: true sizes, int32 [N, 2], of images padded on the right and bottom; not for `fixed_size` students.
 
         Returns:
-          logits [N, H, W, K]; with `channel_masks`, [m, N, H, W, K].
+          Logits [N, H, W, K]; with `channel_masks`, [m, N, H, W, K].
         """
         ...
 

@@ -25,7 +25,7 @@ from semiovs_jax.models.layers import (
 
 
 class ASPP(nnx.Module):
-    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3, and an image-pooling branch, projected."""
+    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3, and an image-pooling branch; then a projection."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class DeepLabV3Plus(nnx.Module):
           x: Normalized images [N, H, W, 3], floating point.
           channel_masks: See `Student`. The decoder runs once, so that its batch statistics cover all variants.
           size: True sizes, int32 [N, 2], of images padded on the right and bottom. The logits on the true
-            area are those of the unpadded image; outside they mean nothing. Evaluation only.
+            area are those of the unpadded image; outside it they are garbage. Evaluation only.
 
         Returns:
           Logits [N, H, W, K], or [m, N, H, W, K] with `channel_masks`; float32 (float64 for a float64 x).
@@ -106,7 +106,9 @@ class DeepLabV3Plus(nnx.Module):
           ValueError: `size` is given together with batch statistics, which would count the padding.
         """
         if size is not None and not self.aspp.pool.norm.use_running_average:
-            raise ValueError("size is for evaluation: batch statistics would count the padding")
+            raise ValueError(
+                "size is for evaluation: batch statistics would count the padding; pass train=False or no size"
+            )
         height, width = x.shape[1:3]
         x = zero_outside(x if self.dtype is None else x.astype(self.dtype), size)
         features, sizes = self.backbone(x, size)
