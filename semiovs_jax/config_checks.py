@@ -113,7 +113,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
             elif config.ovs.labels == "external" and dataset is not None and "ood" in sources:
                 _check_external(folder, sources["ood"], dataset, method, config.data.num_threads)
     with faults.collected():
-        check_evaluation(config.eval, report.val_sizes)
+        check_evaluation(config.eval, report.val_sizes, student.size_multiple if student else 1)
     experiment = None
     if not faults.found:
         assert None not in (dataset, method, options, student)

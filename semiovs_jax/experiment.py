@@ -96,7 +96,7 @@ def make_student(config: ml_collections.ConfigDict, dataset: DatasetInfo) -> Stu
     """
     crop = config.data.crop_size
     student = build_student(config.model, dataset.num_classes, image_size=crop, rngs=nnx.Rngs(config.seed))
-    if student.windowed and not config.eval.window:
+    if student.fixed_size and not config.eval.window:
         raise InputError(
             f"config.eval.window=0: config.model.backbone={config.model.backbone!r} is evaluated by windows; set it to "
             f"the crop's {crop}, config.eval.short_side to as much or more, and config.eval.stride"
@@ -302,7 +302,7 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
         target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
         weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
     records = ValidationRecords(open_config_split(config.data, "val"), dataset)
-    evaluator = Evaluator(function, records, dataset, config.eval, mesh)
+    evaluator = Evaluator(function, records, dataset, config.eval, mesh, size_multiple=student.size_multiple)
     return Evaluation(dataset, evaluator, with_sharding(target, replicated(mesh)), weights)
 
 

@@ -1,16 +1,15 @@
-"""The weights a student starts with: a pretrained backbone, a random head, and the words of its classes."""
+"""The initial weights of a student: a pretrained backbone, a random head, and text embeddings of its classes."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from semiovs_jax.models import Functional, SemiVL, Student
+from semiovs_jax.models import FAMILIES, Family, Functional, Student
 from semiovs_jax.models.clip.file import load_clip
-from semiovs_jax.models.deeplab.params import load_backbone
-from semiovs_jax.models.semivl.params import load_semivl_backbone
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
 from semiovs_jax.weights.parts import weights_path
@@ -21,46 +20,38 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
 
     Args:
       config: an experiment; its model and clip sections are read.
-      dataset: the classes that SemiVL embeds.
-      student: with random weights, or its shapes.
+      dataset: the classes.
+      student: the student of the config, with random weights, or its shapes.
 
     Raises:
-      InputError: there are no weights to load and `random_init` does not ask for random ones, or they do not fit.
+      InputError: the weights are missing (and `random_init` is off), or do not fit the student.
     """
     _, params, batch_stats = Functional.create(student)
-    if isinstance(student, SemiVL):
-        batch_stats = {**batch_stats, "text": _embed_class_names(config, dataset, batch_stats["text"].shape)}
+    if student.class_embedding_dim is not None:
+        batch_stats = {**batch_stats, "text": _embed_class_names(config, dataset, student.class_embedding_dim)}
     if config.model.random_init:
         return params, batch_stats
-    _check_weights(config.model, "clip" if isinstance(student, SemiVL) else "resnet")
-    if isinstance(student, SemiVL):
-        return load_semivl_backbone(config.model.weights, params), batch_stats
-    return load_backbone(config.model.weights, params, batch_stats)
+    family = FAMILIES[config.model.backbone]
+    _check_weights(config.model, family)
+    return family.load_pretrained(config.model.weights, params, batch_stats)
 
 
-def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, shape: tuple[int, int]) -> Any:
-    """The student's text embeddings: the dataset's class names, by the text tower of `config.clip`."""
+def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, embed_dim: int) -> jax.Array:
+    """Embeds the dataset's class names with the text tower of `config.clip`, [K, embed_dim]."""
     clip = load_clip(config.clip.weights)
-    if clip.config.text.embed_dim != shape[1]:
+    if clip.config.text.embed_dim != embed_dim:
         raise InputError(
             f"config.clip.weights={config.clip.weights!r} embeds text in {clip.config.text.embed_dim} channels, "
-            f"config.model.backbone={config.model.backbone!r} images in {shape[1]}; take both from one CLIP"
+            f"config.model.backbone={config.model.backbone!r} images in {embed_dim}; take both from one CLIP"
         )
     names = vocabulary_of_names("config.clip.class_prompt", dataset.classes, config.clip.class_prompt)
     return jnp.asarray(mean_over_templates(embed_text(clip.config.text, clip.text, names)))
 
 
-_SOURCES = {
-    "resnet": "fetch the ImageNet backbone that the UniMatch and SemiOVS repositories link to ({backbone}.pth)",
-    "clip": "fetch CLIP's ViT-B/16 (OpenAI's, Hugging Face's, or SemiVL's clip2mmseg_ViT16_clip_backbone.pth, which is "
-    "of kind clip_visual)",
-}
-
-
-def _check_weights(config: ml_collections.ConfigDict, kind: str) -> None:
+def _check_weights(config: ml_collections.ConfigDict, family: Family) -> None:
     if not weights_path(config.weights).is_file():
         raise InputError(
-            f"config.model.weights={config.weights!r}: no such file; {_SOURCES[kind].format(backbone=config.backbone)} "
-            f"and convert it with python -m semiovs_jax.convert SOURCE {config.weights or 'OUT.safetensors'} "
-            f"--kind={kind}, or start from random weights with --config.model.random_init=True"
+            f"config.model.weights={config.weights!r}: no such file; {family.WEIGHTS_SOURCE} and convert it with "
+            f"python -m semiovs_jax.convert SOURCE {config.weights or 'OUT.safetensors'} "
+            f"--kind={family.WEIGHTS_KIND}, or start from random weights with --config.model.random_init=True"
         )

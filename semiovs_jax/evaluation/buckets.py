@@ -7,8 +7,10 @@ import numpy as np
 
 Size = tuple[int, int]  # height, width
 
+DEFAULT_MULTIPLE = 32  # pixels; a smaller one saves little padding
 
-def choose_buckets(sizes: Iterable[Size], maximum: int, multiple: int = 32) -> list[Size]:
+
+def choose_buckets(sizes: Iterable[Size], maximum: int, multiple: int = DEFAULT_MULTIPLE) -> list[Size]:
     """Chooses at most `maximum` shapes such that every image fits one and little area is padding.
 
     Starts with the sizes themselves, rounded up, and joins the two shapes whose union adds the fewest padded

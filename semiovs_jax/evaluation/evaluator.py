@@ -21,7 +21,7 @@ from data_pipelines.images.transforms import short_side_size
 from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
-from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
+from semiovs_jax.evaluation.buckets import DEFAULT_MULTIPLE, Size, bucket_of, choose_buckets
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.evaluation.sliding import sliding_logits
 from semiovs_jax.models import Functional
@@ -31,11 +31,17 @@ from semiovs_jax.runtime.sharding import batch_sharding, replicated
 Batch = dict[str, np.ndarray]
 
 
-def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> None:
-    """Checks `config.eval` against the sizes of the validation images.
+def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int = 1) -> None:
+    """Checks `config.eval` against the validation images and the student.
+
+    Args:
+      config: `config.eval`.
+      sizes: (height, width) of the validation images.
+      size_multiple: see `Student`.
 
     Raises:
-      InputError: values out of range, windows with gaps between them, or windows larger than an image; all in one.
+      InputError: values out of range, windows with gaps between them, windows larger than an image, or windows that
+        the student cannot take; all in one.
     """
     least = {"batch_size": 1, "max_shapes": 1, "short_side": 0, "window": 0}
     faults = [
@@ -44,16 +50,21 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -
         if config[key] < value
     ]
     if config.window > 0:
-        faults += _window_faults(config, sizes)
+        faults += _window_faults(config, sizes, size_multiple)
     if faults:
         raise InputError(*faults)
 
 
-def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size]) -> Iterator[str]:
+def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int) -> Iterator[str]:
     if not 0 < config.stride <= config.window:
         yield (
             f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and the "
             "window, beyond which pixels have no window"
+        )
+    if config.window % size_multiple:
+        yield (
+            f"config.eval.window={config.window}: this backbone takes sides that are multiples of {size_multiple}; set "
+            f"it to {config.window // size_multiple * size_multiple or size_multiple}"
         )
     if config.short_side:
         if config.window > config.short_side:
@@ -104,9 +115,11 @@ class Evaluator:
         dataset: DatasetInfo,
         config: ml_collections.ConfigDict,
         mesh: Mesh,
+        *,
+        size_multiple: int,
         num_threads: int = 2,
     ):
-        """Chooses the padded shapes, such that what the student sees fits a few of them.
+        """Chooses a few padded shapes for the images that the student sees.
 
         Args:
           student: the student as a pure function.
@@ -115,13 +128,14 @@ class Evaluator:
           config: `config.eval` with keys batch_size (images at a time over all devices; rounded up to a multiple of
             their number), max_shapes, short_side, window and stride.
           mesh: the devices.
+          size_multiple: see `Student`; the sides of padded shapes are multiples of it.
           num_threads: threads that decode ahead.
 
         Raises:
           InputError: as `check_evaluation`.
         """
         sizes = records.sizes
-        check_evaluation(config, sizes)
+        check_evaluation(config, sizes, size_multiple)
         self._student = student
         self._records = records
         self._dataset = dataset
@@ -131,7 +145,8 @@ class Evaluator:
         self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
         self.protocol = _protocol(config)
         seen = [self._seen_size(size) for size in sizes]
-        self._seen_shapes = choose_buckets(seen, config.max_shapes)
+        multiple = -(-DEFAULT_MULTIPLE // size_multiple) * size_multiple
+        self._seen_shapes = choose_buckets(seen, config.max_shapes, multiple)
         buckets = [bucket_of(size, self._seen_shapes) for size in seen]
         self._label_shapes = self._seen_shapes
         if self._short_side:

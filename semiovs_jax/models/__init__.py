@@ -1,82 +1,75 @@
-"""Segmentation students and the towers of open-vocabulary models."""
+"""Segmentation students, and the image and text towers of open-vocabulary models.
 
-from collections.abc import Mapping
-from typing import Any
+A folder here with a file `student.py` is a family of students (`base.Family`). The families are found when this
+package is imported; to add one, add its folder.
+
+Three arguments have the same meaning in every module:
+  dtype: dtype of the computation; None for that of the input. Parameters and running statistics stay float32.
+  remat: whether the backward pass recomputes the activations of residual or transformer blocks, which saves memory.
+  rngs: random number streams that initialize the parameters.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models.clip.vit import ClipVitConfig
-from semiovs_jax.models.deeplab.architecture import Architecture
-from semiovs_jax.models.deeplab.deeplabv3plus import DeepLabV3Plus
+from semiovs_jax.models.base import Family, Student
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.models.layers import DTYPES
-from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
-from semiovs_jax.models.semivl.vlg import VlgConfig
-from semiovs_jax.models.student import Student
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "DeepLabV3Plus",
-    "Functional",
-    "SemiVL",
-    "SemiVLConfig",
-    "Student",
-    "build_student",
-]
+__all__ = ["FAMILIES", "Family", "Functional", "Student", "build_student", "find_families"]
 
 
-ARCHITECTURES: dict[str, Architecture | SemiVLConfig] = {
-    "resnet50": Architecture((3, 4, 6, 3)),
-    "resnet101": Architecture((3, 4, 23, 3)),
-    # For two CPU cores and crops of 65 px: their last feature map has 5 x 5 positions, and the rates fit into it.
-    "resnet_tiny": Architecture(
-        (1, 1, 1, 1),
-        stem_widths=(16, 16, 32),
-        widths=(16, 24, 32, 48),
-        rates=(1, 2, 3),
-        channels=32,
-        low_level_channels=16,
-    ),
-    "clip_vit_b16": SemiVLConfig(),
-    # The tower of the shipped CLIP "shapes_clip". A crop of 64 px has 8 x 8 patches, and the rates fit into them.
-    "clip_vit_shapes": SemiVLConfig(
-        ClipVitConfig(patch_size=8, width=64, num_layers=4, num_heads=2, embed_dim=64),
-        out_layers=(0, 1),
-        head=VlgConfig(
-            channels=32,
-            text_channels=32,
-            num_layers=1,
-            pool=2,
-            skip_channels=(8, 4),
-            up_channels=(16, 8),
-            rates=(1, 2, 3),
-            kernel_size=3,
-        ),
-    ),
-}
+def find_families(package: str, path: Iterable[str]) -> dict[str, Family]:
+    """Imports the module `student` of every subpackage that has one.
+
+    Args:
+      package: name of the package.
+      path: its folders, `__path__`.
+
+    Returns:
+      The family of every student, by the student's name.
+
+    Raises:
+      ImportError: two families have a student of the same name.
+    """
+    families: dict[str, Family] = {}
+    origin: dict[str, str] = {}
+    for subpackage in pkgutil.iter_modules(path, f"{package}."):
+        module = f"{subpackage.name}.student"
+        if not subpackage.ispkg or importlib.util.find_spec(module) is None:
+            continue
+        family = cast(Family, importlib.import_module(module))
+        for student in family.STUDENTS:
+            if student in families:
+                raise ImportError(f"{origin[student]} and {module} both have a student {student!r}; rename one")
+            families[student], origin[student] = family, module
+    return families
+
+
+FAMILIES = find_families(__name__, __path__)
 
 
 def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: int, rngs: nnx.Rngs) -> Student:
-    """Builds DeepLabV3+ or SemiVL with fresh weights.
+    """Builds a student with random weights.
 
     Args:
-      config: `backbone`, a name of ARCHITECTURES; `dtype`, "float32" or "bfloat16" (of convolutions and
-        transformers: batch statistics, logits and weights stay float32); `remat`, whether to recompute the
-        activations of residual or transformer blocks in the backward pass.
-      num_classes: Channels of the logits.
-      image_size: Side of the training crop, which decides SemiVL's position table; DeepLabV3+ has none.
-      rngs: Stream for the initial weights.
+      config: `backbone`, the name of a student; `dtype`, "float32" or "bfloat16" (of convolutions and
+        transformers: batch statistics, logits and parameters stay float32); `remat`.
+      num_classes: channels of the logits.
+      image_size: side of the training crop, in pixels; SemiVL's position table covers it.
+      rngs: initialize the parameters.
 
     Raises:
-      InputError: An unknown backbone or dtype.
+      InputError: an unknown backbone or dtype.
     """
-    for key, table in (("backbone", ARCHITECTURES), ("dtype", DTYPES)):
+    for key, table in (("backbone", FAMILIES), ("dtype", DTYPES)):
         if config[key] not in table:
             raise InputError(f"config.model.{key} is {config[key]!r}; choose one of {', '.join(sorted(table))}")
-    architecture = ARCHITECTURES[config["backbone"]]
-    dtype, remat = DTYPES[config["dtype"]], config["remat"]
-    if isinstance(architecture, SemiVLConfig):
-        return SemiVL(architecture, num_classes, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)
-    return architecture.build(num_classes, dtype=dtype, remat=remat, rngs=rngs)
+    name, dtype = config["backbone"], DTYPES[config["dtype"]]
+    return FAMILIES[name].build(name, num_classes, image_size=image_size, dtype=dtype, remat=config["remat"], rngs=rngs)

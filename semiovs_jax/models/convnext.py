@@ -14,9 +14,9 @@ _kernel_init = nnx.initializers.truncated_normal(0.02)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every channel with a filter of its own, at stride 1, zero padding keeping the size.
+    """Depthwise convolution at stride 1; zero padding keeps the size.
 
-    On CPUs as a sum of shifted products, which XLA fuses into one loop: its grouped convolution is about thirty
+    On CPUs it is a sum of shifted products, which XLA fuses into one loop. XLA's grouped convolution is about thirty
     times slower there.
 
     Args:
@@ -50,7 +50,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             ),
             start=jnp.zeros_like(x),
         )
-        # Fused with what follows, the sum would be computed once for every reader.
+        # Without a barrier, XLA fuses the sum into each of its consumers and computes it once for each.
         return jax.lax.optimization_barrier(result)
 
     return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
@@ -60,10 +60,8 @@ class DepthwiseConv(nnx.Module):
     """`depthwise_conv` with bias.
 
     Args:
-      channels: in and out.
-      kernel_size: odd side of the filters.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
+      channels: input and output channels.
+      kernel_size: side of the filters, odd.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -78,14 +76,12 @@ class DepthwiseConv(nnx.Module):
 
 
 class ConvNextBlock(nnx.Module):
-    """x + gamma * contract(gelu(expand(norm(depthwise(x))))), four times wider inside.
+    """x + gamma * contract(gelu(expand(norm(depthwise(x))))); the hidden layer has four times the channels.
 
     Args:
-      channels: in and out.
+      channels: input and output channels.
       kernel_size: side of the depthwise filters.
-      layer_scale: start of gamma.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
+      layer_scale: initial value of gamma.
     """
 
     def __init__(

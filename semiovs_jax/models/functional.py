@@ -1,4 +1,4 @@
-"""A module as a pure function of pure dicts: what jit, grad, sharding and checkpoints work on."""
+"""A module as a pure function of pure dicts, for jit, grad, sharding and checkpoints."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from semiovs_jax.models.student import Student
+from semiovs_jax.models.base import Student
 
 PyTree = dict[Any, Any]
 
 
 @dataclass(frozen=True)
 class Functional:
-    """The static half of a module; hashable, so that it may be a static argument.
+    """The static part of a module; hashable, and so a valid static argument of jit.
 
     Attributes:
       graphdef: Structure of the module.
@@ -23,7 +23,7 @@ class Functional:
 
     @classmethod
     def create(cls, module: nnx.Module | Student) -> tuple["Functional", PyTree, PyTree]:
-        """Splits a module into its function, its parameters and its batch statistics, both pure dicts."""
+        """Splits a module into its function, its parameters and its batch statistics; the latter are pure dicts."""
         graphdef = nnx.graphdef(module)
         params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
         return cls(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
@@ -43,7 +43,7 @@ class Functional:
         Returns:
           The module's outputs, and the running statistics after the call.
         """
-        # Merged from pure dicts: merging State objects inside grad is a trace-context error.
+        # Merging State objects inside grad is a trace-context error; merging pure dicts is not.
         module = nnx.merge(self.graphdef, params, batch_stats)
         # SemiVL has no batch normalization.
         module = nnx.view(module, use_running_average=not train, raise_if_not_found=False)

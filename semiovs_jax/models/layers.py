@@ -1,8 +1,8 @@
 """Layers with PyTorch's semantics: normalization, symmetric padding, bilinear interpolation.
 
-Everything is NHWC. Where a `size` is taken, it holds the true heights and widths (int32 [N, 2]) of images that
-lie in the top left corner of a padded batch. Layers then keep zeros outside the true area, so that a
-convolution meets at the true border the zero padding it would meet without the padded rest.
+Arrays are NHWC. An argument `size` gives the true heights and widths (int32 [N, 2]) of images in the top left corner
+of a padded batch. Layers keep zeros outside the true area. So a convolution sees the same zeros beyond the true border
+as it does for the unpadded image.
 """
 
 import jax
@@ -25,12 +25,12 @@ def full_precision(x: jax.Array) -> jax.Array:
 
 
 def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
-    """True sizes behind a layer of this stride whose padding keeps the size at stride 1."""
+    """True sizes after a layer of this stride whose padding keeps the size at stride 1."""
     return None if size is None else (size + stride - 1) // stride
 
 
 def inside(size: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Boolean plane [N, *shape], True on the true area of each image."""
+    """Bool mask [N, *shape], True on the true area of each image."""
     rows = jnp.arange(shape[0]) < size[:, :1]
     columns = jnp.arange(shape[1]) < size[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
@@ -48,7 +48,7 @@ class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last, with torch's running statistics.
 
     Normalizes with the biased variance and accumulates the unbiased one: running = (1 - 0.1) running + 0.1 batch.
-    Statistics are float32 (or float64, as the input), the result has the input's type. Under jit they cover
+    Statistics are float32 (or float64, as the input), the result has the input's dtype. Under jit they cover
     the global batch, whatever its sharding. `nnx.view(module, use_running_average=...)` chooses the mode.
     """
 
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
         """Normalizes x [..., C].
 
         Raises:
-          ValueError: Batch statistics are asked of a single value a channel, whose variance is not defined.
+          ValueError: There is one value per channel, whose variance is undefined.
         """
         y = full_precision(x)
         if self.use_running_average:
@@ -78,7 +78,10 @@ class BatchNorm(nnx.Module):
         else:
             count = y.size // y.shape[-1]
             if count < 2:
-                raise ValueError(f"batch normalization of one value a channel (shape {y.shape}); use a batch of >= 2")
+                raise ValueError(
+                    f"batch normalization of shape {y.shape}: the variance of one value per channel is undefined; "
+                    "use a batch of 2 or more"
+                )
             axes = tuple(range(y.ndim - 1))
             mean = y.mean(axes)
             # Two passes: E[y^2] - E[y]^2 cancels in float32.
@@ -91,12 +94,12 @@ class BatchNorm(nnx.Module):
     def _accumulate(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         old = running[...]
         new = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
-        # An assignment to running[...] asks the tracer for its sharding, which costs a search through all of the trace.
+        # `running[...] = new` would look up the tracer's sharding, which searches the whole trace.
         running.set_value(new)
 
 
 def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalization in a group per 16 channels, at least one, with the two-pass variance torch uses."""
+    """Group normalization with one group per 16 channels, at least one, and torch's two-pass variance."""
     groups = max(1, channels // _CHANNELS_PER_GROUP)
     return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -116,10 +119,10 @@ def split_variants(logits: jax.Array, count: int) -> jax.Array:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, batch normalization and, unless told otherwise, ReLU.
+    """Convolution without bias, batch normalization and, by default, ReLU.
 
-    Pads symmetrically by dilation * (kernel // 2), as torch does and TF-style "SAME" does not when a strided
-    kernel meets an even size.
+    Pads symmetrically by dilation * (kernel // 2), as torch does. "SAME" padding is asymmetric for a stride of 2 and an
+    even size.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class ConvNorm(nnx.Module):
         dilation: int = 1,
         relu: bool = True,
         init: nnx.Initializer = head_init,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         padding = dilation * (kernel // 2)
@@ -169,7 +172,7 @@ def interpolation_matrix(
 ) -> jax.Array:
     """Weights of linear interpolation along one axis, for static or traced lengths.
 
-    Positions are fractions of integers, so that no rounding can move a sample to a neighboring cell.
+    Positions are fractions of integers: no rounding error moves a sample to a neighboring cell.
 
     Args:
       source: True length of the input: an int, or int32 [N].
@@ -177,7 +180,7 @@ def interpolation_matrix(
       shape: Padded lengths (output, input) of the matrix.
       align_corners: As in torch.nn.functional.interpolate: whether the first and last samples of input and output
         coincide (True), or the outer edges of their pixels do (False).
-      dtype: Type of the weights.
+      dtype: Dtype of the weights.
 
     Returns:
       [output, input], or [N, output, input] if a length is traced. Rows from `target` on are zero.
@@ -226,10 +229,10 @@ def resize_bilinear(
         )
         left = "oi" if matrix.ndim == 2 else "noi"
         right, out = ("niwc", "nowc") if axis == 0 else ("nhic", "nhoc")
-        # Single-pass bfloat16 products, the default for float32 on TPUs, would blur the weights.
+        # By default TPUs multiply float32 in one bfloat16 pass, which would round the weights.
         x = jnp.einsum(f"{left},{right}->{out}", matrix, x, precision=jax.lax.Precision.HIGHEST)
     return x
 
 
-# None computes in the input's own type, so that float64 inputs stay float64.
+# None: the dtype of the input, so that float64 inputs stay float64.
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}

@@ -28,18 +28,16 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 
 
 def layer_norm(width: int, *, eps: float, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, with the two-pass variance torch uses (the one-pass form loses digits)."""
+    """LayerNorm over the last axis, with the two-pass variance torch uses (the one-pass form is less precise)."""
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention.
+    """Multi-head self-attention; the softmax is float32 or wider, whatever `dtype`.
 
     Args:
       width: channels of a token.
       num_heads: heads; divides `width`.
-      dtype: compute dtype, None for that of the input. The softmax is float32 or wider in any case.
-      rngs: initializes the parameters.
     """
 
     def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -50,13 +48,18 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Tokens [N, T, D] to tokens [N, T, D]; `mask` is bool, broadcastable to [N, heads, T, T], True = seen."""
+        """Maps tokens [N, T, D] to tokens [N, T, D].
+
+        Args:
+          x: tokens.
+          mask: bool, broadcastable to [N, heads, T, T]; True where a query attends to a key. None: everywhere.
+        """
         N, T, D = x.shape
         channels = D // self.num_heads
         query, key, value = (
             part(x).reshape(N, T, self.num_heads, channels) for part in (self.query, self.key, self.value)
         )
-        # jax.nn.dot_product_attention casts its logits to float32, which would truncate a float64 run.
+        # jax.nn.dot_product_attention casts its logits to float32, also in a float64 run.
         logits = jnp.einsum(
             "nthc,nshc->nhts", query, key, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
         )
@@ -67,7 +70,7 @@ class Attention(nnx.Module):
         return self.out(jnp.einsum("nhts,nshc->nthc", weights, value).reshape(N, T, D))
 
     def value_path(self, x: jax.Array) -> jax.Array:
-        """What a token says when it attends to itself alone: out(value(x)), [N, T, D] to [N, T, D]."""
+        """Attention of each token to itself alone: out(value(x)), [N, T, D] to [N, T, D]."""
         return self.out(self.value(x))
 
 
@@ -75,11 +78,9 @@ class Mlp(nnx.Module):
     """Two linear layers with an activation between them.
 
     Args:
-      width: channels in and out.
-      hidden: channels between.
+      width: input and output channels.
+      hidden: channels of the hidden layer.
       activation: a key of `ACTIVATIONS`.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
     """
 
     def __init__(self, width: int, hidden: int, *, activation: str, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -88,7 +89,7 @@ class Mlp(nnx.Module):
         self.contract = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Tokens [..., D] to tokens [..., D]."""
+        """Maps tokens [..., D] to tokens [..., D]."""
         return self.contract(ACTIVATIONS[self.activation](self.expand(x)))
 
 
@@ -101,8 +102,6 @@ class Block(nnx.Module):
       mlp_width: hidden channels of the MLP.
       eps: LayerNorm's epsilon.
       activation: a key of `ACTIVATIONS`.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
     """
 
     def __init__(
@@ -122,11 +121,11 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, mlp_width, activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Tokens [N, T, D] to tokens [N, T, D]; `mask` as in `Attention`."""
+        """Maps tokens [N, T, D] to tokens [N, T, D]; `mask` as in `Attention`."""
         x = x + self.attention(self.norm1(x), mask=mask)
         return x + self.mlp(self.norm2(x))
 
     def value_path(self, x: jax.Array) -> jax.Array:
-        """The block with attention replaced by its value path (MaskCLIP): no token sees another."""
+        """The block with its attention replaced by the value path (MaskCLIP): no token attends to another."""
         x = x + self.attention.value_path(self.norm1(x))
         return x + self.mlp(self.norm2(x))

@@ -67,8 +67,9 @@ PARAMS = {
 }
 
 
-def evaluator(student: Any, records: Records, *, devices: int = 8, **changes: int) -> Evaluator:
-    return Evaluator(student, records, DATASET, eval_config(**changes), make_mesh(jax.devices()[:devices]))
+def evaluator(student: Any, records: Records, *, devices: int = 8, multiple: int = 1, **changes: int) -> Evaluator:
+    mesh = make_mesh(jax.devices()[:devices])
+    return Evaluator(student, records, DATASET, eval_config(**changes), mesh, size_multiple=multiple)
 
 
 def eval_config(**changes: int) -> ConfigDict:
@@ -100,6 +101,27 @@ def test_equals_a_loop_over_single_images(devices, batch_size, max_shapes):
     assert {shape[0] for shape in student.shapes} == {rows}
     assert len(student.shapes) <= max_shapes
     assert_same(found, by_single_images(Positional(), records, PARAMS, {}))
+
+
+class Patches(Positional):
+    """A student of patches of 14 px, which takes no other shapes."""
+
+    def apply(self, params, batch_stats, x, *, train, size):
+        assert x.shape[1] % 14 == x.shape[2] % 14 == 0
+        return super().apply(params, batch_stats, x, train=train, size=size)
+
+
+@pytest.mark.parametrize("max_shapes", [1, 4])
+def test_padded_shapes_are_multiples_of_what_the_student_takes(max_shapes):
+    student, records = Patches(), Records(SIZES)
+    found = evaluator(student, records, multiple=14, max_shapes=max_shapes).run(PARAMS, {})
+    assert 0 < len(student.shapes) <= max_shapes
+    assert_same(found, by_single_images(Positional(), records, PARAMS, {}))
+
+
+def test_windows_that_the_student_cannot_take_are_refused():
+    with pytest.raises(InputError, match=r"config\.eval\.window=32: .* multiples of 14; set it to 28"):
+        evaluator(Placing(), Records([(50, 60)]), multiple=14, window=32, stride=20)
 
 
 def test_a_second_run_compiles_nothing():

@@ -108,7 +108,7 @@ def test_batch_norm_computes_in_float32_below_and_in_float64_above():
 
 
 def test_batch_norm_refuses_a_single_value_a_channel():
-    with pytest.raises(ValueError, match="one value a channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         BatchNorm(2)(jnp.ones((1, 1, 1, 2)))
 
 

@@ -1,5 +1,6 @@
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models import ARCHITECTURES, Functional, build_student
+from semiovs_jax.models import FAMILIES, Functional, build_student, find_families
 from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
@@ -213,4 +214,33 @@ def test_unknown_names_are_told():
         build_student({**CONFIG, "backbone": "vgg"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"config\.model\.dtype is 'float16'"):
         build_student({**CONFIG, "dtype": "float16"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
-    assert set(ARCHITECTURES) == {"resnet50", "resnet101", "resnet_tiny", "clip_vit_b16", "clip_vit_shapes"}
+    assert set(FAMILIES) == {"resnet50", "resnet101", "resnet_tiny", "clip_vit_b16", "clip_vit_shapes"}
+
+
+def write_family(root: Path, package: str, family: str, source: str) -> list[str]:
+    """Adds a family to a package that is only on disk; returns the package's `__path__`."""
+    folder = root / package / family
+    folder.mkdir(parents=True)
+    (root / package / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    (folder / "student.py").write_text(source)
+    return [str(root / package)]
+
+
+def test_a_family_is_found_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_family(tmp_path, "toy_families", "unet", "STUDENTS = {'unet_small': 1, 'unet_large': 2}")
+    (tmp_path / "toy_families/layers.py").write_text("raise AssertionError('only families are imported')")
+    (tmp_path / "toy_families/towers").mkdir()
+    (tmp_path / "toy_families/towers/__init__.py").touch()
+    families = find_families("toy_families", path)
+    assert set(families) == {"unet_small", "unet_large"}
+    assert families["unet_small"].STUDENTS["unet_small"] == 1
+
+
+def test_two_families_with_one_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for family in ("first", "second"):
+        path = write_family(tmp_path, "clashing_families", family, "STUDENTS = {'same': None}")
+    with pytest.raises(ImportError, match=r"families\.first\.student and .*families\.second\.student .* 'same'"):
+        find_families("clashing_families", path)

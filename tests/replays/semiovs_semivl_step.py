@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from semiovs_jax import augment, methods, optim, train_step
 from semiovs_jax.labelers.ovs import binarize_confidence
-from semiovs_jax.models import Functional, SemiVL
+from semiovs_jax.models import Functional
 from semiovs_jax.models.clip.vit import ClipVit
 from semiovs_jax.models.semivl.params import STUDENT_RULES, convert_label_maker, convert_semivl_student, infer_semivl
+from semiovs_jax.models.semivl.semivl import SemiVL
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.maskclip import DenseClip
 from semiovs_jax.runtime import sharding

@@ -1,7 +1,7 @@
-"""CLIP's ConvNeXt image tower, read densely: one embedding per pixel of its last feature map.
+"""CLIP's ConvNeXt image tower with dense output: one embedding per pixel of its last feature map.
 
 Sources: Liu et al., "A ConvNet for the 2020s", 2022; open_clip's `convnext_base_w_320` and
-`convnext_large_d_320`; SED's dense reading of them (its open_clip, `timm_model.py`).
+`convnext_large_d_320`; SED's dense variant of them (its open_clip, `timm_model.py`).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class ClipConvNextConfig:
 
 
 class ConvNextFeatures(NamedTuple):
-    """What the tower sees.
+    """Outputs of the tower.
 
     Attributes:
       levels: the stages' outputs, float [N, H / s, W / s, C] at strides s = 4, 8, 16, 32.
@@ -86,7 +86,7 @@ class _Stage(nnx.Module):
 
 
 class _Head(nnx.Module):
-    """CLIP's image head: a linear map, or two with GELU between; the last has no bias."""
+    """CLIP's image head: one linear layer, or two with GELU between them; the last has no bias."""
 
     def __init__(self, channels: int, hidden: int, embed_dim: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs):
         self.norm = layer_norm(channels, eps=1e-6, dtype=dtype, rngs=rngs)
@@ -100,13 +100,11 @@ class _Head(nnx.Module):
 
 
 class ClipConvNext(nnx.Module):
-    """ConvNeXt image tower whose head reads every pixel (CLIP's reads their mean).
+    """ConvNeXt image tower whose head is applied to every pixel (CLIP's is applied to their mean).
 
     Args:
       config: the architecture.
-      layer_scale: start of the blocks' gamma.
-      dtype: compute dtype, None for that of the input; parameters stay float32.
-      rngs: initializes the parameters.
+      layer_scale: initial value of the blocks' gamma.
     """
 
     def __init__(
@@ -128,10 +126,10 @@ class ClipConvNext(nnx.Module):
         self.head = _Head(widths[-1], config.head_width, config.embed_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: jax.Array) -> ConvNextFeatures:
-        """Reads images.
+        """Computes the features of images.
 
         Args:
-          image: float [N, H, W, 3], normalized; rows and columns beyond a multiple of 32 are not seen.
+          image: float [N, H, W, 3], normalized; rows and columns beyond a multiple of 32 are ignored.
 
         Returns:
           The features; `dense` is float32 or wider.

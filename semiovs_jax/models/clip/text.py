@@ -1,4 +1,4 @@
-"""CLIP's text tower: a causal pre-norm transformer read at the end-of-text token.
+"""CLIP's text tower: a causal pre-norm transformer; a text's embedding is its output at the end-of-text token.
 
 Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021;
 open_clip's text tower, which SED uses.
@@ -16,7 +16,7 @@ from semiovs_jax.models.transformer import Block, layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
-    """Architecture of a CLIP text tower; the defaults are those beside OpenAI's ViT-B/16.
+    """Architecture of a CLIP text tower; the defaults are those of OpenAI's ViT-B/16.
 
     Attributes:
       vocab_size: rows of the token embedding.
@@ -26,7 +26,7 @@ class ClipTextConfig:
       num_heads: attention heads of a block.
       embed_dim: channels of the space shared with the image tower.
       activation: "quick_gelu" (OpenAI) or "gelu" (exact; open_clip's ConvNeXt models).
-      tokenizer: whose ids the tower reads, a name `ovs.tokenizer.make_tokenizer` knows.
+      tokenizer: name of the tokenizer, see `ovs.tokenizer.make_tokenizer`.
     """
 
     vocab_size: int = 49408
@@ -40,12 +40,10 @@ class ClipTextConfig:
 
 
 class ClipText(nnx.Module):
-    """CLIP text tower.
+    """CLIP text tower. A `dtype` of None is that of the parameters here.
 
     Args:
       config: the architecture.
-      dtype: compute dtype, None for that of the parameters, which stay float32.
-      rngs: initializes the parameters.
     """
 
     def __init__(self, config: ClipTextConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -74,9 +72,9 @@ class ClipText(nnx.Module):
         """Embeds texts.
 
         Args:
-          ids: int32 [N, L] with L <= context_length. Columns after the last end id change nothing, because
-            attention is causal: cut them to save time.
-          end_id: the id to read at (its first occurrence), or None for the largest id of each row.
+          ids: int32 [N, L] with L <= context_length. Attention is causal: columns after the last end-of-text token do
+            not change the result, and may be cut to save time.
+          end_id: id of the end-of-text token, of which the first in a row counts; None: the largest id of each row.
 
         Returns:
           Embeddings [N, embed_dim], float32 or wider, not normalized.

@@ -1,7 +1,7 @@
-"""CLIP's vision transformer with MaskCLIP's value path, which gives every patch its own CLIP embedding.
+"""CLIP's vision transformer with MaskCLIP's value path, which computes a CLIP embedding of every patch.
 
 Sources: Radford et al. 2021 (CLIP); Zhou et al., "Extract Free Dense Labels from CLIP", 2022 (MaskCLIP, value
-path); google-research/semivl `maskclip_vit.py` (which outputs are taken where).
+path); google-research/semivl `maskclip_vit.py` (the choice of outputs).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from semiovs_jax.models.transformer import Block, layer_norm
 
 _CUBIC_A = -0.75  # torch's choice of Keys' parameter
 
-# What MaskCLIP computes otherwise than CLIP, with CLIP's weights; fields of `ClipVitConfig`.
+# The differences between MaskCLIP and CLIP, which share weights; fields of `ClipVitConfig`.
 MASKCLIP: dict[str, Any] = {"eps": 1e-6, "activation": "gelu"}
 
 
@@ -28,10 +28,10 @@ def cubic_matrix(source: int, target: int) -> np.ndarray:
 
     Args:
       source: length of the input.
-      target: length of the output; sample i lies at (i + 0.5) * source / target - 0.5 of the input.
+      target: length of the output; sample i is at position (i + 0.5) * source / target - 0.5 of the input.
 
     Returns:
-      Float64 [target, source]; taps beyond an end weigh on the sample there.
+      Float64 [target, source]; taps beyond an end use the sample at that end.
     """
     a = _CUBIC_A
     position = (np.arange(target) + 0.5) * source / target - 0.5
@@ -46,15 +46,16 @@ def cubic_matrix(source: int, target: int) -> np.ndarray:
 
 
 def resize_positions(table: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
-    """Bicubic interpolation of a position table, as the reference's.
+    """Bicubic interpolation of a position table, as in the reference.
 
     Args:
-      table: float [1 + h * w, D], the class token's position first, which is kept.
+      table: float [1 + h * w, D]; the first row is the class token's position, which stays the same.
       source: (h, w) of the table's grid.
-      target: rows and columns of the result's.
+      target: (rows, columns) of the result's grid.
 
     Returns:
-      [1 + rows * columns, D]. Like the reference, a grid of as many patches is not resized, whatever its shape.
+      [1 + rows * columns, D]. As in the reference, the table is returned as it is if the number of patches is the same,
+      whatever the shape of the grid.
     """
     if math.prod(source) == math.prod(target):
         return table
@@ -100,7 +101,7 @@ class ClipVitConfig:
 
 
 class ClipFeatures(NamedTuple):
-    """What a forward gives; h and w are the image's sides in patches, rounded up.
+    """Outputs of the tower; h and w are the image's sides in patches, rounded up.
 
     Attributes:
       levels: one [N, h, w, width] value path per requested layer.
@@ -114,14 +115,10 @@ class ClipFeatures(NamedTuple):
 
 
 class ClipVit(nnx.Module):
-    """CLIP vision transformer.
+    """CLIP vision transformer; its embeddings are float32 or wider.
 
     Args:
       config: the architecture.
-      dtype: compute dtype, None for that of the input. Parameters stay float32; embeddings are returned in
-        float32 or wider.
-      remat: whether to recompute the blocks' activations in the backward pass instead of keeping them.
-      rngs: initializes the parameters.
     """
 
     def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs):
@@ -153,17 +150,17 @@ class ClipVit(nnx.Module):
         self.projection = nnx.Linear(width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: jax.Array, *, out_indices: Sequence[int] = ()) -> ClipFeatures:
-        """Runs the tower.
+        """Computes the features of images.
 
         Args:
-          image: float [N, H, W, 3], normalized. Sides that are no multiple of the patch are padded with zeros
+          image: float [N, H, W, 3], normalized. Sides that are not multiples of the patch size are padded with zeros
             at the bottom and right.
           out_indices: 0-based blocks whose value path is returned in `levels`; that of the last block is taken
-            after the final norm, as the reference does.
+            after the final norm, as in the reference.
 
         Returns:
-          `ClipFeatures`. Under jit, what the caller leaves unused is not computed: for `dense` alone the last
-          block's attention costs nothing.
+          `ClipFeatures`. Under jit, unused outputs are not computed: `dense` alone does not run the last block's
+          attention.
         """
         x, grid = self._embed(image)
         call = nnx.remat(_call) if self.remat else _call
@@ -182,7 +179,7 @@ class ClipVit(nnx.Module):
         )
 
     def _embed(self, image: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
-        """Image to pre-normalized tokens [N, 1 + h * w, width], class token first, and (h, w)."""
+        """Returns pre-normalized tokens [N, 1 + h * w, width], the class token first, and (h, w)."""
         patch = self.config.patch_size
         bottom, right = (-side % patch for side in image.shape[1:3])
         patches = self.patch_embed(jnp.pad(image, ((0, 0), (0, bottom), (0, right), (0, 0))))
@@ -193,17 +190,17 @@ class ClipVit(nnx.Module):
         return self.pre_norm(tokens + positions.astype(patches.dtype)), (h, w)
 
     def _project(self, x: jax.Array) -> jax.Array:
-        """Tokens [..., width] to unit vectors [..., embed_dim]."""
+        """Maps tokens [..., width] to unit vectors [..., embed_dim]."""
         embedding = self.projection(x)
         embedding = embedding.astype(jnp.promote_types(embedding.dtype, jnp.float32))
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
 
 def _call(layer: Block, x: jax.Array) -> jax.Array:
-    """A block's forward without its keyword-only mask, which cannot pass nnx.remat."""
+    """A block's forward without its keyword-only mask, which nnx.remat does not accept."""
     return layer(x)
 
 
 def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Tokens [N, 1 + h * w, D] to a map [N, h, w, D] without the class token."""
+    """Maps tokens [N, 1 + h * w, D] to a feature map [N, h, w, D], without the class token."""
     return tokens[:, 1:].reshape(tokens.shape[0], *grid, tokens.shape[-1])

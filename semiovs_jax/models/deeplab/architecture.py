@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from semiovs_jax.models.deeplab.deeplabv3plus import DeepLabV3Plus
 from semiovs_jax.models.deeplab.resnet import ResNet
@@ -22,7 +22,7 @@ class Architecture:
     channels: int = 256
     low_level_channels: int = 48
 
-    def build_backbone(self, *, dtype: jnp.dtype | None = None, remat: bool = False, rngs: nnx.Rngs) -> ResNet:
+    def build_backbone(self, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs) -> ResNet:
         """The ResNet alone, with fresh weights."""
         return ResNet(
             self.stage_sizes,
@@ -36,7 +36,7 @@ class Architecture:
         )
 
     def build(
-        self, num_classes: int, *, dtype: jnp.dtype | None = None, remat: bool = False, rngs: nnx.Rngs
+        self, num_classes: int, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs
     ) -> DeepLabV3Plus:
         """The student, with fresh weights."""
         return DeepLabV3Plus(

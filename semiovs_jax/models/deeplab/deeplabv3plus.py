@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import (
@@ -24,7 +25,7 @@ from semiovs_jax.models.layers import (
 
 
 class ASPP(nnx.Module):
-    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3, and an image-pooling branch, projected."""
+    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3, and an image-pooling branch; then a projection."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class ASPP(nnx.Module):
         channels: int,
         rates: Sequence[int],
         *,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
@@ -58,7 +59,9 @@ class DeepLabV3Plus(nnx.Module):
       perturbed_channels: Channels of the features that `channel_masks` multiply: stages 1 and 4.
     """
 
-    windowed: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = False
+    size_multiple: int = 1
+    class_embedding_dim: int | None = None
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class DeepLabV3Plus(nnx.Module):
         rates: Sequence[int] = (6, 12, 18),
         channels: int = 256,
         low_level_channels: int = 48,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
@@ -94,7 +97,7 @@ class DeepLabV3Plus(nnx.Module):
           x: Normalized images [N, H, W, 3], floating point.
           channel_masks: See `Student`. The decoder runs once, so that its batch statistics cover all variants.
           size: True sizes, int32 [N, 2], of images padded on the right and bottom. The logits on the true
-            area are those of the unpadded image; outside they mean nothing. Evaluation only.
+            area are those of the unpadded image; outside it they are garbage. Evaluation only.
 
         Returns:
           Logits [N, H, W, K], or [m, N, H, W, K] with `channel_masks`; float32 (float64 for a float64 x).
@@ -103,7 +106,9 @@ class DeepLabV3Plus(nnx.Module):
           ValueError: `size` is given together with batch statistics, which would count the padding.
         """
         if size is not None and not self.aspp.pool.norm.use_running_average:
-            raise ValueError("size is for evaluation: batch statistics would count the padding")
+            raise ValueError(
+                "size is for evaluation: batch statistics would count the padding; pass train=False or no size"
+            )
         height, width = x.shape[1:3]
         x = zero_outside(x if self.dtype is None else x.astype(self.dtype), size)
         features, sizes = self.backbone(x, size)

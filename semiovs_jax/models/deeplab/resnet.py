@@ -8,14 +8,14 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; stride and dilation are the 3x3's."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; stride and dilation are those of the 3x3 convolution."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Bottleneck(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
@@ -46,6 +46,14 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """Feature pyramid of a deep-stem bottleneck ResNet.
 
+    Args:
+      stage_sizes: Blocks of each stage.
+      stem_widths: Channels of the three stem convolutions.
+      widths: Channels of the 3x3 convolutions of each stage.
+      expansion: Ratio of a stage's output channels to its width.
+      dilate: For each stage but the first, whether its stride of 2 becomes a dilation. As in the reference, the first
+        block of such a stage still has the dilation of the stage before.
+
     Attributes:
       channels: Channels of each stage's output.
     """
@@ -58,23 +66,10 @@ class ResNet(nnx.Module):
         widths: Sequence[int] = (64, 128, 256, 512),
         expansion: int = 4,
         dilate: Sequence[bool] = (False, False, True),
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Builds stem and stages.
-
-        Args:
-          stage_sizes: Blocks of each stage.
-          stem_widths: Channels of the three stem convolutions.
-          widths: Channels of the 3x3 convolutions of each stage.
-          expansion: A stage's output channels over its width.
-          dilate: For each stage but the first, whether its stride of 2 becomes a dilation. As in the
-            reference, the first block of such a stage still has the dilation of the stage before.
-          dtype: Type of the convolutions; None computes in the input's.
-          remat: Whether to recompute each block's activations in the backward pass instead of keeping them.
-          rngs: Stream for the initial weights.
-        """
         conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
         inputs = (3, *stem_widths[:-1])
         self.stem = nnx.List(
@@ -118,7 +113,7 @@ class ResNet(nnx.Module):
         for conv in self.stem:
             x = conv(x, size)
             size = strided_size(size, conv.stride)
-        # Zeros outside the true area serve as well as the -inf of torch's padding: no value is below zero here.
+        # Zeros outside the true area are equivalent to the -inf of torch's padding: after ReLU no value is negative.
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         size = strided_size(size, 2)
         call = nnx.remat(Bottleneck.__call__) if self.remat else Bottleneck.__call__

@@ -1,15 +1,15 @@
-"""SED's aggregator: from the correlation of image and words to one mask per class.
+"""SED's aggregator: one mask per class from the correlation of image and text embeddings.
 
 Source: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024, and its code's
 `model.py` in the ConvNeXt variant ("V1", linear attention), as SemiOVS runs it.
 
-Arrays that hold a plane per class are [N, T, h, w, C] (`class_planes`). Only the class attention looks across
-classes, and only through sums over them, so that everything runs on a few classes at a time.
+Feature maps of every class are [N, T, h, w, C] (`class_planes`). Only the class attention mixes classes, and only
+through sums over them. So everything runs on a few classes at a time.
 
-What is computed differs from the published code in three ways that change nothing but rounding:
-- guidance is the same for all classes: its share of a convolution is computed once per image and added;
-- a transposed convolution followed by a convolution, with nothing between, is one (`sed_decoder.CornerConv`);
-- the correlation is computed as planes of classes, the layout the convolutions read.
+The computation differs from the published code in three ways, which change the result by rounding alone:
+- guidance is the same for all classes: its part of a convolution is computed once per image and added;
+- a transposed convolution directly followed by a convolution is fused with it (`upsampling.CornerConv`);
+- the correlation is computed in the layout that the convolutions take, [N, T, h, w, P].
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from semiovs_jax.models.class_planes import Places, by_chunks, per_class, pool, unpool
+from semiovs_jax.models.class_planes import ClassSlots, by_chunks, per_class, pool, unpool
 from semiovs_jax.models.layers import full_precision
 from semiovs_jax.models.sed.decoder import SedDecoder
 from semiovs_jax.models.upsampling import ConvTranspose2x2
@@ -34,9 +34,9 @@ class SedConfig:
     Attributes:
       num_templates: prompt templates, the channels of the correlation.
       width: channels of the embedded correlation.
-      decoder_widths: channels after each decoder.
+      decoder_widths: output channels of each decoder.
       level_widths: channels of the image tower's levels that guide the decoders, the coarsest first.
-      guidance_widths: channels of each decoder's guidance, by the image and by the correlation alike.
+      guidance_widths: channels of each decoder's image guidance, and of its correlation guidance.
       num_heads: heads of the class attention.
       kernel_sizes: sides of the decoders' depthwise filters.
     """
@@ -55,12 +55,12 @@ class SedConfig:
 
 
 class SedLogits(NamedTuple):
-    """What the heads say of h x w embeddings, float32 or wider.
+    """Logits of the heads for h x w embeddings, float32 or wider.
 
     Attributes:
-      mask: [N, T, 8 h, 8 w], the sigmoid of which is the probability of a class at a pixel.
-      auxiliary: [N, T, s h, s w] for s = 1, 2, 4: the decoders' inputs read by heads of their own, no gradient
-        flowing into what they read; empty where classes were pruned.
+      mask: [N, T, 8 h, 8 w]; the sigmoid is the probability of a class at a pixel.
+      auxiliary: [N, T, s h, s w] for s = 1, 2, 4, from a head on each decoder's input, into which no gradient flows.
+        Empty if classes were pruned.
     """
 
     mask: jax.Array
@@ -68,13 +68,13 @@ class SedLogits(NamedTuple):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Divides by the length along the last axis; float32 or wider."""
+    """Divides by the L2 norm over the last axis, in float32 or wider."""
     x = full_precision(x)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def correlate(dense: jax.Array, text: jax.Array) -> jax.Array:
-    """Cosines of pixels and prompts, as planes of classes.
+    """Cosine similarities of pixels and prompts, as feature maps of every class.
 
     Args:
       dense: float [N, h, w, D], embeddings of the pixels, of any length.
@@ -87,12 +87,13 @@ def correlate(dense: jax.Array, text: jax.Array) -> jax.Array:
 
 
 class _Planes(NamedTuple):
-    """What goes from decoder to decoder, a place for each class in the second axis.
+    """The input of a decoder; axis 1 indexes class slots.
 
     Attributes:
       features: float [N, T, h, w, C].
-      correlation: float [N, T, h, w, C'], the correlation, then its guidance of one decoder after the other.
-      logits: float [N, T, h, w], what the head says that reads `features`.
+      correlation: float [N, T, h, w, C'], the correlation for the first decoder, later its guidance of the decoder
+        before.
+      logits: float [N, T, h, w], of the head on `features`.
     """
 
     features: jax.Array
@@ -103,11 +104,11 @@ class _Planes(NamedTuple):
 class SedAggregator(nnx.Module):
     """The aggregator with its four heads.
 
+    The correlation, the sums of the attention and the logits are float32 or wider. A `dtype` of None is that of the
+    parameters here.
+
     Args:
       config: the architecture.
-      dtype: compute dtype, None for that of the parameters. The correlation, the attention's sums and the logits
-        are float32 or wider.
-      rngs: initializes the parameters.
     """
 
     def __init__(self, config: SedConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -159,32 +160,32 @@ class SedAggregator(nnx.Module):
           levels: the image tower's levels that guide the decoders, [N, s h, s w, C] for s = 2, 4, 8.
           pooling: side of the average pooling before the class attention: 1 in inference, 2 in training.
           class_chunk: classes that are computed at a time, which bounds memory; 0 for all at once.
-          top_k: before each decoder, drop the classes that are among the `top_k` best of no pixel by the head
-            there, as the reference's fast inference does for each image; 0 keeps all. The logits of dropped
+          top_k: as in the reference's fast inference, before each decoder keep only the classes that are among the
+            `top_k` best of at least one pixel, by the logits of the head there; 0 keeps all. The logits of dropped
             classes are -inf. Not differentiable.
         """
         num_classes = len(text)
         chunks = -(-num_classes // class_chunk) if class_chunk else 1
         size = -(-num_classes // chunks)
         text = jnp.pad(text, ((0, size * chunks - num_classes), (0, 0), (0, 0)))
-        places = Places.all(len(dense), len(text), num_classes)
+        slots = ClassSlots.all(len(dense), len(text), num_classes)
 
         planes = self._embed(correlate(dense, text), size)
         found = [planes.logits]
         for stage, level in enumerate(levels):
-            chunks_in_use: int | jax.Array = chunks
+            active_chunks: int | jax.Array = chunks
             if top_k:
-                planes, places = places.prune(planes.logits, top_k, planes)
-                chunks_in_use = -(-jnp.max(places.used) // size)
-            planes = self._decode(stage, planes, level, places.in_use, size, chunks_in_use, pooling)
+                planes, slots = slots.prune(planes.logits, top_k, planes)
+                active_chunks = -(-jnp.max(slots.num_active) // size)
+            planes = self._decode(stage, planes, level, slots.active, size, active_chunks, pooling)
             found.append(planes.logits)
         if top_k:
-            return SedLogits(places.in_class_order(planes.logits)[:, :num_classes], ())
+            return SedLogits(slots.in_class_order(planes.logits)[:, :num_classes], ())
         *auxiliary, mask = (logits[:, :num_classes] for logits in found)
         return SedLogits(mask, tuple(auxiliary))
 
     def _embed(self, correlation: jax.Array, size: int) -> _Planes:
-        """The first decoder's input."""
+        """Computes the input of the first decoder."""
 
         def embed(correlation: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[()]]:
             features = per_class(self.embed, correlation)
@@ -198,23 +199,23 @@ class SedAggregator(nnx.Module):
         stage: int,
         planes: _Planes,
         level: jax.Array,
-        in_use: jax.Array,
+        active: jax.Array,
         size: int,
         chunks: int | jax.Array,
         pooling: int,
     ) -> _Planes:
-        """Runs one decoder on the first `chunks` chunks of `size` places; what the others hold means nothing."""
+        """Runs a decoder on the first `chunks` chunks of `size` slots; the rest of the result is garbage."""
         decoder, link = self.decoders[stage], self.correlation_guidance[stage]
         last = stage == len(self.decoders) - 1
         guidance = jax.nn.relu(self.image_guidance[stage](level))
         upsample = decoder.upsampler(guidance)
 
         def mix(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            features, in_use = chunk
+            features, active = chunk
             features = per_class(decoder.block, features)
-            return features, decoder.attention.summarize(pool(features, pooling), in_use)
+            return features, decoder.attention.summarize(pool(features, pooling), active)
 
-        mixed, sums = by_chunks(mix, (planes.features, in_use), size, chunks, into=planes.features)
+        mixed, sums = by_chunks(mix, (planes.features, active), size, chunks, into=planes.features)
 
         def refine(chunk: tuple[jax.Array, jax.Array]) -> tuple[_Planes, tuple[()]]:
             features, correlation = chunk
@@ -223,7 +224,7 @@ class SedAggregator(nnx.Module):
             correlation = jax.nn.relu(per_class(link, correlation))
             features = upsample(features, correlation)
             logits = self._read(stage + 1, features)
-            if last:  # read chunk by chunk, the finest features need never be there whole
+            if last:  # no decoder follows: do not store the finest features of all classes
                 features = correlation = features[..., :0]
             return _Planes(features, correlation, logits), ()
 
@@ -231,7 +232,7 @@ class SedAggregator(nnx.Module):
         return refined
 
     def _read(self, stage: int, features: jax.Array) -> jax.Array:
-        """Logits [N, T, h, w] of the head before (or, the last one, behind) a decoder."""
+        """Logits [N, T, h, w] of the head on the input of decoder `stage`, or on the output of the last one."""
         last = stage == len(self.heads) - 1
         features = features if last else jax.lax.stop_gradient(features)
         return full_precision(per_class(self.heads[stage], features)[..., 0])

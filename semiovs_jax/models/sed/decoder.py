@@ -1,7 +1,7 @@
-"""SED's decoder: planes of classes mixed in space, among classes, and made twice as fine under guidance.
+"""SED's decoder: spatial mixing, class attention, then guided 2x upsampling of the feature maps of every class.
 
 Source: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024, and its code's
-`model.py`. Planes are [N, T, h, w, C], see `class_planes`.
+`model.py`. Feature maps are [N, T, h, w, C], see `class_planes`.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,11 @@ _ATTENTION_EPS = 1e-6
 
 
 class ClassAttention(nnx.Module):
-    """Linear attention among the classes of each pixel, and an MLP; no position, no output projection.
+    """Linear attention over the classes of each pixel, and an MLP; no positions, no output projection.
 
     Args:
       width: channels.
-      num_heads: heads.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
+      num_heads: attention heads.
     """
 
     def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -39,28 +37,28 @@ class ClassAttention(nnx.Module):
         self.norm2 = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, 4 * width, activation="relu", dtype=dtype, rngs=rngs)
 
-    def summarize(self, x: jax.Array, heard: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What classes say to all classes, to be added up over all of them.
+    def summarize(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Key-value sums of the linear attention over classes; sums of several calls add up.
 
         Args:
           x: float [N, T, h, w, C].
-          heard: bool [N, T], the classes that say anything.
+          mask: bool [N, T], the active class slots; the others are left out.
 
         Returns:
           Sums over classes of keys times values [N, h, w, heads, c, c] and of keys [N, h, w, heads, c].
         """
         y = self.norm1(x)
-        keys = jnp.where(heard[:, :, None, None, None], jax.nn.elu(self.key(y)) + 1, 0)
+        keys = jnp.where(mask[:, :, None, None, None], jax.nn.elu(self.key(y)) + 1, 0)
         keys, values = (full_precision(self._split(part)) for part in (keys, self.value(y)))
         return jnp.einsum("nthwac,nthwad->nhwacd", keys, values), keys.sum(1)
 
     def __call__(self, x: jax.Array, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """What classes [N, T, h, w, C] become, given `summarize` summed over all classes."""
+        """Maps classes [N, T, h, w, C] to [N, T, h, w, C], given the `sums` over all classes."""
         query = full_precision(self._split(jax.nn.elu(self.query(self.norm1(x))) + 1))
         memory, keys = sums
-        heard = jnp.einsum("nthwac,nhwacd->nthwad", query, memory)
-        heard = heard / (jnp.einsum("nthwac,nhwac->nthwa", query, keys)[..., None] + _ATTENTION_EPS)
-        x = x + heard.reshape(x.shape).astype(x.dtype)
+        attended = jnp.einsum("nthwac,nhwacd->nthwad", query, memory)
+        attended = attended / (jnp.einsum("nthwac,nhwac->nthwa", query, keys)[..., None] + _ATTENTION_EPS)
+        x = x + attended.reshape(x.shape).astype(x.dtype)
         return x + self.mlp(self.norm2(x))
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -68,16 +66,14 @@ class ClassAttention(nnx.Module):
 
 
 class SedDecoder(nnx.Module):
-    """One decoder: spatial mixing, class attention, then planes twice as fine under guidance.
+    """One decoder: spatial mixing, class attention, then guided 2x upsampling.
 
     Args:
       in_channels: channels of the input.
       out_channels: channels of the output.
-      guidance_channels: channels of the guidance by the image, and of that by the correlation.
+      guidance_channels: channels of the image guidance, and of the correlation guidance.
       kernel_size: side of the depthwise filters.
       num_heads: heads of the class attention.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
     """
 
     def __init__(
@@ -101,13 +97,13 @@ class SedDecoder(nnx.Module):
         self.norm1, self.norm2 = (group_norm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
 
     def upsampler(self, guidance: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """The second half of the decoder, what all classes share computed beforehand.
+        """Returns the upsampling half of the decoder, with the class-independent terms precomputed.
 
         Args:
-          guidance: float [N, 2 h, 2 w, G], by the image.
+          guidance: float [N, 2 h, 2 w, G], image guidance.
 
         Returns:
-          A function of planes [N, T, h, w, C] and their guidance by the correlation [N, T, 2 h, 2 w, G] to
+          A function from features [N, T, h, w, C] and correlation guidance [N, T, 2 h, 2 w, G] to features
           [N, T, 2 h, 2 w, out].
         """
         _, height, width, channels = guidance.shape

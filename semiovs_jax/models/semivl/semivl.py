@@ -1,4 +1,4 @@
-"""SemiVL's student: CLIP's vision transformer under a head that is guided by the names of the classes.
+"""SemiVL's student: CLIP's vision transformer with a head that is guided by text embeddings of the class names.
 
 Source: Hoyer et al., "SemiVL: Semi-Supervised Semantic Segmentation with Vision-Language Guidance", 2024, and
 google-research/semivl `vlm.py` and `builder.py`.
@@ -22,8 +22,8 @@ class SemiVLConfig:
     """Architecture of a student; the defaults are the published ones.
 
     Attributes:
-      visual: the backbone, with MaskCLIP's epsilon and activation; its image size gives way to the training crop's.
-      out_layers: 0-based blocks, in order, whose value paths the head sees beside the dense embedding.
+      visual: the backbone, with MaskCLIP's epsilon and activation; the training crop's size replaces its image size.
+      out_layers: 0-based blocks, in order, whose value paths are inputs of the head beside the dense embedding.
       head: the head.
     """
 
@@ -33,15 +33,14 @@ class SemiVLConfig:
 
 
 class TextEmbedding(nnx.BatchStat):
-    """Embeddings of the classes' names, [K, D], which nothing ever trains.
+    """Text embeddings of the class names, [K, D]; constant.
 
-    Kept among the running statistics, so that checkpoints hold them, and neither gradients nor the optimizer know
-    of them.
+    They are stored with the running statistics: checkpoints contain them, gradients and the optimizer do not.
     """
 
 
 def resize_logits(logits: jax.Array, image_size: int, shape: tuple[int, int]) -> jax.Array:
-    """Logits [N, h, w, K] to [N, *shape, K], by way of a square of side `image_size` as in the reference."""
+    """Resizes logits [N, h, w, K] to a square of side `image_size`, then to [N, *shape, K], as the reference does."""
     for size in ((image_size, image_size), shape):
         if logits.shape[1:3] != size:
             logits = resize_bilinear(logits, size, align_corners=False)
@@ -51,22 +50,21 @@ def resize_logits(logits: jax.Array, image_size: int, shape: tuple[int, int]) ->
 class SemiVL(nnx.Module):
     """CLIP's vision transformer with the VLG head.
 
-    The text is zero until weights are loaded, and every class's logits are then alike.
+    The text embeddings are zero until weights are loaded; until then all classes have the same logits. Embeddings and
+    logits are float32 or wider, whatever `dtype`.
 
     Args:
       config: the architecture.
       num_classes: channels of the logits.
       image_size: side of the training crop, in pixels. The position table covers its patches, and every image's
-        logits pass through a square of this side, as in the reference.
-      dtype: compute dtype, None for that of the input. Parameters, embeddings and logits stay float32.
-      remat: whether to recompute the backbone's blocks in the backward pass instead of keeping their activations.
-      rngs: initializes the parameters.
+        logits are first resized to a square of this side, as in the reference.
 
     Attributes:
       perturbed_channels: channels of the features that `channel_masks` multiply: levels and dense embedding.
     """
 
-    windowed: ClassVar[bool] = True
+    fixed_size: ClassVar[bool] = True
+    size_multiple: int = 1
 
     def __init__(
         self,
@@ -89,6 +87,7 @@ class SemiVL(nnx.Module):
         self.head = VlgHead(config.head, widths, visual.embed_dim, dtype=dtype, rngs=rngs)
         self.text = TextEmbedding(jnp.zeros((num_classes, visual.embed_dim)))
         self.perturbed_channels = (*widths, visual.embed_dim)
+        self.class_embedding_dim: int | None = visual.embed_dim
 
     def __call__(
         self, x: jax.Array, *, channel_masks: tuple[jax.Array, ...] | None = None, size: jax.Array | None = None
@@ -107,7 +106,7 @@ class SemiVL(nnx.Module):
           ValueError: `size` is given, or the images have fewer patches than the head pools.
         """
         if size is not None:
-            raise ValueError("SemiVL knows no true sizes; evaluate it by windows")
+            raise ValueError("SemiVL takes no padded images, but got size; evaluate it by windows (config.eval.window)")
         features = self.backbone(x if self.dtype is None else x.astype(self.dtype), out_indices=self.config.out_layers)
         pyramid = (*features.levels, features.dense)
         if channel_masks is not None:
@@ -118,7 +117,7 @@ class SemiVL(nnx.Module):
 
     @staticmethod
     def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
-        """See `Student`: of the backbone, only attention and positions are trained."""
+        """See `Student`; only the attention and the positions of the backbone are trained."""
 
         def group(path: tuple[Any, ...], _: Any) -> str:
             part, *names = (entry.key for entry in path)

@@ -1,8 +1,8 @@
-"""SemiVL's vision-language guided head: it decodes the similarity of patches to class names, class by class.
+"""SemiVL's vision-language guided (VLG) head, which decodes the similarity of patches to each class name.
 
 Source: Hoyer et al., "SemiVL: Semi-Supervised Semantic Segmentation with Vision-Language Guidance", 2024, and
-google-research/semivl `vlg_head.py`. Planes are [N, K, h, w, C], see `class_planes`; the classes lie in the batch of
-every convolution, so that memory grows with their number.
+google-research/semivl `vlg_head.py`. Feature maps are [N, K, h, w, C], see `class_planes`. Convolutions treat the
+classes as batch, so memory grows with their number.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ class VlgConfig:
     """Architecture of a head; the defaults are the published ones.
 
     Attributes:
-      channels: channels of a class's plane before it is made finer.
+      channels: channels of a class's feature map before upsampling.
       text_channels: channels of the projected text.
-      num_layers: semantic layers, in which the classes of a place attend to each other.
+      num_layers: semantic layers, in which the classes of a pixel attend to each other.
       num_heads: attention heads of a semantic layer.
       pool: side of the average pooling before a semantic layer.
       skip_channels: channels of each projected backbone level, the deepest first.
-      up_channels: channels behind each doubling of the resolution, one per level.
+      up_channels: channels after each 2x upsampling, one per level.
       rates: dilations of the 3x3 convolutions of the spatial pyramid.
-      kernel_size: side of the convolution that reads the similarity.
+      kernel_size: side of the convolution on the similarity.
     """
 
     channels: int = 128
@@ -50,13 +50,13 @@ class VlgConfig:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors [..., D] at length 1 in float32 or wider; zero stays zero."""
+    """Normalizes vectors [..., D] to length 1, in float32 or wider; zero stays zero."""
     x = full_precision(x)
     return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), _NORM_EPS**2))
 
 
 def similarity(dense: jax.Array, text: jax.Array) -> jax.Array:
-    """Cosines [N, K, h, w] of embeddings [N, h, w, D] and text [K, D], whatever their lengths, float32 or wider."""
+    """Cosine similarities [N, K, h, w] of patches [N, h, w, D] and text [K, D], float32 or wider."""
     return jnp.einsum("nhwd,kd->nkhw", unit(dense), unit(text), precision=jax.lax.Precision.HIGHEST)
 
 
@@ -65,9 +65,7 @@ class GroupAspp(nnx.Module):
 
     Args:
       channels: channels of input, branches and output.
-      rates: dilations of the 3x3 branches, which stand beside a 1x1 and an image-pooling branch.
-      dtype: compute dtype, None for that of the input.
-      rngs: initializes the parameters.
+      rates: dilations of the 3x3 branches; there are also a 1x1 and an image-pooling branch.
     """
 
     def __init__(self, channels: int, rates: Sequence[int], *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -90,11 +88,11 @@ class GroupAspp(nnx.Module):
         self.project_norm = group_norm(channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [N, h, w, C] to [N, h, w, C]; the last branch reads the mean over h and w."""
+        """Maps x [N, h, w, C] to [N, h, w, C]; the input of the last branch is the mean over h and w."""
         kernels = jnp.split(self.project[0, 0].astype(x.dtype), len(self.branches))
         mean = full_precision(x).mean((1, 2), keepdims=True).astype(x.dtype)
         inputs = [x] * (len(self.branches) - 1) + [mean]
-        # A sum of products is the product of the branches side by side, without laying them there.
+        # Equal to one product with the concatenated branches, without the memory of the concatenation.
         y = sum(
             jax.nn.relu(norm(branch(part))) @ kernel
             for branch, norm, part, kernel in zip(self.branches, self.norms, inputs, kernels, strict=True)
@@ -103,14 +101,12 @@ class GroupAspp(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Planes made twice as fine, then two 3x3 convolutions that see a level of the backbone beside them.
+    """2x upsampling, then two 3x3 convolutions with a skip connection from the backbone.
 
     Args:
-      in_channels: channels of the planes.
-      out_channels: channels of the finer planes.
-      skip_channels: channels of the level.
-      dtype: compute dtype, None for that of the planes.
-      rngs: initializes the parameters.
+      in_channels: channels of the input.
+      out_channels: channels of the output.
+      skip_channels: channels of the skip connection.
     """
 
     def __init__(
@@ -128,12 +124,12 @@ class Upsample(nnx.Module):
         self.norm1, self.norm2 = (group_norm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
 
     def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
-        """Planes [N, K, h, w, in] and a level [N, a, b, skip] to planes [N, K, 2 h, 2 w, out]."""
+        """Maps x [N, K, h, w, in] and the skip connection [N, a, b, skip] to [N, K, 2 h, 2 w, out]."""
         _, _, h, w, _ = x.shape
         own, by_skip = jnp.split(self.conv1[...], (self.up.bias.shape[0],), axis=2)
         corner = CornerConv.compose(self.up, own, (h, w))
         skip = resize_bilinear(skip, (2 * h, 2 * w), align_corners=True)
-        # What the level adds is one plane for all classes.
+        # The skip connection adds the same to every class: compute it once.
         shared = conv3x3(skip, by_skip.astype(x.dtype)) + corner.bias.astype(x.dtype)
         return per_class(self._finish, per_class(corner, x) + shared[:, None])
 
@@ -143,14 +139,12 @@ class Upsample(nnx.Module):
 
 
 class VlgHead(nnx.Module):
-    """The head: spatial reasoning, semantic reasoning, upsampling.
+    """The head: spatial reasoning, semantic reasoning, upsampling. Similarity and logits are float32 or wider.
 
     Args:
       config: the architecture.
       level_widths: channels of the backbone's levels, the shallowest first.
       embed_dim: channels of the embeddings of patches and text.
-      dtype: compute dtype, None for that of the similarity. Similarity and logits are float32 or wider.
-      rngs: initializes the parameters.
     """
 
     def __init__(
@@ -189,12 +183,12 @@ class VlgHead(nnx.Module):
         self.classifier = conv(planes[-1], 1, 3, None)
 
     def __call__(self, levels: tuple[jax.Array, ...], dense: jax.Array, text: jax.Array) -> jax.Array:
-        """Logits of every class.
+        """Computes the logits of every class.
 
         Args:
           levels: the backbone's levels [N, h, w, C], the shallowest first.
-          dense: float [N, h, w, D], embeddings of the patches, of any length.
-          text: float [K, D], embeddings of the classes, of any length.
+          dense: float [N, h, w, D], embeddings of the patches, not necessarily normalized.
+          text: float [K, D], embeddings of the class names, not necessarily normalized.
 
         Returns:
           [N, s h, s w, K], float32 or wider; s is two to the number of levels.
@@ -203,7 +197,11 @@ class VlgHead(nnx.Module):
           ValueError: the grid is smaller than the pooling window.
         """
         if min(dense.shape[1:3]) < self.config.pool:
-            raise ValueError(f"a grid of {dense.shape[1:3]} patches is less than the head's pooling window")
+            window = self.config.pool
+            raise ValueError(
+                f"the image has {dense.shape[1:3]} patches, fewer than the head's pooling window of {window} x {window}"
+                "; use larger images"
+            )
         x = self.reason(similarity(dense, text), text)
         for up, skip, level in zip(self.ups, self.skips, levels[::-1], strict=True):
             x = up(x, jax.nn.relu(skip(level)).astype(x.dtype))
@@ -211,7 +209,7 @@ class VlgHead(nnx.Module):
         return jnp.moveaxis(logits[..., 0], 1, -1)
 
     def reason(self, similarities: jax.Array, text: jax.Array) -> jax.Array:
-        """Similarities [N, K, h, w] and text [K, D] to planes [N, K, h, w, C] that know space and the other classes."""
+        """Spatial and semantic reasoning: similarities [N, K, h, w] and text [K, D] to features [N, K, h, w, C]."""
         x = similarities[..., None]
         x = per_class(lambda y: self.aspp(self.embed(y)), x if self.dtype is None else x.astype(self.dtype))
         words = jax.nn.relu(self.text(unit(text))).astype(x.dtype)
@@ -221,6 +219,6 @@ class VlgHead(nnx.Module):
             a, b = pooled.shape[2:4]
             tokens = pooled.transpose(0, 2, 3, 1, 4).reshape(-1, K, C)
             tokens = jnp.concatenate([tokens, jnp.broadcast_to(words, (len(tokens), *words.shape))], axis=-1)
-            heard = layer(tokens)[..., :C].reshape(N, a, b, K, C).transpose(0, 3, 1, 2, 4)
-            x = x + unpool(heard, (h, w))
+            attended = layer(tokens)[..., :C].reshape(N, a, b, K, C).transpose(0, 3, 1, 2, 4)
+            x = x + unpool(attended, (h, w))
         return x

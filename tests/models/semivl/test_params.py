@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
 from semiovs_jax.convert import main
-from semiovs_jax.models import Functional, SemiVL, SemiVLConfig
+from semiovs_jax.models import Functional
 from semiovs_jax.models.clip.file import load_visual
 from semiovs_jax.models.clip.vit import ClipVitConfig, cubic_matrix
 from semiovs_jax.models.semivl.params import (
@@ -21,6 +21,7 @@ from semiovs_jax.models.semivl.params import (
     infer_semivl,
     load_semivl_backbone,
 )
+from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
 from semiovs_jax.models.semivl.vlg import VlgConfig
 from semiovs_jax.weights.files import save_weights
 from semiovs_jax.weights.keys import WeightMismatchError, find_rule, flatten

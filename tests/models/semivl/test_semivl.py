@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
-from semiovs_jax.models import ARCHITECTURES, Functional, SemiVL, build_student
+from semiovs_jax.models import Functional, build_student
 from semiovs_jax.models.clip.file import load_clip
 from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.models.semivl.params import convert_semivl_student, infer_semivl
-from semiovs_jax.models.semivl.semivl import TextEmbedding
+from semiovs_jax.models.semivl.semivl import SemiVL, TextEmbedding
+from semiovs_jax.models.semivl.student import STUDENTS
 from semiovs_jax.train_state import count_parameters
 from semiovs_jax.weights.keys import flatten
 from tests.golden import Golden, golden_path
@@ -67,6 +68,7 @@ def test_published_number_of_parameters_of_the_backbone():
     head = sum(math.prod(shape) for name, shape in published.items() if name.startswith("decode_head."))
     assert count_parameters(params["head"]) == head
     assert module.perturbed_channels == (768, 768, 512)
+    assert module.class_embedding_dim == 512
 
 
 def test_golden_logits_of_the_whole_student():
@@ -151,7 +153,7 @@ def test_true_sizes_are_refused():
     apply, params, stats = student()
     with pytest.raises(ValueError, match="by windows"):
         apply(params, stats, images(2, CROP, CROP), train=False, size=jnp.full((2, 2), CROP))
-    assert SemiVL.windowed
+    assert SemiVL.fixed_size
 
 
 @pytest.mark.parametrize(("image_size", "patches"), [(32, 16), (33, 25), (512, 4096)])
@@ -163,7 +165,7 @@ def test_gradients_reach_all_that_is_trained():
     groups = flatten(SemiVL.parameter_groups(student()[1]))
     found, stats = gradients()
     np.testing.assert_array_equal(stats["text"], student()[2]["text"])
-    last = ARCHITECTURES["clip_vit_shapes"].visual.num_layers - 1
+    last = STUDENTS["clip_vit_shapes"].visual.num_layers - 1
     silent = tuple(f"backbone/layers/{last}/attention/{part}/" for part in ("query", "key"))
     for path, gradient in flatten(found).items():
         size = np.abs(np.asarray(gradient)).max()
@@ -210,6 +212,6 @@ def test_float64_stays_float64():
 
 
 def test_the_shipped_clip_has_the_tower_of_the_small_student():
-    ours = ARCHITECTURES["clip_vit_shapes"].visual
+    ours = STUDENTS["clip_vit_shapes"].visual
     theirs = load_clip("shapes_clip").config.visual
     assert dataclasses.replace(theirs, image_size=ours.image_size, eps=ours.eps, activation=ours.activation) == ours
