@@ -22,7 +22,7 @@ from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.models.sed.aggregator import SedAggregator
-from semiovs_jax.models.sed.file import SedWeights, load_sed
+from semiovs_jax.models.sed.file import SED, SedWeights, load_sed
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
@@ -194,7 +194,7 @@ def make_sed(
         "model": "sed",
         "vocabulary": vocabulary.sha256,
         "weights": sed.sha256,
-        "config": config.to_json(),
+        "config": SED.write(config),
         "image_size": image_size,
         "normalization": normalization,
         "dtype": dtype,

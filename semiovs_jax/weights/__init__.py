@@ -1,1 +1,1 @@
-"""Weight files: read, rename strictly, save, ship."""
+"""Weight files: read published ones, rename their tensors strictly, save, ship."""

@@ -14,7 +14,7 @@ from data_pipelines.files import whole_file
 
 
 def tensors_sha256(flat: Mapping[str, Any]) -> str:
-    """Hex SHA-256 over names, types, shapes and bytes, whatever the order of the mapping."""
+    """Hex SHA-256 of names, types, shapes and bytes; the order of the mapping does not matter."""
     digest = hashlib.sha256()
     for name in sorted(flat):
         array = np.ascontiguousarray(flat[name])
@@ -30,34 +30,34 @@ def file_sha256(path: str | Path) -> str:
 
 
 def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Writes arrays by "/" path as safetensors, completely or not at all.
+    """Writes arrays by "/" path as safetensors, atomically.
 
     Args:
-      path: File to write; its folder is made.
-      flat: Arrays by "/" path, as `keys.flatten` gives them.
-      metadata: Provenance. Converted weights carry at least `kind`, `source` and `source_sha256`. `sha256`,
-        the digest of the tensors, is added.
+      path: File to write. Missing folders are created.
+      flat: Arrays by "/" path, as `keys.flatten` returns them.
+      metadata: Provenance: at least `kind`, `source` and `source_sha256` for converted weights. `sha256`, the digest
+        of the tensors, is added.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: The file cannot be written.
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
     with whole_file(Path(path)) as part:
         try:
             save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
-        except SafetensorError as error:  # of the disk: the arrays are sound
+        except SafetensorError as error:  # The disk failed: the arrays are valid.
             raise OSError(str(error)) from error
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a file of `save_weights`.
+    """Reads a file that `save_weights` wrote.
 
     Returns:
       Arrays by "/" path, and the metadata.
 
     Raises:
-      InputError: The file is missing, is not safetensors, was not written by `save_weights`, or its tensors
-        do not have the digest of the metadata.
+      InputError: The file is missing, is not safetensors, was not written by `save_weights`, or its tensors do not
+        have the digest in the metadata.
     """
     arrays, metadata = read_safetensors(path)
     if "sha256" not in metadata:
@@ -67,14 +67,14 @@ def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
         )
     if (found := tensors_sha256(arrays)) != metadata["sha256"]:
         raise InputError(
-            f"{path}: damaged: the tensors' sha256 is {found}, the metadata says {metadata['sha256']}; "
+            f"{path}: damaged: the tensors' sha256 is {found}, expected {metadata['sha256']} (metadata); "
             "copy or convert the file again"
         )
     return arrays, metadata
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of any safetensors file.
+    """Reads arrays and metadata of any safetensors file.
 
     Raises:
       InputError: The file is missing or is not safetensors.

@@ -1,17 +1,17 @@
-"""Renaming published weights: one table of rules per model, checked in both directions.
+"""Renames published weights: one table of rules per model, checked in both directions.
 
-Source names are the published state dicts' dotted names; target names are "/" paths into a pure dict of
-arrays, such as `backbone/layer1/0/conv1/kernel`. Nothing is matched by luck: every source key is renamed or
-dropped by a rule that names it, every target gets exactly one value of its own shape, and all faults are
-reported together.
+Source keys are the dotted names of published state dicts. Targets are "/" paths into a pure dict of arrays, such as
+`backbone/layer1/0/conv1/kernel`. A rule renames or drops each source key. Each target gets exactly one value, of its
+own shape. One error reports all faults.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.errors import InputError
@@ -27,18 +27,18 @@ _AXES: dict[str, tuple[int, ...]] = {
 
 
 class WeightMismatchError(InputError):
-    """Weights that do not fit the model; the message lists every fault."""
+    """Weights do not fit the model; the message lists every fault."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""Where one family of source tensors goes.
+    r"""The target of one family of source tensors.
 
     Attributes:
-      pattern: Regular expression that has to match the whole source name.
-      target: "/" path of the value, with `\1` or `\g<name>` expanded from the match; None drops the tensor.
-      layout: How the source's axes become the target's. "conv": OIHW to HWIO. "linear": transposed.
-        "conv_transpose": torch's IOHW to HWIO, the kernel unflipped.
+      pattern: Regular expression that must match the whole source key.
+      target: "/" path of the value, with `\1` or `\g<name>` expanded from the match. None drops the tensor.
+      layout: The permutation of axes. "conv": OIHW to HWIO. "linear": OI to IO. "conv_transpose": torch's IOHW to
+        HWIO; the kernel is not flipped.
     """
 
     pattern: str
@@ -52,13 +52,17 @@ class Converted:
 
     Attributes:
       values: Arrays by "/" path, in the target's layout.
-      dropped: Source names that a rule with target None dropped.
-      metadata: What a weight file must say beside its tensors, such as a configuration that shapes do not tell.
+      dropped: Source keys that a rule with target None dropped.
+      metadata: Entries for the metadata of the weight file, such as the architecture as JSON.
     """
 
     values: dict[str, np.ndarray]
     dropped: tuple[str, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+# The converter of one `--kind`: from a state dict and the path of its file, for error messages.
+Converter = Callable[[Mapping[str, np.ndarray], str], Converted]
 
 
 def convert(
@@ -72,16 +76,16 @@ def convert(
 
     Args:
       source: Arrays by published name.
-      rules: Tried in order; the first whose pattern matches a name decides.
-      target: "/" path to anything with a `shape`, or to the shape itself: all that must be filled.
-      name: What `source` is (a file's name), for the error message.
+      rules: Tried in order; the first rule that matches a key applies.
+      target: All shapes to fill, or anything with a `shape`, by "/" path.
+      name: The file that `source` comes from, for the error message.
 
     Returns:
-      The values, float16 and bfloat16 widened to float32 and all other types kept, and the dropped names.
+      The values and the dropped keys. float16 and bfloat16 become float32; other types stay.
 
     Raises:
-      WeightMismatchError: A source name without a rule, a path that is not in `target`, a target without a
-        value, a wrong shape or rank, or two sources for one target; all of them in one message.
+      WeightMismatchError: A source key without a rule, a path that is not in `target`, a target without a value, a
+        wrong shape or rank, or two sources for one target. The message lists all of them.
     """
     values: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
@@ -93,14 +97,14 @@ def convert(
 
     for key, value in source.items():
         if (found := find_rule(key, rules)) is None:
-            fault("source keys that no rule names", f"{key} {tuple(value.shape)}")
+            fault("source keys that no rule matches", f"{key} {tuple(value.shape)}")
             continue
         rule, path = found
         if path is None:
             dropped.append(key)
             continue
         if path not in target:
-            fault("source keys for which the model has no place", f"{key} -> {path} {tuple(value.shape)}")
+            fault("source keys that are not in the model", f"{key} -> {path} {tuple(value.shape)}")
             continue
         if path in origin:
             fault("targets with two sources", f"{path} <- {origin[path]}, {key}")
@@ -113,7 +117,7 @@ def convert(
         array = array if rule.layout == "same" else array.transpose(_AXES[rule.layout])
         wanted = tuple(getattr(target[path], "shape", target[path]))
         if array.shape != wanted:
-            fault("wrong shapes", f"{key} -> {path} has shape {array.shape}, the model wants {wanted}")
+            fault("wrong shapes", f"{key} -> {path} has shape {array.shape}, expected {wanted}")
             continue
         values[path] = np.ascontiguousarray(array)
     for path in target:
@@ -124,8 +128,13 @@ def convert(
     return Converted(values, tuple(dropped))
 
 
+def match_exactly(values: Mapping[str, Any], target: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
+    """`convert` for values that already have the paths of `target`; returns them widened."""
+    return convert(values, [Rule(r"(.*)", r"\1")], target, name=name).values
+
+
 def find_rule(key: str, rules: Sequence[Rule]) -> tuple[Rule, str | None] | None:
-    """The first rule that names `key`, with its expanded target; None if no rule does."""
+    """The first rule that matches `key`, with its expanded target; None if no rule matches."""
     for rule in rules:
         if match := re.fullmatch(rule.pattern, key):
             return rule, None if rule.target is None else match.expand(rule.target)
@@ -133,7 +142,7 @@ def find_rule(key: str, rules: Sequence[Rule]) -> tuple[Rule, str | None] | None
 
 
 def below(rules: Iterable[Rule], prefix: str, target: str) -> list[Rule]:
-    """`rules` for source names behind `prefix` and for paths below `target`."""
+    """`rules` for source keys that start with `prefix` and for paths below `target`."""
     return [
         replace(
             rule,
@@ -144,12 +153,22 @@ def below(rules: Iterable[Rule], prefix: str, target: str) -> list[Rule]:
     ]
 
 
+def prefixes(source: Mapping[str, Any], pattern: str) -> list[str]:
+    """What precedes `pattern` in each key that ends with it: "" or a prefix that ends with a dot."""
+    return [match[1] for key in source if (match := re.fullmatch(rf"(.*\.|)(?:{pattern})", key))]
+
+
+def strip_prefix(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose keys start with `prefix`, by key without it."""
+    return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+
+
 def target_shapes(source: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
-    """Shapes by "/" path that `source` gives, whatever it lacks or has beside them: what a model is inferred from.
+    """Shapes by "/" path of the tensors that the rules match: the facts from which an architecture is inferred.
 
     Args:
       source: Anything with a `shape` by published name.
-      rules: As in `convert`. Tensors whose rank does not suit their rule's layout are left out.
+      rules: As in `convert`. Tensors of a wrong rank are left out.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for key, value in source.items():
@@ -177,7 +196,7 @@ def _message(name: str, faults: Mapping[str, list[str]]) -> str:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves of a pytree by "/" path, the same for a state and for Orbax's record of it."""
+    """Leaves of a pytree by "/" path: the same paths for a state and for the metadata that Orbax saves of it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -192,3 +211,8 @@ def unflatten(flat: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[Any, 
             node = node.setdefault(part, {})
         node[leaf] = value
     return tree
+
+
+def fill(tree: Any, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """`tree` with each leaf replaced by the value of its "/" path, in the leaf's dtype; other values are not used."""
+    return unflatten({path: jnp.asarray(values[path], leaf.dtype) for path, leaf in flatten(tree).items()})

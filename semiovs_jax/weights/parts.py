@@ -1,15 +1,17 @@
-"""Models of several parts (towers, an aggregator) in one file, with the JSON that tells how to run them."""
+"""Weight files with an architecture: its configuration is JSON in the metadata, its tensors are checked on reading."""
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import jax
 from flax import nnx
 
 from data_pipelines.errors import InputError
 from semiovs_jax.weights.files import load_weights, save_weights
-from semiovs_jax.weights.keys import Rule, convert, flatten, unflatten
+from semiovs_jax.weights.keys import flatten, match_exactly, unflatten
 
 Config = TypeVar("Config")
 PartShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
@@ -24,75 +26,106 @@ def weights_path(name_or_path: str) -> Path:
 
 
 def weights_kind(name_or_path: str) -> str:
-    """What shipped weights or a weight file hold, "" if they do not say; raises InputError as `load_weights`."""
+    """The kind of shipped weights or of a weight file, "" if it has none; raises InputError as `load_weights`."""
     return load_weights(weights_path(name_or_path))[1].get("kind", "")
 
 
 def part_shapes(parts: Mapping[str, Callable[[], nnx.Module]]) -> PartShapes:
-    """Shapes of the parameters by part and "/" path, of modules that are only described, never computed."""
+    """Shapes of the parameters by part and "/" path. The modules are only traced: no parameter is computed."""
     modules = {name: nnx.eval_shape(make) for name, make in parts.items()}
     return {name: flatten(nnx.to_pure_dict(nnx.state(module, nnx.Param))) for name, module in modules.items()}
 
 
-def flatten_parts(parts: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:
-    """Leaves of all parts, each nested or by "/" path, by "part/path"."""
-    return {f"{name}/{path}": leaf for name, part in parts.items() for path, leaf in flatten(part).items()}
+def config_to_json(config: Any) -> str:
+    """One line of JSON of a dataclass, which `config_from_json` reads."""
+    return json.dumps(dataclasses.asdict(config))
 
 
-def save_parts(
-    path: str | Path,
-    kind: str,
-    config: str,
-    parts: Mapping[str, Mapping[Any, Any]],
-    provenance: Mapping[str, str],
-) -> None:
-    """Writes a file that `load_parts` reads.
-
-    Args:
-      path: the .safetensors file to write.
-      kind: what the file holds, as `--kind` of the conversion.
-      config: JSON of the architecture and settings.
-      parts: parameters by part, nested or by "/" path.
-      provenance: where the weights come from, added to the metadata.
-    """
-    save_weights(path, flatten_parts(parts), {**provenance, "kind": kind, "config": config})
+def config_from_json(config_type: type[Config], text: str) -> Config:
+    """Reads a dataclass that `config_to_json` wrote; see `read_config`."""
+    return read_config(config_type, json.loads(text))
 
 
-def load_parts(
-    name_or_path: str,
-    kind: str,
-    read_config: Callable[[str], Config],
-    shapes_of: Callable[[Config], PartShapes],
-) -> tuple[Config, dict[str, dict[Any, Any]], str]:
-    """Reads a model, float32 whatever the file's precision.
+def read_config(config_type: type[Config], content: Any) -> Config:
+    """Builds a dataclass from decoded JSON.
 
     Args:
-      name_or_path: name of shipped weights or path of a file that `save_parts` wrote.
-      kind: what the file must hold.
-      read_config: from the JSON of the metadata; raises KeyError, TypeError or ValueError on any other.
-      shapes_of: the parameters such a model has.
-
-    Returns:
-      The configuration, the parameters by part as pure dicts, and the digest of all tensors.
+      config_type: Its fields that are annotated with a dataclass are built from objects.
+      content: Object with the fields. Lists become tuples.
 
     Raises:
-      InputError: the file is missing, damaged or of another kind, or its tensors are not those of the
-        architecture its metadata gives.
+      KeyError, TypeError, ValueError: `content` is no object, or has other fields.
     """
-    path = weights_path(name_or_path)
-    tensors, metadata = load_weights(path)
-    if metadata.get("kind") != kind:
-        raise InputError(
-            f"{path}: holds weights of kind {metadata.get('kind')!r}, not {kind!r}; make them with "
-            f"`python -m semiovs_jax.convert SOURCE OUT --kind={kind}`"
-        )
-    try:
-        config = read_config(metadata["config"])
-        shapes = shapes_of(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: its metadata gives no architecture of kind {kind!r} this version knows ({error}); "
-            "convert the weights again"
-        ) from error
-    values = convert(tensors, [Rule(r"(.*)", r"\1")], flatten_parts(shapes), name=str(path)).values
-    return config, unflatten(values), metadata["sha256"]
+    types = get_type_hints(config_type)
+
+    def field(name: str, value: Any) -> Any:
+        if dataclasses.is_dataclass(types.get(name)):
+            return read_config(types[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return config_type(**{name: field(name, value) for name, value in dict(content).items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class FileKind(Generic[Config]):
+    """One kind of weight file: how it stores its configuration, and which tensors it must hold.
+
+    Attributes:
+      kind: `kind` of the metadata, and `--kind` of the conversion.
+      read: Reads a configuration from JSON; raises KeyError, TypeError or ValueError if the text is invalid.
+      shapes: All tensors of a configuration, nested or by "/" path, as leaves with a `shape`.
+      write: Writes a configuration as JSON.
+    """
+
+    kind: str
+    read: Callable[[str], Config]
+    shapes: Callable[[Config], Mapping[str, Any]]
+    write: Callable[[Config], str] = config_to_json
+
+    def metadata(self, config: Config) -> dict[str, str]:
+        """The entries of a file's metadata that `load` reads."""
+        return {"kind": self.kind, "config": self.write(config)}
+
+    def save(self, path: str | Path, config: Config, tensors: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
+        """Writes a file that `load` reads.
+
+        Args:
+          path: The .safetensors file to write.
+          config: Architecture and settings.
+          tensors: All tensors, nested or by "/" path; a model of several parts has them below `visual`, `text` etc.
+          provenance: The origin of the weights, added to the metadata.
+
+        Raises:
+          InputError: The file cannot be written.
+        """
+        save_weights(path, flatten(tensors), {**provenance, **self.metadata(config)})
+
+    def load(self, name_or_path: str) -> tuple[Config, dict[Any, Any], str]:
+        """Reads a model in float32; half precision in the file is widened.
+
+        Args:
+          name_or_path: Name of shipped weights, or path of a file that `save` or the conversion wrote.
+
+        Returns:
+          The configuration, the tensors as nested dicts, and the SHA-256 digest of all tensors.
+
+        Raises:
+          InputError: The file is missing, damaged or of another kind, or its tensors are not exactly those of the
+            architecture in its metadata.
+        """
+        path = weights_path(name_or_path)
+        tensors, metadata = load_weights(path)
+        if metadata.get("kind") != self.kind:
+            raise InputError(
+                f"{path}: holds weights of kind {metadata.get('kind')!r}, not {self.kind!r}; convert weights with "
+                f"`python -m semiovs_jax.convert SOURCE OUT --kind={self.kind}`"
+            )
+        try:
+            config = self.read(metadata["config"])
+            shapes = flatten(self.shapes(config))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: its metadata has no architecture of kind {self.kind!r} that this version can read ({error}); "
+                "convert the weights again"
+            ) from error
+        return config, unflatten(match_exactly(tensors, shapes, name=str(path))), metadata["sha256"]

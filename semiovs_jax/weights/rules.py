@@ -1,4 +1,4 @@
-"""Rules for the layers that several models have, under any of the published prefixes."""
+"""Rules for layers that several models share. Source and target are patterns of the layer's name and its path."""
 
 from semiovs_jax.weights.keys import Rule
 
@@ -33,7 +33,7 @@ def conv_transpose(source: str, target: str) -> list[Rule]:
 
 
 def convnext_block(source: str, target: str) -> list[Rule]:
-    """ConvNeXt's block, by the names of its authors or of timm."""
+    """ConvNeXt block, with the names of its authors or of timm."""
     return [
         *conv(rf"{source}\.(?:conv_dw|dwconv)", f"{target}/depthwise"),
         *norm(rf"{source}\.norm", f"{target}/norm"),
@@ -44,7 +44,7 @@ def convnext_block(source: str, target: str) -> list[Rule]:
 
 
 def attention(source: str) -> list[Rule]:
-    r"""Attention of layer `\1`, query, key and value apart: see `clip.unpacked` for sources that pack them."""
+    r"""Attention of layer `\1`, with separate query, key and value: `clip.vit_params.unpacked` splits packed ones."""
     return [
         rule
         for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))

@@ -1,4 +1,4 @@
-"""Reading published state dicts: PyTorch files and safetensors, as numpy arrays by name."""
+"""Reads published state dicts, PyTorch files or safetensors, as numpy arrays by name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,22 +8,34 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from semiovs_jax.weights.files import read_safetensors
+from semiovs_jax.weights.keys import strip_prefix
 
-# Training programs save the state dict below one of these names, beside an optimizer's state.
+# Keys under which trainers save the state dict, next to the optimizer's state. UniMatch and SemiVL use "model".
 _WRAPPERS = ("state_dict", "model")
+_PARALLEL = "module."
+
+# What a pickled numpy.float64 names, by numpy 1 and numpy 2.
+_NUMPY_SCALAR: list[Any] = [
+    np.dtype,
+    type(np.dtype(np.float64)),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a state dict from a .safetensors file or, with PyTorch, from any other.
+    """Reads the state dict of a .safetensors file or, with PyTorch, of a checkpoint in any other file.
 
-    A leading `module.`, which PyTorch's data parallelism adds to every name, is taken away.
+    The prefix `module.`, which PyTorch's data parallelism adds to every name, is removed.
 
     Raises:
-      InputError: The file is missing or is no state dict, or PyTorch is needed and not installed.
+      InputError: The file is missing or holds no state dict, or PyTorch is needed and not installed.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+    arrays = read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pytorch(path)
+    return strip_prefix(arrays, _PARALLEL) if all(key.startswith(_PARALLEL) for key in arrays) else arrays
+
+
+def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file; give the path of the file you fetched")
     loaded = _torch_load(path)
@@ -32,10 +44,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not all(hasattr(value, "numpy") for value in loaded.values()):
         raise InputError(f"{path}: holds no state dict (tensors by name); fetch the published weights again")
-    arrays = {key: _to_numpy(value) for key, value in loaded.items()}
-    if all(key.startswith("module.") for key in arrays):
-        return {key.removeprefix("module."): value for key, value in arrays.items()}
-    return arrays
+    return {key: _to_numpy(value) for key, value in loaded.items()}
 
 
 def _torch_load(path: Path) -> Any:
@@ -47,8 +56,10 @@ def _torch_load(path: Path) -> Any:
             "run `pip install 'semiovs-jax[convert]'`, or give a .safetensors file"
         ) from None
     try:
-        # Published files may come from anywhere: without weights_only, loading one runs code it contains.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # weights_only: otherwise loading an untrusted file runs code that it contains. UniMatch saves its best mIoU, a
+        # numpy scalar, next to the weights.
+        with torch.serialization.safe_globals(_NUMPY_SCALAR):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: PyTorch cannot read it as plain weights ({error}); fetch it again") from error
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semiovs_jax.models.clip.file import ClipConfig, parameter_shapes, save_clip
+from semiovs_jax.models.clip.file import CLIP, ClipConfig, parameter_shapes
 from semiovs_jax.models.clip.text import ClipTextConfig
 from semiovs_jax.models.clip.vit import ClipVitConfig
 from semiovs_jax.weights.keys import unflatten
@@ -31,8 +31,7 @@ def towers(seed=0, config=CONFIG):
 
 def write_clip(path: Path, seed=0, config=CONFIG) -> str:
     """Writes the towers to `path` and returns it."""
-    parameters = towers(seed, config)
-    save_clip(path, config, parameters["visual"], parameters["text"], {"source": "a test"})
+    CLIP.save(path, config, towers(seed, config), {"source": "a test"})
     return str(path)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from semiovs_jax.models.clip.convnext import ClipConvNextConfig
 from semiovs_jax.models.clip.text import ClipTextConfig
 from semiovs_jax.models.sed.aggregator import SedConfig
-from semiovs_jax.models.sed.file import SedWeightsConfig, parameter_shapes, save_sed
+from semiovs_jax.models.sed.file import SED, SedWeightsConfig, parameter_shapes
 from semiovs_jax.weights.keys import unflatten
 
 CONFIG = SedWeightsConfig(
@@ -48,5 +48,5 @@ def parts(seed=0, config=CONFIG):
 
 def write_sed(path: Path, seed=0, config=CONFIG) -> str:
     """Writes the parts to `path` and returns it."""
-    save_sed(path, config, **parts(seed, config), provenance={"source": "a test"})
+    SED.save(path, config, parts(seed, config), {"source": "a test"})
     return str(path)

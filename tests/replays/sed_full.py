@@ -13,7 +13,7 @@ from flax import nnx
 
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.models.sed.file import SedWeights, SedWeightsConfig
+from semiovs_jax.models.sed.file import SED, SedWeights
 from semiovs_jax.models.sed.params import convert_sed
 from semiovs_jax.ovs.sed import Sed, make_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_templates
@@ -38,7 +38,7 @@ def _vocabulary(meta: dict[str, Any]) -> tuple[Vocabulary, list[int]]:
 def _weights(golden: Golden, double: bool) -> SedWeights:
     converted = convert_sed(golden.state_dict(), golden.path.name)
     settings = golden.meta["config"]
-    config = SedWeightsConfig.from_json(converted.metadata["config"])
+    config = SED.read(converted.metadata["config"])
     mean, std = NORMALIZATIONS[config.normalization]
     np.testing.assert_allclose(np.multiply(mean, 255), settings["MODEL.CLIP_PIXEL_MEAN"], rtol=1e-7)
     np.testing.assert_allclose(np.multiply(std, 255), settings["MODEL.CLIP_PIXEL_STD"], rtol=1e-7)

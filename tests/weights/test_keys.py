@@ -10,8 +10,12 @@ from semiovs_jax.weights.keys import (
     WeightMismatchError,
     below,
     convert,
+    fill,
     find_rule,
     flatten,
+    match_exactly,
+    prefixes,
+    strip_prefix,
     target_shapes,
     unflatten,
 )
@@ -88,7 +92,7 @@ def test_every_fault_in_one_message():
         "far -> nowhere/kernel",
         "head/bias <- head.bias, twin",
         "flat has shape (3, 2)",
-        "head.weight -> head/kernel has shape (4, 6), the model wants (4, 5)",
+        "head.weight -> head/kernel has shape (4, 6), expected (4, 5)",
         "1 targets without a source:\n    lonely/scale",
     ):
         assert part in message
@@ -137,3 +141,23 @@ def test_rules_below_a_prefix():
     assert find_rule("net.b", rules) == (rules[0], "part/x")
     assert find_rule("net.c", rules) == (rules[1], None)
     assert find_rule("b", rules) is find_rule("netxb", rules) is None
+
+
+def test_prefixes_end_at_a_dot():
+    source = dict.fromkeys(("conv.weight", "a.b.conv.weight", "deconv.weight", "conv.weight.ema", "x.convaweight"))
+    assert prefixes(source, r"conv\.weight") == ["", "a.b."]
+    assert strip_prefix({"a.b": 1, "a.c.d": 2, "ab": 3}, "a.") == {"b": 1, "c.d": 2}
+
+
+def test_a_tree_is_filled_in_its_own_types():
+    tree = {"a": [np.zeros(2, np.float32)], "b": np.zeros(1, np.int32)}
+    filled = fill({"a": {0: tree["a"][0]}, "b": tree["b"]}, {"a/0": np.ones(2), "b": np.ones(1), "c": np.ones(3)})
+    assert filled["a"][0].tolist() == [1, 1]
+    assert (filled["a"][0].dtype, filled["b"].dtype) == (np.float32, np.int32)
+
+
+def test_exact_values_are_widened_and_others_refused():
+    values = match_exactly({"a": np.ones(2, np.float16)}, {"a": (2,)}, name="w")
+    assert values["a"].dtype == np.float32
+    with pytest.raises(WeightMismatchError, match=r"w: (.|\n)*not in the model:\n    b"):
+        match_exactly({"a": np.ones(2), "b": np.ones(1)}, {"a": (2,)}, name="w")

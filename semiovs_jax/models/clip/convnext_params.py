@@ -1,7 +1,7 @@
-r"""CLIP's ConvNeXt image tower: the names of open_clip, which SED keeps, to ours.
+r"""CLIP's ConvNeXt image tower: open_clip's names, which SED keeps, to ours.
 
-open_clip holds the network of timm as `visual.trunk` and its own head as `visual.head`. timm's names changed over
-time, and ConvNeXt's authors have their own (timm, `convnext.py`, `checkpoint_filter_fn`):
+open_clip has timm's network as `visual.trunk` and its own head as `visual.head`. timm renamed its layers over time, and
+ConvNeXt's authors use other names (timm, `convnext.py`, `checkpoint_filter_fn`):
 
     authors                        timm
     downsample_layers.0.{0,1}      stem.{0,1}
@@ -9,8 +9,8 @@ time, and ConvNeXt's authors have their own (timm, `convnext.py`, `checkpoint_fi
     stages.i.j.{dwconv,pwconv1}    stages.i.blocks.j.{conv_dw,mlp.fc1}
     norm                           head.norm; norm_pre if normalized before pooling, which is the same per pixel
 
-A state dict may be that of a whole model: the tower is found by its first convolution, whatever prefix stands
-before it (SED's is `sem_seg_head.predictor.clip_model.`), and the rest is dropped by name.
+A state dict may contain a whole model. The name of the first convolution gives the tower's prefix (SED's is
+`sem_seg_head.predictor.clip_model.`); names outside the tower are dropped.
 """
 
 import re
@@ -21,10 +21,10 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNextConfig
-from semiovs_jax.weights.keys import Converted, Rule, convert, target_shapes
+from semiovs_jax.weights.keys import Converted, Rule, convert, prefixes, strip_prefix, target_shapes
 from semiovs_jax.weights.rules import conv, convnext_block, linear, norm
 
-# Names behind the prefix that `find_prefix` finds.
+# Names after the prefix that `find_prefix` finds.
 RULES = [
     *conv(r"visual\.trunk\.(?:stem|downsample_layers\.0)\.0", "stem"),
     *norm(r"visual\.trunk\.(?:stem|downsample_layers\.0)\.1", "stem_norm"),
@@ -42,43 +42,44 @@ RULES = [
     Rule(r"visual\.head\.(?:proj|mlp\.fc2)\.weight", "head/projection/kernel", "linear"),
 ]
 
-_MARK = re.compile(r"(.*\.|)visual\.trunk\.(?:stem|downsample_layers\.0)\.0\.weight")
+_FIRST_CONV = r"visual\.trunk\.(?:stem|downsample_layers\.0)\.0\.weight"
 
 
 def find_prefix(source: Mapping[str, Any]) -> str | None:
-    """What stands before `visual.` in the names of a ConvNeXt tower; None if `source` has not exactly one."""
-    found = [match[1] for key in source if (match := _MARK.fullmatch(key))]
+    """The prefix before `visual.` in the names of a ConvNeXt tower; None unless `source` has exactly one tower."""
+    found = prefixes(source, _FIRST_CONV)
     return found[0] if len(found) == 1 else None
 
 
-def _inside(source: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
-    """The prefix, and the tower's tensors by name without it."""
+def _tower(source: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """The prefix of the tower's names, and its tensors by the names of RULES."""
     if (prefix := find_prefix(source)) is None:
         raise InputError(
-            f"{name}: no ConvNeXt image tower: `visual.trunk.stem.0.weight` must be in it, once; "
+            f"{name}: no ConvNeXt image tower: expected `visual.trunk.stem.0.weight` exactly once; "
             "give a state dict of SED or of an open_clip ConvNeXt model"
         )
-    start = f"{prefix}visual."
-    return prefix, {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(start)}
+    tower = {key: value for key, value in strip_prefix(source, prefix).items() if key.startswith("visual.")}
+    return prefix, tower
 
 
 def infer_convnext_config(source: Mapping[str, Any], *, name: str = "weights") -> ClipConvNextConfig:
-    """The architecture whose weights `source` holds, read off its shapes.
+    """Infers the architecture from the shapes of `source`.
 
     Args:
       source: State dict of an image tower or of a whole model; anything with a `shape` by published name.
-      name: What `source` is, for error messages.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      InputError: There is no ConvNeXt tower in `source`, or it lacks what tells its widths, or it is
-        `convnext_xxlarge`, whose normalizations have another epsilon.
+      InputError: `source` has no ConvNeXt tower, lacks a tensor that determines a width, or is `convnext_xxlarge`,
+        whose normalizations have another epsilon.
     """
-    shapes = target_shapes(_inside(source, name)[1], RULES)
+    shapes = target_shapes(_tower(source, name)[1], RULES)
     blocks = [(int(i), int(j)) for i, j in re.findall(r"stages/(\d+)/blocks/(\d+)/norm/scale", "\n".join(shapes))]
     stages = range(1 + max((stage for stage, _ in blocks), default=-1))
     needed = [*(f"stages/{i}/blocks/0/norm/scale" for i in stages), "head/projection/kernel"]
     if not stages or (missing := [path for path in needed if path not in shapes]):
-        raise InputError(f"{name}: the image tower lacks {', '.join(missing) if stages else 'its blocks'}")
+        lacking = ", ".join(missing) if stages else "its blocks"
+        raise InputError(f"{name}: the image tower lacks {lacking}; fetch the whole file again")
     config = ClipConvNextConfig(
         widths=tuple(shapes[f"stages/{i}/blocks/0/norm/scale"][0] for i in stages),
         depths=tuple(1 + max(block for stage, block in blocks if stage == i) for i in stages),
@@ -87,8 +88,8 @@ def infer_convnext_config(source: Mapping[str, Any], *, name: str = "weights") -
     )
     if config.depths == (3, 4, 30, 3):
         raise InputError(
-            f"{name}: convnext_xxlarge normalizes with epsilon 1e-5, this tower with 1e-6; "
-            "use a base or large ConvNeXt CLIP"
+            f"{name}: holds convnext_xxlarge, which normalizes with epsilon 1e-5, expected 1e-6; "
+            "give a base or large ConvNeXt CLIP"
         )
     return config
 
@@ -100,13 +101,13 @@ def convert_convnext(
 
     Args:
       source: State dict of an image tower or of a whole model, by timm's names or those of ConvNeXt's authors.
-      target: What `keys.convert` fills: shapes by "/" path.
-      name: What `source` is, for error messages.
+      target: All shapes to fill, by "/" path.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
       WeightMismatchError: As `keys.convert`.
-      InputError: There is no ConvNeXt tower in `source`.
+      InputError: `source` has no ConvNeXt tower.
     """
-    prefix, inside = _inside(source, name)
-    values = convert(inside, RULES, target, name=name).values
-    return Converted(values, tuple(key for key in source if key.removeprefix(prefix) not in inside))
+    prefix, tower = _tower(source, name)
+    values = convert(tower, RULES, target, name=name).values
+    return Converted(values, tuple(key for key in source if not key.startswith(f"{prefix}visual.")))

@@ -1,9 +1,8 @@
-"""A whole CLIP in one file: both towers' weights, and all that has to be known to run them."""
+"""CLIP's weight files: both towers, or an image tower alone, with architecture and settings."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,13 +15,18 @@ from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
-from semiovs_jax.weights.parts import PartShapes, load_parts, part_shapes, save_parts, weights_kind
+from semiovs_jax.weights.parts import (
+    FileKind,
+    PartShapes,
+    config_from_json,
+    config_to_json,
+    part_shapes,
+    read_config,
+    weights_kind,
+)
 
-KIND = "clip"
-VISUAL_KIND = "clip_visual"  # an image tower alone
-
-# Mean and standard deviation of RGB in 0..1 that a tower's images are normalized with. SemiVL feeds ImageNet
-# statistics to OpenAI's CLIP on VOC, CLIP's own on Cityscapes.
+# Mean and standard deviation of RGB in 0..1, by which images are normalized. SemiVL normalizes the input of OpenAI's
+# CLIP by ImageNet's statistics on VOC, by CLIP's own on Cityscapes.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -30,22 +34,22 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 VisualConfig = ClipVitConfig | ClipConvNextConfig
 
-# By the value of "tower" in the JSON of an image tower; that of a ViT has no such key.
+# By the value of "tower" in the JSON of an image tower. A ViT has no such key.
 _ARCHITECTURES: dict[str, type[VisualConfig]] = {"vit": ClipVitConfig, "convnext": ClipConvNextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """What the weights alone do not tell of a CLIP.
+    """Architecture and settings of a CLIP.
 
     Attributes:
-      visual: architecture of the image tower.
-      text: architecture of the text tower, its tokenizer among it.
-      normalization: a key of `NORMALIZATIONS`, the statistics of the images it was trained on.
-      logit_scale: factor of the cosine before the softmax.
+      visual: Architecture of the image tower.
+      text: Architecture of the text tower, with its tokenizer.
+      normalization: Statistics of the training images, a key of `NORMALIZATIONS`.
+      logit_scale: Factor of the cosine before the softmax.
 
     Raises:
-      InputError: the towers do not embed into one space.
+      InputError: The towers have different embedding dimensions.
     """
 
     visual: VisualConfig
@@ -58,9 +62,10 @@ class ClipConfig:
 
     def to_json(self) -> str:
         """One line that `from_json` reads."""
+        if not isinstance(self.visual, ClipConvNextConfig):
+            return config_to_json(self)
         content = dataclasses.asdict(self)
-        if isinstance(self.visual, ClipConvNextConfig):
-            content["visual"]["tower"] = "convnext"
+        content["visual"]["tower"] = "convnext"
         return json.dumps(content)
 
     @classmethod
@@ -68,16 +73,17 @@ class ClipConfig:
         """Reads what `to_json` wrote.
 
         Raises:
-          KeyError, ValueError, TypeError: `text` is no JSON, or holds other fields.
+          KeyError, TypeError, ValueError: `text` is not valid JSON, or has other fields.
         """
         content = json.loads(text)
         visual = dict(content["visual"])
         architecture = _ARCHITECTURES[visual.pop("tower", "vit")]
-        return cls(**{**content, "visual": architecture(**visual), "text": ClipTextConfig(**content["text"])})
+        towers = {"visual": read_config(architecture, visual), "text": read_config(ClipTextConfig, content["text"])}
+        return cls(**{**content, **towers})
 
 
 def check_embed_dims(visual: VisualConfig, text: ClipTextConfig) -> None:
-    """Raises InputError if the towers do not embed into one space."""
+    """Raises InputError if the towers have different embedding dimensions."""
     if visual.embed_dim != text.embed_dim:
         raise InputError(
             f"embed_dim is {visual.embed_dim} in the image tower and {text.embed_dim} in the text tower; "
@@ -90,10 +96,10 @@ class Clip:
     """A loaded CLIP.
 
     Attributes:
-      config: its architecture and settings.
-      visual: pure dict of the parameters of `visual_tower(config.visual)`.
-      text: pure dict of the parameters of `ClipText(config.text)`.
-      sha256: digest of the file's tensors.
+      config: Architecture and settings.
+      visual: Pure dict of the parameters of `visual_tower(config.visual)`.
+      text: Pure dict of the parameters of `ClipText(config.text)`.
+      sha256: Digest of the file's tensors.
     """
 
     config: ClipConfig
@@ -110,7 +116,7 @@ def visual_tower(config: VisualConfig, *, dtype: DTypeLike | None = None, rngs: 
 
 
 def parameter_shapes(config: ClipConfig) -> PartShapes:
-    """Shapes of the parameters by tower, "visual" or "text", and "/" path; nothing is computed."""
+    """Shapes of the parameters by tower, "visual" or "text", and "/" path."""
     return part_shapes(
         {
             "visual": lambda: visual_tower(config.visual, rngs=nnx.Rngs(0)),
@@ -119,67 +125,41 @@ def parameter_shapes(config: ClipConfig) -> PartShapes:
     )
 
 
-def save_clip(
-    path: str | Path,
-    config: ClipConfig,
-    visual: Mapping[Any, Any],
-    text: Mapping[Any, Any],
-    provenance: Mapping[str, str],
-) -> None:
-    """Writes a file that `load_clip` reads.
+def _visual_shapes(config: ClipVitConfig) -> PartShapes:
+    return part_shapes({"visual": lambda: ClipVit(config, rngs=nnx.Rngs(0))})
 
-    Args:
-      path: the .safetensors file to write.
-      config: architecture and settings; stored as JSON in the metadata.
-      visual: parameters of the image tower, nested or by "/" path.
-      text: parameters of the text tower, nested or by "/" path.
-      provenance: where the weights come from, added to the metadata.
-    """
-    save_parts(path, KIND, config.to_json(), {"visual": visual, "text": text}, provenance)
+
+CLIP = FileKind("clip", ClipConfig.from_json, parameter_shapes, ClipConfig.to_json)
+CLIP_VISUAL = FileKind("clip_visual", functools.partial(config_from_json, ClipVitConfig), _visual_shapes)
 
 
 def load_clip(name_or_path: str) -> Clip:
-    """Reads both towers, float32 whatever the file's precision.
-
-    Args:
-      name_or_path: name of shipped weights or path of a file that `save_clip` wrote.
-
-    Raises:
-      InputError: the file is missing, damaged or of another kind, or its tensors are not those of the
-        architecture its metadata gives.
-    """
-    config, towers, sha256 = load_parts(name_or_path, KIND, ClipConfig.from_json, parameter_shapes)
-    return Clip(config, towers["visual"], towers["text"], sha256)
+    """Reads both towers; arguments and errors as `FileKind.load`."""
+    config, towers, sha256 = CLIP.load(name_or_path)
+    return Clip(config, **towers, sha256=sha256)
 
 
 def load_visual(name_or_path: str) -> tuple[ClipVitConfig, dict[Any, Any]]:
-    """Reads a vision transformer, alone or out of a whole CLIP, float32 whatever the file's precision.
-
-    Args:
-      name_or_path: name of shipped weights or path of a file of kind "clip_visual" or "clip".
+    """Reads a vision transformer of a file of kind "clip_visual" or "clip"; arguments as `FileKind.load`.
 
     Returns:
       The architecture, and the parameters of its `ClipVit` as a pure dict.
 
     Raises:
-      InputError: the file is missing, damaged or of another kind, holds another image tower, or its tensors are not
-        those of the architecture its metadata gives.
+      InputError: As `FileKind.load`, or the image tower is a ConvNeXt.
     """
-    if weights_kind(name_or_path) == KIND:
+    if weights_kind(name_or_path) == CLIP.kind:
         clip = load_clip(name_or_path)
         if not isinstance(clip.config.visual, ClipVitConfig):
-            raise InputError(f"{name_or_path}: holds a CLIP with a ConvNeXt; give one with a ViT")
+            raise InputError(
+                f"{name_or_path}: holds a CLIP with a ConvNeXt, expected one with a ViT; give another file"
+            )
         return clip.config.visual, clip.visual
-    config, parts, _ = load_parts(
-        name_or_path,
-        VISUAL_KIND,
-        lambda text: ClipVitConfig(**json.loads(text)),
-        lambda config: part_shapes({"visual": lambda: ClipVit(config, rngs=nnx.Rngs(0))}),
-    )
+    config, parts, _ = CLIP_VISUAL.load(name_or_path)
     return config, parts["visual"]
 
 
 def normalize(image: jax.Array, normalization: str) -> jax.Array:
-    """RGB in 0..255 to zero mean and unit variance under the named statistics; shape and dtype are kept."""
+    """Normalizes RGB in 0..255 by a key of `NORMALIZATIONS`; keeps shape and dtype."""
     mean, std = (jnp.asarray(values, image.dtype) for values in NORMALIZATIONS[normalization])
     return (image / 255 - mean) / std

@@ -1,4 +1,4 @@
-"""A whole published CLIP, both towers, to the file that `file` reads."""
+"""Converts a whole published CLIP, both towers, to the file that `file.load_clip` reads."""
 
 import json
 import re
@@ -12,31 +12,30 @@ import numpy as np
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNextConfig
 from semiovs_jax.models.clip.convnext_params import RULES, find_prefix, infer_convnext_config
-from semiovs_jax.models.clip.file import ClipConfig, parameter_shapes
+from semiovs_jax.models.clip.file import CLIP, ClipConfig, parameter_shapes
 from semiovs_jax.models.clip.text import ClipTextConfig
 from semiovs_jax.models.clip.text_params import OPENAI_TOWER_RULES, convert_text, find_scheme, infer_text_config
 from semiovs_jax.models.clip.vit_params import convert_visual, infer_config, scheme_of, unpacked
-from semiovs_jax.weights.keys import Converted, Rule, below, convert
-from semiovs_jax.weights.parts import flatten_parts
+from semiovs_jax.weights.keys import Converted, Converter, Rule, below, convert, flatten
 
 _VISUAL = ("visual.", "vision_model.", "visual_projection.")
 
 
 def convert_clip(source: Mapping[str, np.ndarray], name: str) -> Converted:
-    """Renames a CLIP with a ViT or a ConvNeXt image tower: the converter of `--kind=clip`.
+    """Converts a CLIP with a ViT or a ConvNeXt image tower: `--kind=clip`.
 
     Args:
       source: State dict of OpenAI's, open_clip's or Hugging Face's CLIP.
-      name: The file it comes from. Hugging Face's needs `config.json` beside it, which tells what weights do
-        not: activation, heads and epsilon. ViTs of the others are taken to be OpenAI's (QuickGELU), ConvNeXts
-        open_clip's (GELU), with 64 channels a head.
+      name: The file that `source` comes from. For Hugging Face's, activation, heads and epsilon are read from the
+        `config.json` next to it. Other ViTs are treated as OpenAI's (QuickGELU), ConvNeXts as open_clip's (GELU),
+        with 64 channels per head.
 
     Returns:
-      Values below `visual/` and `text/`, the dropped names (neither tower's: `logit_scale` and the like), and
-      the architecture as metadata.
+      Values below `visual/` and `text/`, the dropped keys (those of neither tower, such as `logit_scale`), and the
+      architecture as metadata.
 
     Raises:
-      InputError: Another network, a missing `config.json`, or a tensor too many, too few or of a wrong shape.
+      InputError: Another network, a missing `config.json`, or an extra or missing tensor or one of a wrong shape.
     """
     if find_prefix(source) is not None:
         return _convert_convnext_clip(source, name)
@@ -53,16 +52,16 @@ def convert_clip(source: Mapping[str, np.ndarray], name: str) -> Converted:
     }
     values = {f"{tower}/{path}": v for tower, found in towers.items() for path, v in found.values.items()}
     dropped = {*towers["visual"].dropped, *(key for key in towers["text"].dropped if key not in visual)}
-    return Converted(values, tuple(key for key in source if key in dropped), {"config": config.to_json()})
+    return Converted(values, tuple(key for key in source if key in dropped), CLIP.metadata(config))
 
 
 def infer_convnext_clip(source: Mapping[str, Any], name: str) -> tuple[ClipConvNextConfig, ClipTextConfig]:
-    """The architecture of open_clip's ConvNeXt towers, alone or in a SED; raises InputError if one is missing."""
+    """Infers the architecture of open_clip's towers in a CLIP or a SED; raises InputError if one is missing."""
     return infer_convnext_config(source, name=name), infer_text_config(source, activation="gelu", name=name)
 
 
 def convnext_clip_rules(source: Mapping[str, Any], name: str) -> list[Rule]:
-    """From open_clip's names, whatever stands before them in `source`, to paths below `visual/` and `text/`."""
+    """Rules from open_clip's names, with the prefixes found in `source`, to paths below `visual/` and `text/`."""
     prefix, (text_prefix, _) = find_prefix(source) or "", find_scheme(source, name)
     return [
         *below(RULES, prefix, "visual"),
@@ -77,9 +76,9 @@ def _convert_convnext_clip(source: Mapping[str, np.ndarray], name: str) -> Conve
         config = ClipConfig(visual, text)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    target = flatten_parts(parameter_shapes(config))
+    target = flatten(parameter_shapes(config))
     converted = convert(unpacked(source), convnext_clip_rules(source, name), target, name=name)
-    return replace(converted, metadata={"config": config.to_json()})
+    return replace(converted, metadata=CLIP.metadata(config))
 
 
 def _openai_facts() -> dict[str, dict[str, Any]]:
@@ -87,18 +86,20 @@ def _openai_facts() -> dict[str, dict[str, Any]]:
 
 
 def _huggingface_facts(name: str) -> dict[str, dict[str, Any]]:
-    """What `config.json` says of both towers; what it leaves out has the default of transformers."""
+    """Facts of both towers in `config.json`; missing fields have the defaults of transformers."""
     path = Path(name).with_name("config.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: {error}; fetch the config.json that lies beside {Path(name).name}") from error
+        raise InputError(f"{path}: {error}; fetch the config.json that is published with {Path(name).name}") from error
     from transformers import CLIPConfig
 
     config: Any = CLIPConfig.from_dict(content)
     visual, text = config.vision_config, config.text_config
     if text.layer_norm_eps != 1e-5:
-        raise InputError(f"{path}: text_config.layer_norm_eps is {text.layer_norm_eps}; CLIP's text tower has 1e-5")
+        raise InputError(
+            f"{path}: text_config.layer_norm_eps is {text.layer_norm_eps}, expected 1e-5; give a CLIP model"
+        )
     return {
         "visual": {
             "num_heads": visual.num_attention_heads,
@@ -107,3 +108,6 @@ def _huggingface_facts(name: str) -> dict[str, dict[str, Any]]:
         },
         "text": {"num_heads": text.num_attention_heads, "activation": text.hidden_act},
     }
+
+
+KINDS: dict[str, Converter] = {CLIP.kind: convert_clip}

@@ -1,9 +1,10 @@
 """CLIP's text tower: the names of open_clip and OpenAI, and those of Hugging Face, to ours.
 
-A state dict may be that of a whole model: the tower is found by its token embedding, whatever prefix stands
-before it (SED's is `sem_seg_head.predictor.clip_model.`), and the rest is dropped by name.
+A state dict may contain a whole model. The name of the token embedding gives the tower's prefix (SED's is
+`sem_seg_head.predictor.clip_model.`); names outside the tower are dropped.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.text import ClipTextConfig
 from semiovs_jax.models.clip.vit_params import unpacked
-from semiovs_jax.weights.keys import Converted, Rule, convert, target_shapes
+from semiovs_jax.weights.keys import Converted, Rule, convert, prefixes, strip_prefix, target_shapes
 from semiovs_jax.weights.rules import attention, linear, norm
 
 OPENAI_TOWER_RULES = [
@@ -54,25 +55,18 @@ _SCHEMES = {
 
 
 def find_scheme(source: Mapping[str, Any], name: str) -> tuple[str, list[Rule]]:
-    """Prefix of the tower's names and the rules for what follows it.
+    """The prefix of the tower's names, and the rules for the names after it.
 
     Raises:
       InputError: `source` has no text tower, or several.
     """
-    for mark, rules in reversed(_SCHEMES.items()):
-        found = [key for key in source if key == mark or key.endswith("." + mark)]
-        if len(found) == 1:
-            return found[0].removesuffix(mark), rules
+    for embedding, rules in reversed(_SCHEMES.items()):
+        if len(found := prefixes(source, re.escape(embedding))) == 1:
+            return found[0], rules
     raise InputError(
-        f"{name}: no CLIP text tower: one of {', '.join(_SCHEMES)} must be in it, once; "
+        f"{name}: no CLIP text tower: expected one of {', '.join(_SCHEMES)} exactly once; "
         "give a state dict of open_clip, OpenAI or Hugging Face CLIP"
     )
-
-
-def _split(source: Mapping[str, np.ndarray], prefix: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The tensors below `prefix`, their names without it, and the names of all others."""
-    inside = {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
-    return unpacked(inside), tuple(key for key in source if not key.startswith(prefix))
 
 
 def infer_text_config(
@@ -83,24 +77,25 @@ def infer_text_config(
     tokenizer: str = "clip_bpe",
     name: str = "weights",
 ) -> ClipTextConfig:
-    """The architecture whose weights `source` holds, read off its shapes.
+    """Infers the architecture from the shapes of `source`.
 
     Args:
       source: State dict of a text tower or of a whole CLIP.
-      activation: "quick_gelu" (OpenAI) or "gelu" (open_clip's ConvNeXt models); weights do not tell.
-      num_heads: Attention heads; None for CLIP's rule, one per 64 channels.
-      tokenizer: Whose ids the tower reads.
-      name: What `source` is, for error messages.
+      activation: "quick_gelu" (OpenAI) or "gelu" (open_clip's ConvNeXt models); shapes do not determine it.
+      num_heads: Attention heads; None: one per 64 channels, as in CLIP.
+      tokenizer: Name of the tokenizer whose ids the tower reads.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      InputError: There is no text tower in `source`.
+      InputError: `source` has no text tower, or an incomplete one.
     """
     prefix, rules = find_scheme(source, name)
-    shapes = target_shapes(_split(source, prefix)[0], rules)
+    shapes = target_shapes(unpacked(strip_prefix(source, prefix)), rules)
     layers = {int(path.split("/")[1]) for path in shapes if path.startswith("layers/")}
     missing = [path for path in ("pos_embed", "projection/kernel") if path not in shapes]
     if missing or not layers:
-        raise InputError(f"{name}: the text tower lacks {', '.join(missing) or 'its transformer blocks'}")
+        lacking = ", ".join(missing) or "its transformer blocks"
+        raise InputError(f"{name}: the text tower lacks {lacking}; fetch the whole file again")
     vocab_size, width = shapes["token_embed/embedding"]
     return ClipTextConfig(
         vocab_size=vocab_size,
@@ -119,15 +114,15 @@ def convert_text(source: Mapping[str, np.ndarray], target: Mapping[str, Any], *,
 
     Args:
       source: State dict of a text tower or of a whole CLIP, in either scheme.
-      target: What `keys.convert` fills: shapes by "/" path.
-      name: What `source` is, for error messages.
+      target: All shapes to fill, by "/" path.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
       WeightMismatchError: As `keys.convert`.
-      InputError: There is no text tower in `source`.
+      InputError: `source` has no text tower.
     """
     prefix, rules = find_scheme(source, name)
-    inside, others = _split(source, prefix)
-    converted = convert(inside, rules, target, name=name)
-    dropped = tuple(prefix + key for key in converted.dropped)
+    converted = convert(unpacked(strip_prefix(source, prefix)), rules, target, name=name)
+    dropped = [prefix + key for key in converted.dropped]
+    others = [key for key in source if not key.startswith(prefix)]
     return Converted(converted.values, (*dropped, *others))

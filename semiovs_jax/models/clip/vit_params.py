@@ -1,4 +1,4 @@
-"""CLIP's vision transformer: the names of SemiVL's checkpoint, of OpenAI's and of Hugging Face's to ours."""
+"""CLIP's vision transformer: the names of SemiVL's, OpenAI's and Hugging Face's checkpoints to ours."""
 
 import math
 import re
@@ -64,16 +64,16 @@ _MARKS = {
 
 
 def scheme_of(source: Mapping[str, Any], *, name: str) -> str:
-    """Whose names a state dict has: "semivl", "openai" or "huggingface".
+    """Detects the naming scheme of a state dict: "semivl", "openai" or "huggingface".
 
     Raises:
-      InputError: No patch convolution by any of the three names.
+      InputError: `source` has no patch convolution under any of the three names.
     """
     for scheme, mark in _MARKS.items():
         if mark in source:
             return scheme
     raise InputError(
-        f"{name}: no CLIP vision transformer: none of {', '.join(_MARKS.values())} is in it; "
+        f"{name}: no CLIP vision transformer: expected one of {', '.join(_MARKS.values())}; "
         "give a state dict of SemiVL, OpenAI or Hugging Face CLIP with a ViT image tower"
     )
 
@@ -87,18 +87,18 @@ def infer_config(
     activation: str,
     name: str = "weights",
 ) -> ClipVitConfig:
-    """The architecture whose weights `source` holds, read off its shapes.
+    """Infers the architecture from the shapes of `source`.
 
     Args:
       source: State dict of the image tower, in any of the three schemes.
-      num_heads: Attention heads; None for OpenAI's rule, one per 64 channels.
-      image_size: (height, width) the position table covers; None if it is square.
+      num_heads: Attention heads; None: one per 64 channels, as in OpenAI's models.
+      image_size: (height, width) in pixels of the position table; None if it is square.
       eps: LayerNorm's epsilon.
       activation: "gelu" or "quick_gelu".
-      name: What `source` is, for error messages.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      InputError: Not a vision transformer, or the position table is not that of an image of this size.
+      InputError: Not a vision transformer, or the position table does not fit the image size.
     """
     found = target_shapes(unpacked(source), _SCHEMES[scheme_of(source, name=name)])
     needed = ("patch_embed/kernel", "pos_embed", "projection/kernel", "layers/0/mlp/expand/kernel")
@@ -121,14 +121,14 @@ def infer_config(
     )
     if math.prod(config.grid) != num_patches:
         raise InputError(
-            f"{name}: the position table has {num_patches} patches, an image of {config.image_size} has "
-            f"{math.prod(config.grid)}; give the image size these weights were trained at"
+            f"{name}: the position table has {num_patches} patches, expected {math.prod(config.grid)} for images of "
+            f"{config.image_size}; give the image size of the training of these weights"
         )
     return config
 
 
 def unpacked(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """State dict with packed query/key/value rows taken apart and axes of length one removed from the tables.
+    """Splits packed query, key and value rows, and removes axes of length one from the tables.
 
     `in_proj_weight` [3D, D] and `in_proj_bias` [3D] become `{q,k,v}_proj.weight` and `.bias`; SemiVL's
     `pos_embed` [1, T, D], `cls_token` [1, 1, D] and `proj.weight` [E, D, 1, 1] lose their extra axes.
@@ -154,8 +154,8 @@ def convert_visual(source: Mapping[str, np.ndarray], target: Mapping[str, Any], 
 
     Args:
       source: State dict of the image tower alone, in any of the three schemes.
-      target: What `keys.convert` fills: shapes by "/" path.
-      name: What `source` is, for error messages.
+      target: All shapes to fill, by "/" path.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
       WeightMismatchError: As `keys.convert`.

@@ -1,7 +1,7 @@
 """Published DeepLabV3+ students and ImageNet backbones to our parameters.
 
-The names are those of the official SemiOVS and UniMatch trainers; their ImageNet backbones (`resnet50.pth`,
-`resnet101.pth`) carry the same names without `backbone.`, and a classifier `fc` that is dropped.
+The names are those of the official SemiOVS and UniMatch trainers. Their ImageNet backbones (`resnet50.pth`,
+`resnet101.pth`) have the same names without `backbone.`, and a classifier `fc`, which is dropped.
 """
 
 import re
@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models import Functional
 from semiovs_jax.models.deeplab.architecture import Architecture
-from semiovs_jax.models.functional import PyTree
+from semiovs_jax.models.deeplab.file import DEEPLAB, DeepLabConfig, tensor_shapes
+from semiovs_jax.models.functional import Functional, PyTree
 from semiovs_jax.weights.files import load_weights
-from semiovs_jax.weights.keys import Converted, Rule, convert, flatten, unflatten
+from semiovs_jax.weights.keys import Converted, Converter, Rule, convert, fill, flatten, match_exactly
 
 MAX_STAGES = 4
 
@@ -61,6 +60,8 @@ STUDENT_RULES = [
     Rule(r"classifier\.bias", "classifier/bias"),
 ]
 
+_CLASSIFIER = "classifier.weight"
+
 
 def infer_architecture(
     source: Mapping[str, Any],
@@ -69,16 +70,16 @@ def infer_architecture(
     rates: Sequence[int] = (6, 12, 18),
     name: str = "weights",
 ) -> Architecture:
-    """The architecture whose weights `source` holds, read off names and shapes.
+    """Infers the architecture from the names and shapes of `source`.
 
     Args:
       source: State dict of a student, or of a backbone alone; anything with a `shape` by published name.
-      dilate: The reference's `replace_stride_with_dilation`, which shapes do not tell; None: the last stage only.
-      rates: The reference's `dilations` of the ASPP branches, likewise.
-      name: What `source` is, for the error message.
+      dilate: The reference's `replace_stride_with_dilation`; None: the last stage only. Shapes do not determine it.
+      rates: The reference's `dilations` of the ASPP branches. Shapes do not determine them.
+      name: The file that `source` comes from, for the error message.
 
     Raises:
-      InputError: Not a deep-stem bottleneck ResNet, with or without DeepLabV3+ around it.
+      InputError: Not a deep-stem bottleneck ResNet, alone or in a DeepLabV3+.
     """
     prefix = "backbone." if any(key.startswith("backbone.") for key in source) else ""
     blocks = [re.match(rf"{re.escape(prefix)}layer(\d+)\.(\d+)\.conv3\.", key) for key in source]
@@ -88,8 +89,8 @@ def infer_architecture(
     def channels(key: str) -> int:
         if key not in source:
             raise InputError(
-                f"{name}: no `{key}`: not a ResNet with bottlenecks and a stem of three convolutions; fetch the "
-                "resnet50.pth or resnet101.pth that the UniMatch and SemiOVS repositories link to"
+                f"{name}: no `{key}`, expected a ResNet with bottlenecks and a stem of three convolutions; fetch the "
+                "resnet50.pth or resnet101.pth that the UniMatch and SemiOVS repositories link to, or a student of them"
             )
         return source[key].shape[0]
 
@@ -114,23 +115,46 @@ def infer_architecture(
 
 
 def convert_resnet(source: Mapping[str, np.ndarray], name: str) -> Converted:
-    """Renames an ImageNet backbone: the converter of `--kind=resnet`.
+    """Converts an ImageNet backbone: `--kind=resnet`.
 
     Args:
       source: State dict of a deep-stem bottleneck ResNet of any depth.
-      name: Where it comes from, for error messages.
+      name: The file that `source` comes from, for error messages.
 
     Returns:
-      Values below `backbone/`, and the dropped names (`fc.*`, step counters).
+      Values below `backbone/`, and the dropped keys (`fc.*`, step counters).
 
     Raises:
-      InputError: Another network, or a tensor too many, too few or of a wrong shape.
+      InputError: Another network, or an extra or missing tensor or one of a wrong shape.
     """
     architecture = infer_architecture(source, name=name)
     backbone = nnx.eval_shape(lambda: architecture.build_backbone(rngs=nnx.Rngs(0)))
     _, params, batch_stats = Functional.create(backbone)
     target = flatten({"backbone": params}) | flatten({"backbone": batch_stats})
     return convert(source, BACKBONE_RULES, target, name=name)
+
+
+def convert_deeplab(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """Converts a student: `--kind=deeplab`.
+
+    Args:
+      source: State dict of DeepLabV3+ that UniMatch, PrevMatch or SemiOVS trained. The last stage is dilated and the
+        ASPP rates are 6, 12 and 18, as in the configs of these repositories; shapes do not determine them. UniMatch's
+        first Cityscapes config has other dilations: this kind does not suit its students.
+      name: The file that `source` comes from, for error messages.
+
+    Returns:
+      Parameters and running statistics, the dropped keys (step counters), and a `DeepLabConfig` as metadata.
+
+    Raises:
+      InputError: Another network, or an extra or missing tensor or one of a wrong shape.
+    """
+    if _CLASSIFIER not in source:
+        raise InputError(
+            f"{name}: no `{_CLASSIFIER}`, expected a DeepLabV3+ student; convert a backbone with --kind=resnet"
+        )
+    config = DeepLabConfig(infer_architecture(source, name=name), num_classes=source[_CLASSIFIER].shape[0])
+    return replace(convert(source, STUDENT_RULES, tensor_shapes(config), name=name), metadata=DEEPLAB.metadata(config))
 
 
 def convert_student(
@@ -140,15 +164,15 @@ def convert_student(
 
     Args:
       source: State dict of DeepLabV3+.
-      params: The student's parameters, for names and shapes.
-      batch_stats: Its running statistics, likewise.
-      name: What `source` is, for error messages.
+      params: The student's parameters, for paths, shapes and dtypes.
+      batch_stats: The student's running statistics, for the same.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      WeightMismatchError: A tensor too many, too few or of a wrong shape.
+      WeightMismatchError: An extra or missing tensor or one of a wrong shape.
     """
-    target = flatten(params) | flatten(batch_stats)
-    return _fill(convert(source, STUDENT_RULES, target, name=name).values, params, batch_stats)
+    values = convert(source, STUDENT_RULES, flatten(params) | flatten(batch_stats), name=name).values
+    return fill(params, values), fill(batch_stats, values)
 
 
 def load_backbone(path: str, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
@@ -156,8 +180,8 @@ def load_backbone(path: str, params: PyTree, batch_stats: PyTree) -> tuple[PyTre
 
     Args:
       path: File written by `python -m semiovs_jax.convert ... --kind=resnet`.
-      params: The student's parameters; everything beside `backbone` is returned as it is.
-      batch_stats: Its running statistics, likewise.
+      params: The student's parameters. Everything beside `backbone` is returned unchanged.
+      batch_stats: The student's running statistics. Everything beside `backbone` is returned unchanged.
 
     Raises:
       InputError: The file is missing, damaged or of another kind, or its tensors are not exactly those of the
@@ -166,19 +190,13 @@ def load_backbone(path: str, params: PyTree, batch_stats: PyTree) -> tuple[PyTre
     values, metadata = load_weights(path)
     if metadata.get("kind") != "resnet":
         raise InputError(
-            f"{path}: holds weights of kind {metadata.get('kind')!r}, config.model.weights needs a backbone; "
-            "convert one with `python -m semiovs_jax.convert SOURCE OUT --kind=resnet`"
+            f"{path}: holds weights of kind {metadata.get('kind')!r}, config.model.weights needs kind 'resnet'; "
+            "convert a backbone with `python -m semiovs_jax.convert SOURCE OUT --kind=resnet`"
         )
-    fresh = flatten(params) | flatten(batch_stats)
-    target = {path: value for path, value in fresh.items() if path.startswith("backbone/")}
-    backbone = convert(values, [Rule(r"(.*)", r"\1")], target, name=path).values
-    return _fill(fresh | backbone, params, batch_stats)
+    backbones = [{"backbone": tree["backbone"]} for tree in (params, batch_stats)]
+    backbone = match_exactly(values, flatten(backbones[0]) | flatten(backbones[1]), name=path)
+    loaded = [fill(tree, backbone) for tree in backbones]
+    return {**params, **loaded[0]}, {**batch_stats, **loaded[1]}
 
 
-def _fill(values: Mapping[str, Any], params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
-    """The two collections with their leaves replaced by `values`, which no two paths share."""
-    collections = [
-        unflatten({path: jnp.asarray(values[path], leaf.dtype) for path, leaf in flatten(tree).items()})
-        for tree in (params, batch_stats)
-    ]
-    return collections[0], collections[1]
+KINDS: dict[str, Converter] = {"resnet": convert_resnet, DEEPLAB.kind: convert_deeplab}

@@ -1,9 +1,7 @@
-"""A whole SED in one file: both of CLIP's towers, the aggregator, and all that has to be known to run them."""
+"""SED's weight file: both of CLIP's towers and the aggregator, with architecture and settings."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from pathlib import Path
+import functools
 from typing import Any
 
 from flax import nnx
@@ -13,26 +11,24 @@ from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip.file import check_embed_dims
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig
-from semiovs_jax.weights.parts import PartShapes, load_parts, part_shapes, save_parts
-
-KIND = "sed"
+from semiovs_jax.weights.parts import FileKind, PartShapes, config_from_json, part_shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class SedWeightsConfig:
-    """What the weights alone do not tell of a SED; the defaults are those of the published models.
+    """Architecture and settings of a SED; the defaults are those of the published models.
 
     Attributes:
-      visual: architecture of the image tower.
-      text: architecture of the text tower, its tokenizer among it.
-      aggregator: architecture of the aggregator.
-      image_size: side of the square the image tower sees, in pixels.
-      short_side: images are first resized to this shortest side, in pixels; 0: straight to the square.
-      normalization: a key of `NORMALIZATIONS`, the statistics of the images it was trained on.
+      visual: Architecture of the image tower.
+      text: Architecture of the text tower, with its tokenizer.
+      aggregator: Architecture of the aggregator.
+      image_size: Side of the image tower's square input, in pixels.
+      short_side: Images are first resized to this shortest side, in pixels. 0: they are resized to the square at once.
+      normalization: Statistics of the training images, a key of `clip.file.NORMALIZATIONS`.
 
     Raises:
-      InputError: the towers do not embed into one space, or the aggregator reads other levels than the image
-        tower has.
+      InputError: The towers have different embedding dimensions, or the aggregator's levels have other widths than
+        those of the image tower.
     """
 
     visual: ClipConvNextConfig
@@ -51,32 +47,17 @@ class SedWeightsConfig:
                 f"has {levels}; take both from one model"
             )
 
-    def to_json(self) -> str:
-        """One line that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "SedWeightsConfig":
-        """Reads what `to_json` wrote.
-
-        Raises:
-          KeyError, ValueError, TypeError: `text` is no JSON, or holds other fields.
-        """
-        content = json.loads(text)
-        parts = {"visual": ClipConvNextConfig, "text": ClipTextConfig, "aggregator": SedConfig}
-        return cls(**{**content, **{name: part(**content[name]) for name, part in parts.items()}})
-
 
 @dataclasses.dataclass(frozen=True)
 class SedWeights:
     """A loaded SED.
 
     Attributes:
-      config: its architecture and settings.
-      visual: pure dict of the parameters of `ClipConvNext(config.visual)`.
-      text: pure dict of the parameters of `ClipText(config.text)`.
-      aggregator: pure dict of the parameters of `SedAggregator(config.aggregator)`.
-      sha256: digest of the file's tensors.
+      config: Architecture and settings.
+      visual: Pure dict of the parameters of `ClipConvNext(config.visual)`.
+      text: Pure dict of the parameters of `ClipText(config.text)`.
+      aggregator: Pure dict of the parameters of `SedAggregator(config.aggregator)`.
+      sha256: Digest of the file's tensors.
     """
 
     config: SedWeightsConfig
@@ -87,7 +68,7 @@ class SedWeights:
 
 
 def parameter_shapes(config: SedWeightsConfig) -> PartShapes:
-    """Shapes of the parameters by part, "visual", "text" or "aggregator", and "/" path; nothing is computed."""
+    """Shapes of the parameters by part, "visual", "text" or "aggregator", and "/" path."""
     return part_shapes(
         {
             "visual": lambda: ClipConvNext(config.visual, rngs=nnx.Rngs(0)),
@@ -97,37 +78,10 @@ def parameter_shapes(config: SedWeightsConfig) -> PartShapes:
     )
 
 
-def save_sed(
-    path: str | Path,
-    config: SedWeightsConfig,
-    visual: Mapping[Any, Any],
-    text: Mapping[Any, Any],
-    aggregator: Mapping[Any, Any],
-    provenance: Mapping[str, str],
-) -> None:
-    """Writes a file that `load_sed` reads.
-
-    Args:
-      path: the .safetensors file to write.
-      config: architecture and settings; stored as JSON in the metadata.
-      visual: parameters of the image tower, nested or by "/" path.
-      text: parameters of the text tower, nested or by "/" path.
-      aggregator: parameters of the aggregator, nested or by "/" path.
-      provenance: where the weights come from, added to the metadata.
-    """
-    parts = {"visual": visual, "text": text, "aggregator": aggregator}
-    save_parts(path, KIND, config.to_json(), parts, provenance)
+SED = FileKind("sed", functools.partial(config_from_json, SedWeightsConfig), parameter_shapes)
 
 
 def load_sed(name_or_path: str) -> SedWeights:
-    """Reads all parts, float32 whatever the file's precision.
-
-    Args:
-      name_or_path: name of shipped weights or path of a file that `save_sed` wrote.
-
-    Raises:
-      InputError: the file is missing, damaged or of another kind, or its tensors are not those of the
-        architecture its metadata gives.
-    """
-    config, parts, sha256 = load_parts(name_or_path, KIND, SedWeightsConfig.from_json, parameter_shapes)
+    """Reads all parts; arguments and errors as `FileKind.load`."""
+    config, parts, sha256 = SED.load(name_or_path)
     return SedWeights(config, **parts, sha256=sha256)

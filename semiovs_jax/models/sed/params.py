@@ -1,9 +1,10 @@
-"""SED's published models: the names of their state dict to ours.
+"""SED's published models: the names of their state dicts to ours.
 
-`sed_model_base.pth` and `sed_model_large.pth` hold open_clip's ConvNeXt CLIP below
+`sed_model_base.pth` and `sed_model_large.pth` have open_clip's ConvNeXt CLIP below
 `sem_seg_head.predictor.clip_model.` and the aggregator below `sem_seg_head.predictor.transformer.`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,18 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.params import convnext_clip_rules, infer_convnext_clip
 from semiovs_jax.models.clip.vit_params import unpacked
 from semiovs_jax.models.sed.aggregator import SedConfig
-from semiovs_jax.models.sed.file import SedWeightsConfig, parameter_shapes
-from semiovs_jax.weights.keys import Converted, Rule, below, convert, target_shapes
-from semiovs_jax.weights.parts import flatten_parts
+from semiovs_jax.models.sed.file import SED, SedWeightsConfig, parameter_shapes
+from semiovs_jax.weights.keys import (
+    Converted,
+    Converter,
+    Rule,
+    below,
+    convert,
+    flatten,
+    prefixes,
+    strip_prefix,
+    target_shapes,
+)
 from semiovs_jax.weights.rules import conv, conv_transpose, convnext_block, linear, norm
 
 _NUM_DECODERS = 3
@@ -38,7 +48,7 @@ def _decoder(source: str, target: str) -> list[Rule]:
     return rules
 
 
-# Names behind the aggregator's prefix.
+# Names after the aggregator's prefix.
 AGGREGATOR_RULES = [
     *conv(r"conv1", "embed"),
     *conv(r"decoder_guidance_projection\.(\d+)\.0", r"image_guidance/\1"),
@@ -48,7 +58,7 @@ AGGREGATOR_RULES = [
     *conv(r"head", f"heads/{_NUM_DECODERS}"),
 ]
 
-# What training may leave beside the three parts: the loss, the images' statistics, embedded vocabularies.
+# Tensors of training beside the three parts: the loss, the images' statistics, embedded vocabularies.
 _BESIDE_RULES = [
     Rule(r"(?:.*\.)?criterion\..*", None),
     Rule(r"(?:clip_)?pixel_(?:mean|std)", None),
@@ -58,30 +68,28 @@ _BESIDE_RULES = [
 _MARK = "decoder_corr_guidance_projection.0.0.weight"
 
 
-def _inside(source: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
-    """The aggregator's prefix, and its tensors by name without it."""
-    found = [key.removesuffix(_MARK) for key in source if key == _MARK or key.endswith("." + _MARK)]
+def _find_prefix(source: Mapping[str, Any], name: str) -> str:
+    found = prefixes(source, re.escape(_MARK))
     if len(found) != 1:
         raise InputError(
-            f"{name}: no SED aggregator: `{_MARK}` must be in it, once; "
+            f"{name}: no SED aggregator: expected `{_MARK}` exactly once; "
             "give sed_model_base.pth or sed_model_large.pth, the models with a ConvNeXt"
         )
-    prefix = found[0]
-    return prefix, {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+    return found[0]
 
 
 def infer_sed_config(source: Mapping[str, Any], *, num_heads: int = 4, name: str = "weights") -> SedConfig:
-    """The aggregator whose weights `source` holds, read off its shapes.
+    """Infers the aggregator's architecture from the shapes of `source`.
 
     Args:
       source: State dict of an aggregator or of a whole SED; anything with a `shape` by published name.
-      num_heads: Heads of the class attention, which shapes do not tell.
-      name: What `source` is, for error messages.
+      num_heads: Heads of the class attention; shapes do not determine it.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      InputError: There is no aggregator in `source`, or it lacks what tells its widths.
+      InputError: `source` has no aggregator, or lacks a tensor that determines a width.
     """
-    shapes = target_shapes(_inside(source, name)[1], AGGREGATOR_RULES)
+    shapes = target_shapes(strip_prefix(source, _find_prefix(source, name)), AGGREGATOR_RULES)
     stages = range(_NUM_DECODERS)
     needed = ["embed/kernel"]
     for i in stages:
@@ -106,31 +114,31 @@ def convert_aggregator(
 
     Args:
       source: State dict of an aggregator or of a whole SED.
-      target: What `keys.convert` fills: shapes by "/" path.
-      name: What `source` is, for error messages.
+      target: All shapes to fill, by "/" path.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
       WeightMismatchError: As `keys.convert`.
-      InputError: There is no aggregator in `source`.
+      InputError: `source` has no aggregator.
     """
-    prefix, inside = _inside(source, name)
-    values = convert(inside, AGGREGATOR_RULES, target, name=name).values
+    prefix = _find_prefix(source, name)
+    values = convert(strip_prefix(source, prefix), AGGREGATOR_RULES, target, name=name).values
     return Converted(values, tuple(key for key in source if not key.startswith(prefix)))
 
 
 def convert_sed(source: Mapping[str, np.ndarray], name: str) -> Converted:
-    """Renames a whole SED: the converter of `--kind=sed`.
+    """Converts a whole SED: `--kind=sed`.
 
     Args:
-      source: State dict of `sed_model_base.pth` or `sed_model_large.pth`, or of a model trained by SED's code with
+      source: State dict of `sed_model_base.pth` or `sed_model_large.pth`, or of a model that SED's code trained with
         the same settings: four heads of class attention, images of 768 pixels.
-      name: The file it comes from, for error messages.
+      name: The file that `source` comes from, for error messages.
 
     Returns:
-      Values below `visual/`, `text/` and `aggregator/`, the dropped names, and the configuration as metadata.
+      Values below `visual/`, `text/` and `aggregator/`, the dropped keys, and the configuration as metadata.
 
     Raises:
-      InputError: Another network, parts that do not fit each other, or a tensor too many, too few or of a wrong
+      InputError: Another network, parts that do not fit each other, or an extra or missing tensor or one of a wrong
         shape.
     """
     visual, text = infer_convnext_clip(source, name)
@@ -141,8 +149,11 @@ def convert_sed(source: Mapping[str, np.ndarray], name: str) -> Converted:
         raise InputError(f"{name}: {error}") from None
     rules = [
         *convnext_clip_rules(source, name),
-        *below(AGGREGATOR_RULES, _inside(source, name)[0], "aggregator"),
+        *below(AGGREGATOR_RULES, _find_prefix(source, name), "aggregator"),
         *_BESIDE_RULES,
     ]
-    converted = convert(unpacked(source), rules, flatten_parts(parameter_shapes(config)), name=name)
-    return replace(converted, metadata={"config": config.to_json()})
+    converted = convert(unpacked(source), rules, flatten(parameter_shapes(config)), name=name)
+    return replace(converted, metadata=SED.metadata(config))
+
+
+KINDS: dict[str, Converter] = {SED.kind: convert_sed}

@@ -1,28 +1,38 @@
-"""SemiVL's students to our parameters, and the CLIP image tower that their training starts from.
+"""SemiVL's students to our parameters, and the CLIP image tower from which their training starts.
 
-A student's state dict holds the backbone below `backbone.`, the head below `decode_head.`, and the frozen tower of its
-dense CLIP labels below `clip_encoder.`. The embedded class names are not in it.
+A student's state dict has the backbone below `backbone.`, the head below `decode_head.`, and below `clip_encoder.` the
+frozen tower that makes its dense CLIP labels. It does not have the embedded class names.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.models.clip.file import load_visual
-from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig, resize_positions
+from semiovs_jax.models.clip.file import CLIP_VISUAL, load_visual
+from semiovs_jax.models.clip.vit import MASKCLIP, ClipVitConfig, resize_positions
 from semiovs_jax.models.clip.vit_params import SEMIVL_RULES, convert_visual, infer_config, scheme_of, unpacked
 from semiovs_jax.models.functional import PyTree
+from semiovs_jax.models.semivl.file import SEMIVL, parameter_shapes
 from semiovs_jax.models.semivl.semivl import SemiVLConfig
 from semiovs_jax.models.semivl.vlg import VlgConfig
-from semiovs_jax.weights.keys import Converted, Rule, below, convert, flatten, target_shapes, unflatten
-from semiovs_jax.weights.parts import flatten_parts, part_shapes
+from semiovs_jax.weights.keys import (
+    Converted,
+    Converter,
+    Rule,
+    below,
+    convert,
+    fill,
+    flatten,
+    match_exactly,
+    strip_prefix,
+    target_shapes,
+    unflatten,
+)
 from semiovs_jax.weights.rules import attention, conv, conv_transpose, linear, norm
 
 MAX_UPS = 4
@@ -40,7 +50,7 @@ def _up(source: str, target: str) -> list[Rule]:
     ]
 
 
-# Names behind the head's prefix.
+# Names after the head's prefix.
 HEAD_RULES = [
     *conv(r"conv1", "embed"),
     Rule(r"aspp\.aspp_convs\.(\d+)\.(?:0|gap\.1)\.weight", r"aspp/branches/\1/kernel", "conv"),
@@ -72,17 +82,17 @@ def infer_vlg_config(
     rates: Sequence[int] = (6, 12, 18),
     name: str = "weights",
 ) -> VlgConfig:
-    """The head whose weights `source` holds, read off its shapes.
+    """Infers the head's architecture from the shapes of `source`.
 
     Args:
       source: State dict of a head alone.
-      num_heads: Heads of the semantic layers, which shapes do not tell.
-      pool: The reference's `pool_size`, likewise.
-      rates: Dilations of the spatial pyramid, likewise.
-      name: What `source` is, for error messages.
+      num_heads: Heads of the semantic layers. Shapes determine neither them nor `pool` and `rates`.
+      pool: The reference's `pool_size`.
+      rates: Dilations of the spatial pyramid.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      InputError: It lacks what tells the widths.
+      InputError: `source` lacks a tensor that determines a width.
     """
     shapes = target_shapes(unpacked(source), HEAD_RULES)
     ups = sorted(path for path in shapes if path.startswith("ups/") and path.endswith("/conv1"))
@@ -111,26 +121,26 @@ def infer_semivl(
     out_layers: Sequence[int] = (0, 4),
     name: str = "weights",
 ) -> SemiVLConfig:
-    """The student whose weights `source` holds, read off its shapes.
+    """Infers a student's architecture from the shapes of `source`.
 
     Args:
       source: State dict of a student.
-      num_heads: Attention heads of the backbone; None for OpenAI's rule, one per 64 channels.
-      out_layers: Blocks whose value paths the head sees, which shapes do not tell: the reference's `out_indices`
-        without the last, which stands for the dense embedding.
-      name: What `source` is, for error messages.
+      num_heads: Attention heads of the backbone; None: one per 64 channels, as in OpenAI's models.
+      out_layers: Blocks whose value paths are inputs of the head; shapes do not determine them. The reference's
+        `out_indices` without the last, which is the dense embedding.
+      name: The file that `source` comes from, for error messages.
 
     Returns:
-      The architecture; the backbone's image size is the square that its position table covers. What shapes do not
-      tell of the head is the published.
+      The architecture. The backbone's image size is the square of its position table: the side of the training crop,
+      rounded up to whole patches. What shapes do not determine of the head has the published values.
 
     Raises:
       InputError: Not a student of SemiVL with a vision transformer.
     """
     return SemiVLConfig(
-        visual=infer_config(_behind(source, _BACKBONE), num_heads=num_heads, **MASKCLIP, name=name),
+        visual=infer_config(strip_prefix(source, _BACKBONE), num_heads=num_heads, **MASKCLIP, name=name),
         out_layers=tuple(out_layers),
-        head=infer_vlg_config(_behind(source, _HEAD), name=name),
+        head=infer_vlg_config(strip_prefix(source, _HEAD), name=name),
     )
 
 
@@ -141,13 +151,33 @@ def convert_vlg_head(
 
     Args:
       source: State dict of a head alone.
-      target: What `keys.convert` fills: shapes by "/" path.
-      name: What `source` is, for error messages.
+      target: All shapes to fill, by "/" path.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
       WeightMismatchError: As `keys.convert`.
     """
     return convert(unpacked(source), HEAD_RULES, target, name=name)
+
+
+def convert_semivl(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """Converts a student: `--kind=semivl`.
+
+    Args:
+      source: State dict of a student with the published settings (see `infer_semivl`), with or without its label maker.
+      name: The file that `source` comes from, for error messages.
+
+    Returns:
+      The parameters, the dropped keys (the label maker), and the `SemiVLConfig` as metadata. The parameters do not
+      depend on the number of classes.
+
+    Raises:
+      InputError: Another network, or an extra or missing tensor or one of a wrong shape.
+    """
+    config = infer_semivl(source, name=name)
+    target = flatten(parameter_shapes(config))
+    converted = convert(unpacked_student(source), STUDENT_RULES, target, name=name)
+    return dataclasses.replace(converted, metadata=SEMIVL.metadata(config))
 
 
 def convert_semivl_student(
@@ -157,68 +187,66 @@ def convert_semivl_student(
 
     Args:
       source: State dict of a student, with or without its label maker.
-      params: The student's parameters, for names and shapes.
-      batch_stats: Its text embedding, which `source` does not hold: returned as it is.
-      name: What `source` is, for error messages.
+      params: The student's parameters, for paths, shapes and dtypes.
+      batch_stats: The student's text embedding, which is not in `source`; returned unchanged.
+      name: The file that `source` comes from, for error messages.
 
     Raises:
-      WeightMismatchError: A tensor too many, too few or of a wrong shape.
+      WeightMismatchError: An extra or missing tensor or one of a wrong shape.
     """
-    return _filled(
-        convert(unpacked_student(source), STUDENT_RULES, flatten(params), name=name).values, params
-    ), batch_stats
+    values = convert(unpacked_student(source), STUDENT_RULES, flatten(params), name=name).values
+    return fill(params, values), batch_stats
 
 
 def convert_label_maker(
     source: Mapping[str, np.ndarray], *, num_heads: int | None = None, name: str = "weights"
 ) -> tuple[ClipVitConfig, PyTree]:
-    """The frozen tower that makes the dense CLIP labels of a student's training.
+    """Converts the frozen tower that makes the dense CLIP labels of a student's training.
 
     Args:
       source: State dict of a student.
-      num_heads: Attention heads; None for OpenAI's rule.
-      name: What `source` is, for error messages.
+      num_heads: Attention heads; None: one per 64 channels.
+      name: The file that `source` comes from, for error messages.
 
     Returns:
       The architecture, and the parameters of its `ClipVit`.
 
     Raises:
-      InputError: There is none in `source`, or it is not exactly a vision transformer.
+      InputError: `source` has no label maker, or one that is not exactly a vision transformer.
     """
-    config, values = _convert_tower(_behind(source, _LABEL_MAKER), num_heads=num_heads, name=name)
+    config, values = _convert_tower(strip_prefix(source, _LABEL_MAKER), num_heads=num_heads, name=name)
     return config, unflatten(values)
 
 
 def convert_clip_visual(source: Mapping[str, np.ndarray], name: str) -> Converted:
-    """Renames SemiVL's `clip2mmseg_ViT16_clip_backbone.pth`: the converter of `--kind=clip_visual`.
+    """Converts SemiVL's `clip2mmseg_ViT16_clip_backbone.pth`: `--kind=clip_visual`.
 
     Args:
-      source: State dict of CLIP's image tower under SemiVL's names, with or without `backbone.` before them.
-      name: The file it comes from, for error messages.
+      source: State dict of CLIP's image tower with SemiVL's names, with or without the prefix `backbone.`.
+      name: The file that `source` comes from, for error messages.
 
     Returns:
-      Values below `visual/`, and the architecture as metadata: MaskCLIP's epsilon and activation, 64 channels a
-      head.
+      Values below `visual/`, and the architecture as metadata: MaskCLIP's epsilon and activation, 64 channels per head.
 
     Raises:
-      InputError: Another network, or a tensor too many, too few or of a wrong shape.
+      InputError: Another network, or an extra or missing tensor or one of a wrong shape.
     """
     tower = {key.removeprefix(_BACKBONE): value for key, value in source.items()}
     if (scheme := scheme_of(tower, name=name)) != "semivl":
-        raise InputError(f"{name}: has the names of {scheme}'s CLIP; convert it with --kind=clip")
+        raise InputError(f"{name}: has the names of {scheme}'s CLIP, expected SemiVL's; convert it with --kind=clip")
     config, values = _convert_tower(tower, num_heads=None, name=name)
-    return Converted(flatten_parts({"visual": values}), (), {"config": json.dumps(dataclasses.asdict(config))})
+    return Converted(flatten({"visual": values}), (), CLIP_VISUAL.metadata(config))
 
 
 def load_semivl_backbone(path: str, params: PyTree) -> PyTree:
     """Replaces the backbone of a freshly initialized student by CLIP's image tower.
 
-    The position table is resized to the student's grid as the reference does when it loads. Epsilon and activation
-    stay the student's, whatever the tower was trained with.
+    The position table is resized to the student's grid, as the reference resizes it. The student's epsilon and
+    activation apply, not those of the tower's training.
 
     Args:
       path: File of kind "clip_visual" or "clip", or name of shipped weights.
-      params: The student's parameters; everything beside `backbone` is returned as it is.
+      params: The student's parameters. Everything beside `backbone` is returned unchanged.
 
     Raises:
       InputError: The file is missing, damaged or of another kind, or its tensors are not exactly those of the
@@ -228,32 +256,22 @@ def load_semivl_backbone(path: str, params: PyTree) -> PyTree:
     values, fresh = flatten(visual), flatten(params["backbone"])
     side = math.isqrt(fresh["pos_embed"].shape[0] - 1)
     values["pos_embed"] = np.asarray(resize_positions(jnp.asarray(values["pos_embed"]), config.grid, (side, side)))
-    backbone = convert(values, [Rule(r"(.*)", r"\1")], fresh, name=path).values
-    return {**params, "backbone": _filled(backbone, params["backbone"])}
+    return {**params, "backbone": fill(params["backbone"], match_exactly(values, fresh, name=path))}
 
 
 def unpacked_student(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A student's state dict with each of its parts as `clip.unpacked` gives it, under the names of STUDENT_RULES."""
-    result = dict(source)
-    for prefix in (_BACKBONE, _HEAD, _LABEL_MAKER):
-        result = {key: value for key, value in result.items() if not key.startswith(prefix)}
-        result |= {prefix + key: value for key, value in unpacked(_behind(source, prefix)).items()}
+    """A student's state dict with `clip.vit_params.unpacked` applied to backbone and head, for STUDENT_RULES."""
+    result = {key: value for key, value in source.items() if not key.startswith((_BACKBONE, _HEAD))}
+    for prefix in (_BACKBONE, _HEAD):
+        result |= {prefix + key: value for key, value in unpacked(strip_prefix(source, prefix)).items()}
     return result
-
-
-def _behind(source: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
 
 
 def _convert_tower(
     source: Mapping[str, np.ndarray], *, num_heads: int | None, name: str
 ) -> tuple[ClipVitConfig, dict[str, np.ndarray]]:
     config = infer_config(source, num_heads=num_heads, **MASKCLIP, name=name)
-    target = part_shapes({"visual": lambda: ClipVit(config, rngs=nnx.Rngs(0))})["visual"]
-    return config, convert_visual(source, target, name=name).values
+    return config, convert_visual(source, CLIP_VISUAL.shapes(config)["visual"], name=name).values
 
 
-def _filled(values: Mapping[str, Any], tree: PyTree) -> PyTree:
-    """`tree` with its leaves replaced by `values`."""
-    return unflatten({path: jnp.asarray(values[path], leaf.dtype) for path, leaf in flatten(tree).items()})
+KINDS: dict[str, Converter] = {CLIP_VISUAL.kind: convert_clip_visual, SEMIVL.kind: convert_semivl}

@@ -25,7 +25,7 @@ from flax import nnx
 
 from data_pipelines.shapes.drawing import BACKGROUND, IGNORE_INDEX
 from semiovs_jax.losses import cross_entropy
-from semiovs_jax.models.clip.file import Clip, ClipConfig, normalize, save_clip
+from semiovs_jax.models.clip.file import CLIP, Clip, ClipConfig, normalize
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import resize_bilinear
@@ -200,6 +200,6 @@ def train_clip(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         "command": "python -m semiovs_jax.ovs.train --config=configs/ovs_shapes.py --workdir=WORKDIR",
         "data_sha256": data_sha256(vocabulary),
     }
-    save_clip(path, clip, params["visual"], params["text"], provenance(config, quality, vocabulary.classes, facts))
+    CLIP.save(path, clip, params, provenance(config, quality, vocabulary.classes, facts))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return path

@@ -22,7 +22,7 @@ from semiovs_jax.models.clip.file import normalize
 from semiovs_jax.models.clip.text import ClipText
 from semiovs_jax.models.layers import DTYPES
 from semiovs_jax.models.sed.aggregator import SedAggregator
-from semiovs_jax.models.sed.file import SedWeights, save_sed
+from semiovs_jax.models.sed.file import SED, SedWeights
 from semiovs_jax.ovs.text import embed_by_template, embed_text, encode_prompts
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.training.loop import Step, TrainState, provenance, report_quality, run_restorable
@@ -164,6 +164,6 @@ def _finish(config: ml_collections.ConfigDict, sed: SedWeights, workdir: Path) -
         report_quality(quality, classes, config.data.held_out)
     path = workdir / config.file
     if jax.process_index() == 0:
-        save_sed(path, sed.config, **parts, provenance=provenance(config, quality, classes, data_facts(config)))
+        SED.save(path, sed.config, parts, provenance(config, quality, classes, data_facts(config)))
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return path

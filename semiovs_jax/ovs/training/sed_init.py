@@ -36,7 +36,7 @@ def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWei
     model = config.model
     if model.image_size % 32:
         raise InputError(f"config.model.image_size is {model.image_size}; SED needs a multiple of 32")
-    if config.init and weights_kind(config.init) == sed_weights.KIND:
+    if config.init and weights_kind(config.init) == sed_weights.SED.kind:
         return _from_sed(config, num_templates)
     rngs = nnx.Rngs(config.seed)
     if config.init:

@@ -56,6 +56,7 @@ def test_half_precision_is_widened(tmp_path):
     [
         ({"kind": "resnet"}, "kind 'resnet', not 'clip'"),
         ({"config": "{}"}, "no architecture of kind 'clip'"),
+        ({"config": "[]"}, "no architecture of kind 'clip'"),
         ({"config": '{"visual": {"depth": 3}, "text": {}}'}, "no architecture of kind 'clip'"),
         ({"config": CONFIG.to_json().replace('"embed_dim": 6', '"embed_dim": 7')}, "wrong shapes"),
     ],

@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import hashlib
+import re
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax import convert as command
 from semiovs_jax.models import Functional
 from semiovs_jax.models.deeplab.architecture import Architecture
+from semiovs_jax.models.deeplab.file import DeepLabConfig, load_deeplab
 from semiovs_jax.models.deeplab.params import convert_resnet, convert_student, infer_architecture, load_backbone
 from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import WeightMismatchError, flatten
@@ -50,6 +53,28 @@ def published_backbone() -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def published_student() -> dict[str, np.ndarray]:
+    """A state dict of a student with the backbone of TINY and six classes, each value a formula of its position."""
+    source = {f"backbone.{name}": value for name, value in published_backbone().items() if not name.startswith("fc.")}
+    low, high, width, reduced = 8, 12, 4, 2
+    convs = {f"head.b{i}": (width, high, size, size) for i, size in enumerate((1, 3, 3, 3))}
+    convs |= {"head.b4.gap.": (width, high, 1, 1), "head.project": (width, 5 * width, 1, 1)}
+    convs |= {"reduce": (reduced, low, 1, 1), "fuse": (width, width + reduced, 3, 3), "fuse..": (width, width, 3, 3)}
+    first = {"head.b4.gap.": ("head.b4.gap", 1), "fuse..": ("fuse", 3)}
+    shapes = {"classifier.weight": (6, width, 1, 1), "classifier.bias": (6,)}
+    for key, shape in convs.items():
+        name, i = first.get(key, (key, 0))
+        shapes |= {f"{name}.{i}.weight": shape, **norm(f"{name}.{i + 1}", shape[0])}
+    shapes |= {name: value.shape for name, value in source.items()}
+    formulas = {
+        name: np.sin(np.arange(np.prod(shape, dtype=int)) + i) for i, (name, shape) in enumerate(shapes.items())
+    }
+    return {
+        name: (1 + value**2 if name.endswith("var") else value).reshape(shapes[name]).astype(np.float32)
+        for name, value in formulas.items()
+    }
+
+
 def fresh_student(architecture: Architecture = TINY):
     student = nnx.eval_shape(lambda: architecture.build(6, rngs=nnx.Rngs(0)))
     _, params, stats = Functional.create(student)
@@ -81,9 +106,9 @@ def test_golden_names_fill_a_student_exactly():
     ("change", "message"),
     [
         ({"layer1.1.bn3.running_var": None}, "without a source:\n    backbone/stages/0/1/conv3/norm/var"),
-        ({"layer1.1.conv2.bias": np.zeros(2)}, r"no rule names:\n    layer1.1.conv2.bias"),
-        ({"layer2.0.conv3.weight": np.zeros((12, 4, 1, 1))}, r"has shape \(1, 1, 4, 12\), the model wants"),
-        ({"layer1.2.bn1.weight": np.zeros(2)}, "no place:\n    layer1.2.bn1.weight"),
+        ({"layer1.1.conv2.bias": np.zeros(2)}, r"no rule matches:\n    layer1.1.conv2.bias"),
+        ({"layer2.0.conv3.weight": np.zeros((12, 4, 1, 1))}, r"has shape \(1, 1, 4, 12\), expected"),
+        ({"layer1.2.bn1.weight": np.zeros(2)}, "not in the model:\n    layer1.2.bn1.weight"),
     ],
 )
 def test_backbones_that_do_not_fit_are_refused(change, message):
@@ -147,7 +172,7 @@ def test_backbone_fills_a_student_and_leaves_its_head(tmp_path):
 def test_backbone_of_another_depth_is_refused(tmp_path):
     _, out, _ = converted(tmp_path)
     params, stats = fresh_student(dataclasses.replace(TINY, stage_sizes=(1, 1)))
-    with pytest.raises(WeightMismatchError, match=r"out\.safetensors(.|\n)*no place:\n    backbone/stages/0/1"):
+    with pytest.raises(WeightMismatchError, match=r"out\.safetensors(.|\n)*not in the model:\n    backbone/stages/0/1"):
         load_backbone(str(out), params, stats)
 
 
@@ -176,7 +201,8 @@ def fake_torch(content):
             raise content
         return content
 
-    return SimpleNamespace(load=load)
+    safe = SimpleNamespace(safe_globals=lambda allowed: contextlib.nullcontext())
+    return SimpleNamespace(load=load, serialization=safe)
 
 
 @pytest.fixture
@@ -206,3 +232,49 @@ def test_unreadable_pytorch_files(pth, monkeypatch, torch, message):
     monkeypatch.setitem(sys.modules, "torch", torch)
     with pytest.raises(InputError, match=message):
         read_state_dict(pth)
+
+
+def test_a_checkpoint_with_a_numpy_score_is_read(pth):
+    torch = pytest.importorskip("torch", reason="needs the extra convert")
+    torch.save({"model": {"module.a": torch.ones(1)}, "epoch": 3, "previous_best": np.float64(80.5)}, pth)
+    assert read_state_dict(pth) == {"a": 1}
+
+
+def test_a_student_is_read_back_with_its_statistics(tmp_path, pth, monkeypatch, capsys):
+    source = published_student()
+    content = {"model": {f"module.{name}": FakeTensor(value) for name, value in source.items()}, "epoch": 3}
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(content))
+    out = tmp_path / "student.safetensors"
+    assert command.main([str(pth), str(out), "--kind=deeplab"]) == 0
+    assert "dropped backbone.bn1.num_batches_tracked\n" in capsys.readouterr().out
+    assert load_weights(out)[1].keys() == {"kind", "config", "source", "source_sha256", "sha256"}
+
+    config, *found = load_deeplab(str(out))
+    assert config == DeepLabConfig(dataclasses.replace(TINY, rates=(6, 12, 18)), num_classes=6)
+    functional, *fresh = Functional.create(config.architecture.build(6, rngs=nnx.Rngs(0)))
+    expected = convert_student(source, *fresh)
+    assert jax.tree.structure(found) == jax.tree.structure(list(expected))
+    jax.tree.map(np.testing.assert_array_equal, found, list(expected))
+    np.testing.assert_array_equal(found[1]["fuse"][1]["norm"]["var"], source["fuse.4.running_var"])
+    np.testing.assert_array_equal(found[0]["classifier"]["kernel"][0, 0], source["classifier.weight"][:, :, 0, 0].T)
+    image = np.random.default_rng(0).normal(size=(1, 33, 33, 3)).astype(np.float32)
+    logits, _ = functional.apply(*found, image, train=False)
+    assert logits.shape == (1, 33, 33, 6)
+    np.testing.assert_array_equal(logits, functional.apply(*expected, image, train=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier.weight": None}, r"no `classifier\.weight`.*--kind=resnet"),
+        ({"head.b2.1.bias": None}, r"without a source:\n    aspp/branches/2/norm/bias"),
+        ({"auxiliary.weight": np.zeros(2)}, r"no rule matches:\n    auxiliary\.weight"),
+        ({"classifier.bias": np.zeros(5)}, r"has shape \(5,\), expected \(6,\)"),
+    ],
+)
+def test_other_students_are_refused(tmp_path, capsys, change, message):
+    source = {k: v for k, v in (published_student() | change).items() if v is not None}
+    save_file(source, tmp_path / "student.safetensors")
+    assert command.main([str(tmp_path / "student.safetensors"), str(tmp_path / "out"), "--kind=deeplab"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

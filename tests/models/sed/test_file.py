@@ -6,14 +6,14 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.file import load_clip
-from semiovs_jax.models.sed.file import SedWeightsConfig, load_sed
+from semiovs_jax.models.sed.file import SED, load_sed
 from semiovs_jax.weights.keys import flatten
 from tests.ovs.tiny_sed import CONFIG, parts, write_sed
 
 
 def test_config_survives_json():
-    assert SedWeightsConfig.from_json(CONFIG.to_json()) == CONFIG
-    assert json.loads(CONFIG.to_json())["image_size"] == 64
+    assert SED.read(SED.write(CONFIG)) == CONFIG
+    assert json.loads(SED.write(CONFIG))["image_size"] == 64
 
 
 def test_weights_and_config_are_read_back(tmp_path):

@@ -9,7 +9,7 @@ from semiovs_jax.convert import main
 from semiovs_jax.models.clip.convnext_params import convert_convnext
 from semiovs_jax.models.clip.text_params import convert_text
 from semiovs_jax.models.sed.aggregator import SedConfig
-from semiovs_jax.models.sed.file import SedWeightsConfig, load_sed, parameter_shapes
+from semiovs_jax.models.sed.file import SED, SedWeightsConfig, load_sed, parameter_shapes
 from semiovs_jax.models.sed.params import convert_aggregator, convert_sed, infer_sed_config
 from semiovs_jax.weights.files import file_sha256, load_weights
 from semiovs_jax.weights.keys import WeightMismatchError, flatten
@@ -108,7 +108,7 @@ def test_a_whole_model_is_its_three_parts(spell):
     source = whole(spell)
     converted = convert_sed(source, "sed_model_base.pth")
     assert converted.dropped == (f"{PREDICTOR}clip_model.logit_scale",)
-    assert SedWeightsConfig.from_json(converted.metadata["config"]) == WHOLE
+    assert SED.read(converted.metadata["config"]) == WHOLE
     shapes = parameter_shapes(WHOLE)
     parts = {
         "visual": convert_convnext(source, shapes["visual"]),
@@ -141,7 +141,7 @@ def test_all_mismatches_are_told_at_once():
         "sed.pth",
         "aggregator/decoders/1/up/bias",
         "text/final_norm/bias",
-        "aggregator/correlation_guidance/0/kernel has shape (2, 2, 4, 4), the model wants (2, 2, 3, 4)",
+        "aggregator/correlation_guidance/0/kernel has shape (2, 2, 4, 4), expected (2, 2, 3, 4)",
         f"{ours}decoder4.up.bias (2,)",
         f"{clip}visual.trunk.norm_surprise (2,)",
         "backbone.conv1.weight (2,)",

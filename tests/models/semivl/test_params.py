@@ -14,6 +14,7 @@ from semiovs_jax.convert import main
 from semiovs_jax.models import Functional
 from semiovs_jax.models.clip.file import load_visual
 from semiovs_jax.models.clip.vit import ClipVitConfig, cubic_matrix
+from semiovs_jax.models.semivl.file import load_semivl
 from semiovs_jax.models.semivl.params import (
     STUDENT_RULES,
     convert_label_maker,
@@ -23,7 +24,7 @@ from semiovs_jax.models.semivl.params import (
 )
 from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
 from semiovs_jax.models.semivl.vlg import VlgConfig
-from semiovs_jax.weights.files import save_weights
+from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import WeightMismatchError, find_rule, flatten
 from tests.golden import Golden, golden_path
 from tests.ovs import tiny_clip
@@ -64,7 +65,7 @@ def block(name, width, hidden):
     }
 
 
-def tower(side=2):
+def tower(side=2, layers=2):
     """Shapes of CLIP's image tower by SemiVL's names, as a student has it; the position table is side x side."""
     shapes = {
         "cls_token": (1, 1, 8),
@@ -74,7 +75,7 @@ def tower(side=2):
         **norm("ln1", 8),
         "proj.weight": (6, 8, 1, 1),
     }
-    for i in range(2):
+    for i in range(layers):
         shapes |= block(f"layers.{i}", 8, 24)
     return shapes
 
@@ -106,9 +107,9 @@ def tensors(shapes, seed=0):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def published():
+def published(side=2, layers=2):
     """A state dict with the published names and the widths of TINY; the label maker's table is 3 x 3."""
-    shapes = {f"backbone.{name}": shape for name, shape in tower().items()}
+    shapes = {f"backbone.{name}": shape for name, shape in tower(side, layers).items()}
     shapes |= {f"decode_head.{name}": shape for name, shape in head().items()}
     return tensors(shapes | {f"clip_encoder.{name}": shape for name, shape in tower(side=3).items()})
 
@@ -155,16 +156,45 @@ def test_a_state_dict_fills_a_student_exactly():
     [
         ({"decode_head.up2.conv.4.bias": None}, "without a source:\n    head/ups/1/norm2/bias"),
         ({"backbone.ln1.weight": None}, "without a source:\n    backbone/final_norm/scale"),
-        ({"decode_head.conv_seg.weight": np.zeros((5, 4, 1, 1))}, "no rule names:\n    decode_head.conv_seg.weight"),
-        ({"auxiliary.weight": np.zeros(2)}, "no rule names:\n    auxiliary.weight"),
-        ({"decode_head.skip_proj.1.0.weight": np.zeros((2, 8, 3, 3))}, r"has shape \(3, 3, 8, 2\), the model wants"),
-        ({"decode_head.up3.conv.1.bias": np.zeros(2)}, "no place:\n    decode_head.up3.conv.1.bias"),
+        ({"decode_head.conv_seg.weight": np.zeros((5, 4, 1, 1))}, "no rule matches:\n    decode_head.conv_seg.weight"),
+        ({"auxiliary.weight": np.zeros(2)}, "no rule matches:\n    auxiliary.weight"),
+        ({"decode_head.skip_proj.1.0.weight": np.zeros((2, 8, 3, 3))}, r"has shape \(3, 3, 8, 2\), expected"),
+        ({"decode_head.up3.conv.1.bias": np.zeros(2)}, "not in the model:\n    decode_head.up3.conv.1.bias"),
     ],
 )
 def test_other_state_dicts_are_refused(change, message):
     source = {k: v for k, v in (published() | change).items() if v is not None}
     with pytest.raises(WeightMismatchError, match=message):
         convert_semivl_student(source, *fresh())
+
+
+def test_the_command_writes_a_student_that_is_read_back(tmp_path, capsys):
+    source, out = published(side=4, layers=5), tmp_path / "student.safetensors"
+    save_file({f"module.{name}": value for name, value in source.items()}, tmp_path / "best.safetensors")
+    assert main([str(tmp_path / "best.safetensors"), str(out), "--kind=semivl"]) == 0
+    assert "dropped clip_encoder.layers.0.attn.attn.in_proj_weight\n" in capsys.readouterr().out
+    assert load_weights(out)[1].keys() == {"kind", "config", "source", "source_sha256", "sha256"}
+
+    config, found = load_semivl(str(out))
+    visual = dataclasses.replace(TINY.visual, num_layers=5, image_size=(16, 16))
+    assert config == dataclasses.replace(TINY, visual=visual, out_layers=(0, 4))
+    student = SemiVL(config, 5, image_size=16, rngs=nnx.Rngs(0))
+    functional, params, stats = Functional.create(student)
+    stats = {**stats, "text": np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)}
+    expected, _ = convert_semivl_student(source, params, stats)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    logits, same = functional.apply(found, stats, image, train=False)
+    jax.tree.map(np.testing.assert_array_equal, same, stats)
+    assert logits.shape == (1, 16, 16, 5)
+    np.testing.assert_array_equal(logits, functional.apply(expected, stats, image, train=False)[0])
+
+
+def test_the_command_refuses_a_student_with_other_tensors(tmp_path, capsys):
+    save_file(published() | {"conv_encoder.weight": np.zeros(2)}, tmp_path / "best.safetensors")
+    assert main([str(tmp_path / "best.safetensors"), str(tmp_path / "out"), "--kind=semivl"]) == 2
+    assert re.search(r"no rule matches:\n    conv_encoder\.weight", capsys.readouterr().err)
 
 
 def test_what_is_no_student_is_named():
@@ -252,7 +282,7 @@ def test_a_whole_clip_gives_a_backbone(tmp_path):
 @pytest.mark.parametrize(
     ("visual", "message"),
     [
-        ({"num_layers": 1}, "no place:\n    layers/1"),
+        ({"num_layers": 1}, "not in the model:\n    layers/1"),
         ({"num_layers": 3}, "without a source:\n    layers/2"),
         ({"width": 16}, "wrong shapes"),
         ({"patch_size": 2}, "wrong shapes:\n    patch_embed"),

@@ -16,7 +16,7 @@ from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
-from semiovs_jax.models.clip.file import ClipConfig, save_clip
+from semiovs_jax.models.clip.file import CLIP, ClipConfig
 from semiovs_jax.models.sed.file import load_sed
 from semiovs_jax.ovs import build_ovs, train
 from semiovs_jax.ovs.training import sed as train_sed
@@ -107,8 +107,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ml_collections.ConfigDict
     names = dataset_info("voc21").classes
     words = {name: [f"{name} {i}" for i in range(2 if name == "background" else 1)] for name in names}
     clip = ClipConfig(dataclasses.replace(tiny_sed.CONFIG.visual, widths=(4, 4, 6, 6)), tiny_sed.CONFIG.text)
-    towers = tiny_clip.towers(config=clip)
-    save_clip(folder / "clip.safetensors", clip, towers["visual"], towers["text"], {"source": "a test"})
+    CLIP.save(folder / "clip.safetensors", clip, tiny_clip.towers(config=clip), {"source": "a test"})
     config = ovs_coco_stuff.get_config().unlock()
     config.vocabulary = tiny_clip.write_vocabulary(folder / "words.json", words)
     config.templates = ""
