@@ -9,15 +9,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_pipelines.checking.inputs import check_inputs
 from PIL import Image
 
 from configs import custom
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
+from semiovs_jax.config_checks import inspect
 from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
+
+WEIGHTS = {"model.random_init": True, "ovs.name": "dense_clip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def check(capsys, **changes) -> tuple[int, str]:
     """Runs the command on configs/custom.py; `changes` by dotted key. Returns its status and what it prints."""
     config = custom.get_config().unlock()
     report = changes.pop("json", "")
-    config.update_from_flattened_dict({"data.num_threads": 2, **changes})
+    config.update_from_flattened_dict({**WEIGHTS, "data.num_threads": 2, **changes})
     status = 0
     try:
         check_data.main(SimpleNamespace(config=config.lock(), json=report))
@@ -220,9 +222,9 @@ def test_a_broken_tree_is_told_with_what_to_mend(root, capsys, spoil, parts):
 @pytest.mark.parametrize("spoil", [spoil for spoil, _ in BROKEN if "vocabulary" not in spoil.__name__])
 def test_training_refuses_what_is_a_fault_of_data(root, spoil):
     config = custom.get_config().unlock()
-    config.update_from_flattened_dict(spoil(root) or {})
+    config.update_from_flattened_dict({**WEIGHTS, **(spoil(root) or {})})
     with pytest.raises(InputError):
-        check_inputs(config)
+        inspect(config).usable()
 
 
 def test_all_faults_are_told_at_once_and_the_rest_is_still_looked_at(root, capsys):

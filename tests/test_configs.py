@@ -12,17 +12,16 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from semiovs_jax.recipe import make_student
 
 from configs import context, voc
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
-from semiovs_jax import compile
+from semiovs_jax.experiment import Arguments, abstract_inputs, make_student
 from semiovs_jax.models import Functional
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState, count_parameters
-from semiovs_jax.train_step import make_train_step
+from semiovs_jax.train_step import StepSpec, make_train_step
 from tests.custom_tree import write_custom
 from tests.golden import Golden, golden_path
 
@@ -73,9 +72,9 @@ def test_a_row_that_is_not_there_is_refused_with_those_that_are(argument: str):
         voc.get_config(argument)
 
 
-def _inputs(config: ConfigDict) -> compile.Inputs:
-    """Shapes of everything a run's step is called with."""
-    return compile.abstract_inputs(config, make_mesh(jax.devices()[:1]))
+def _inputs(config: ConfigDict) -> tuple[StepSpec, Arguments]:
+    """A run's step, and the shapes of everything it is called with."""
+    return abstract_inputs(config, make_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -86,19 +85,20 @@ def test_its_run_can_be_built(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         write_custom(tmp_path / config.data.root)
         monkeypatch.chdir(tmp_path)
     dataset = dataset_info(config.data.dataset)
-    inputs = _inputs(config)
-    assert set(inputs.batch) == set(inputs.recipe.method.streams)
+    spec, arguments = _inputs(config)
+    assert set(arguments.batch) == set(spec.method.streams)
     assert load_vocabulary(config.ovs.vocabulary, dataset.num_classes, templates=config.ovs.templates).classes
     if name not in PUBLISHED:
         return
-    state = inputs.state
+    state = arguments.state
     expected = _semivl_parameters() if config.method.name == "semivl" else _deeplab_parameters(dataset.num_classes)
     assert count_parameters(state.params) == expected
-    snapshots = 0 if state.bank is None else count_parameters(state.bank.params)
-    assert snapshots == (8 * expected if config.method.name == "prevmatch" else 0)
+    assert set(state.labelers) == ({"snapshots"} if config.method.name == "prevmatch" else set())
+    for snapshots in state.labelers.values():
+        assert count_parameters(snapshots.params) == 8 * expected
     if config.method.name != "supervised":
         config.method.ood = "none"  # the one flag
-        assert set(_inputs(config).batch) == {"labeled", "unlabeled", "mix"}
+        assert set(_inputs(config)[1].batch) == {"labeled", "unlabeled", "mix"}
 
 
 @pytest.mark.slow
@@ -135,22 +135,21 @@ def _two_steps(config_json: str) -> list[float]:
     """Losses of two steps on random images; configs that are alike once shrunk are run once."""
     config = ConfigDict(json.loads(config_json))
     mesh = make_mesh(jax.devices()[:1])
-    inputs = _inputs(config)
-    student = make_student(config)
-    _, params, batch_stats = Functional.create(student)
-    state = TrainState.create(params, batch_stats, inputs.recipe.optimizer, inputs.recipe.method.bank_capacity)
+    spec, arguments = _inputs(config)
+    _, params, batch_stats = Functional.create(make_student(config, dataset_info(config.data.dataset)))
+    state = TrainState.create(params, batch_stats, spec.optimizer, spec.labelers)
     state = jax.device_put(state, replicated(mesh))
     rng = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         return rng.integers(0, 2 if leaf.dtype == bool else 9, leaf.shape).astype(leaf.dtype)
 
-    batch = shard_batch(jax.tree.map(draw, inputs.batch), mesh)
-    step = make_train_step(inputs.recipe, mesh)
-    frozen_weights = {name: model.weights for name, model in inputs.recipe.frozen.items()}
+    batch = shard_batch(jax.tree.map(draw, arguments.batch), mesh)
+    step = make_train_step(spec, mesh)
+    weights = {name: labeler.weights for name, labeler in spec.labelers.items()}
     losses = []
     for _ in range(2):
-        state, metrics = step(state, batch, frozen_weights)
+        state, metrics = step(state, batch, weights)
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1
     return losses

@@ -6,18 +6,20 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from semiovs_jax.recipe import make_student
 
 from configs import demo
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.experiment import make_student
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.models.clip.file import load_clip
 from semiovs_jax.models.clip.vit import resize_positions
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
 from tests.ovs.tiny_clip import write_clip
+
+SHAPES = dataset_info("shapes")
 
 
 def _config(**changes: Any) -> ConfigDict:
@@ -28,7 +30,7 @@ def _config(**changes: Any) -> ConfigDict:
 
 def test_semivl_starts_with_clips_tower_and_its_words():
     config = _config()
-    params, batch_stats = initial_weights(config, make_student(config))
+    params, batch_stats = initial_weights(config, SHAPES, make_student(config, SHAPES))
     clip = load_clip("shapes_clip")
     positions = resize_positions(clip.visual["pos_embed"], (14, 14), (4, 4))
     expected = {**clip.visual, "pos_embed": np.asarray(positions)}
@@ -41,7 +43,7 @@ def test_semivl_starts_with_clips_tower_and_its_words():
 
 def test_random_students_have_words_too():
     config = _config(**{"model.random_init": True})
-    _, batch_stats = initial_weights(config, make_student(config))
+    _, batch_stats = initial_weights(config, SHAPES, make_student(config, SHAPES))
     np.testing.assert_allclose(np.linalg.norm(batch_stats["text"], axis=-1), 1, rtol=1e-6)
 
 
@@ -58,10 +60,10 @@ def test_random_students_have_words_too():
 def test_what_cannot_be_started_with_is_refused(changes: dict[str, Any], message: str):
     config = _config(**changes)
     with pytest.raises(InputError, match=message):
-        initial_weights(config, make_student(config))
+        initial_weights(config, SHAPES, make_student(config, SHAPES))
 
 
 def test_words_of_another_clip_are_refused(tmp_path):
     config = _config(**{"clip.weights": write_clip(tmp_path / "clip.safetensors")})
     with pytest.raises(InputError, match=r"embeds text in 6 channels, .*'clip_vit_shapes' images in 64"):
-        initial_weights(config, make_student(config))
+        initial_weights(config, SHAPES, make_student(config, SHAPES))

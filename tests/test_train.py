@@ -89,13 +89,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
 
 
 @pytest.mark.slow
-def test_prevmatch_killed_goes_on_bit_for_bit_with_its_bank(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_prevmatch_killed_goes_on_bit_for_bit_with_its_snapshots(folder: Path, monkeypatch: pytest.MonkeyPatch):
     # mu is 0 in the first epoch; six steps of two images are one epoch of the twelve unlabeled ones.
     config = shrunk_demo(
         folder,
         **{
             "method.name": "prevmatch",
-            "method.bank.confidence_threshold": 0.0,
+            "method.snapshots.confidence_threshold": 0.0,
             "train.steps": 12,
             "train.panel_images": 0,
         },
@@ -113,7 +113,7 @@ def test_prevmatch_killed_goes_on_bit_for_bit_with_its_bank(folder: Path, monkey
         with pytest.raises(ConnectionAbortedError):
             train.train_and_evaluate(config, killed)
     saved = _state(killed, 8)
-    assert saved["bank"]["pushed"] > 0
+    assert saved["labelers"]["snapshots"]["pushed"] > 0
     train.train_and_evaluate(config, killed)
     _assert_same_state(whole, killed, 12)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -174,7 +174,7 @@ def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Pa
         ({"ovs.weights": "none.safetensors"}, r"none\.safetensors"),
         ({"ovs.labels": "guessed"}, r"config\.ovs\.labels='guessed'"),
         ({"batch_size": 3}, r"config\.batch_size=3 cannot be split over 2 devices"),
-        ({"method.name": "fixmatch"}, r"is no method"),
+        ({"method.name": "fixmatch"}, r"config\.method\.name='fixmatch': no such method"),
         ({"train.steps": 0, "train.epochs": 0}, r"make no step"),
         ({"eval.window": 999}, r"config\.eval\.window=999 is larger than a validation image"),
     ],
