@@ -183,7 +183,7 @@ def test_bar_on_a_terminal():
     terminal = Terminal()
     progress = Progress(100, 10, terminal)
     progress.show(50, {"loss": 0.123456}, 87.65, 61)
-    progress.say("words")
+    progress.write("words")
     progress.close()
     shown = terminal.getvalue()
     assert "50/100 [" in shown
