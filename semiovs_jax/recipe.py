@@ -14,7 +14,7 @@ from semiovs_jax.methods import Method, make_method
 from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.maskclip import build_label_maker
+from semiovs_jax.ovs.maskclip import build_maskclip_labeler
 from semiovs_jax.train_step import Recipe
 
 
@@ -57,7 +57,7 @@ def build_frozen_labelers(config: ml_collections.ConfigDict, method: Method) -> 
     if needs_ovs(config, method, "online"):
         frozen["ovs"] = build_ovs(config.ovs, num_classes)
     if "dense_clip" in method.labeled_by:
-        frozen["dense_clip"] = build_label_maker(config.clip, num_classes, image_size=config.data.crop_size)
+        frozen["dense_clip"] = build_maskclip_labeler(config.clip, num_classes, image_size=config.data.crop_size)
     return frozen
 
 

@@ -186,7 +186,7 @@ def _cached_label(stream: Mapping[str, jax.Array], *, with_confidence: bool) -> 
 def _online_label(stream: Mapping[str, jax.Array], model: OVS, weights: Any) -> PseudoLabel:
     image = augment.as_float(stream["image"])
     _, height, width, _ = image.shape
-    found = model.label(weights, image, canvas=(height, width))
+    found = model.label(weights, image, label_size=(height, width))
     return found._replace(valid=found.valid & stream["valid"])
 
 

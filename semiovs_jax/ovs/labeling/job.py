@@ -175,14 +175,14 @@ class Job:
     @functools.cached_property
     def _blank(self) -> np.ndarray:
         """A prepared image without content: the shape and dtype of all of them."""
-        return self.ovs.prepare(np.zeros((8, 8, 3), np.uint8))
+        return self.ovs.preprocess(np.zeros((8, 8, 3), np.uint8))
 
     def _label_function(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
         @functools.partial(jax.jit, static_argnames="canvas", out_shardings=batch_sharding(self.mesh))
         def label_planes(
             weights: Any, image: jax.Array, size: jax.Array, *, canvas: Size
         ) -> tuple[jax.Array, jax.Array]:
-            found = self.ovs.label(weights, image.astype(jnp.float32), canvas=canvas, size=size)
+            found = self.ovs.label(weights, image.astype(jnp.float32), label_size=canvas, size=size)
             label = jnp.where(found.valid, found.label, self.ignore_index)
             confidence = jnp.where(found.valid, jnp.round(255 * found.confidence), 0)
             return label.astype(jnp.uint8), confidence.astype(jnp.uint8)
@@ -205,7 +205,7 @@ class Job:
         image = self.bad.read(record, decode_image)
         if image is None:
             return None
-        return _Image(record.id, self.ovs.prepare(image), image.shape[:2])
+        return _Image(record.id, self.ovs.preprocess(image), image.shape[:2])
 
     def _batch(self, group: Group, decoded: _Decoded) -> tuple[Any, Any]:
         """Squares [rows, S, S, 3] and sizes int32 [rows, 2] on the devices; empty rows are zeros."""
