@@ -62,7 +62,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.method.maskclip.confidence_threshold = 0.9
 
     config.ovs = ConfigDict()
-    config.ovs.name = "sed"  # or "dense_clip", which is light
+    config.ovs.name = "sed"  # or "maskclip", which is light: a module of semiovs_jax/ovs
     config.ovs.weights = "weights/sed_large.safetensors"  # python -m semiovs_jax.convert sed_model_large.pth ...
     config.ovs.vocabulary = "voc21"  # semiovs_jax/ovs/vocabularies/<name>.json, or a path
     config.ovs.templates = "imagenet80"  # semiovs_jax/ovs/templates/<name>.json, or a path; "": the vocabulary's own

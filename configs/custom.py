@@ -12,7 +12,7 @@ Needs, below data/custom (or anywhere: --config.data.root=...; README.md shows t
 and weights, made once with
     python -m semiovs_jax.convert resnet50.pth weights/resnet50.safetensors --kind=resnet
     python -m semiovs_jax.convert sed_model_large.pth weights/sed_large.safetensors --kind=sed
-A light OVS instead of SED: --config.ovs.name=dense_clip --config.ovs.weights=weights/clip.safetensors (--kind=clip)
+A light OVS instead of SED: --config.ovs.name=maskclip --config.ovs.weights=weights/clip.safetensors (--kind=clip)
 --config.ovs.image_size=448. Without OOD images, vocabulary and OVS: --config.method.ood=none. Without unlabeled images:
 --config.method.name=supervised beside it.
 

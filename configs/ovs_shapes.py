@@ -1,4 +1,4 @@
-"""A tiny CLIP by which dense CLIP labels the embedded benchmark's out-of-distribution images.
+"""Trains a tiny CLIP. MaskCLIP labels the embedded benchmark's out-of-distribution images with it.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_shapes.py --workdir=runs/ovs_shapes
     cp runs/ovs_shapes/shapes_clip.safetensors semiovs_jax/weights/shipped/
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ml_collections.ConfigDict:
     """The experiment's locked config."""
     config = ConfigDict()
-    config.kind = "dense_clip"
+    config.kind = "maskclip"
     config.seed = 0
     config.vocabulary = "shapes"
 

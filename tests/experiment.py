@@ -24,7 +24,7 @@ def shrunk_demo(folder: Path, **changes) -> ml_collections.ConfigDict:
             "data.root": str(root),
             "data.ood_root": str(root / "ood" / "JPEGImages"),
             "data.crop_size": 33,
-            "ovs.name": "dense_clip",
+            "ovs.name": "maskclip",
             "ovs.weights": str(folder / "clip.safetensors"),
             "ovs.image_size": 32,
             "ovs.labels_dir": str(folder / "labels"),

@@ -43,17 +43,17 @@ class ColorOVS:
     num_classes: int = 21
     weights: Any = dataclasses.field(default_factory=lambda: {"gain": jnp.float32(1 / 32)})
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
         return resize_image(image, (self.image_size, self.image_size))
 
-    def label(self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None):
+    def label(self, weights: Any, image: jax.Array, *, label_size: tuple[int, int], size: jax.Array | None = None):
         scores = jnp.concatenate([jnp.full_like(image[..., :1], 80.0), image], axis=-1) * weights["gain"]
-        resized = resize_bilinear(scores, canvas, align_corners=False, target_size=size)
+        resized = resize_bilinear(scores, label_size, align_corners=False, target_size=size)
         probabilities = jax.nn.softmax(resized, axis=-1)
         confidence = probabilities.max(-1)
         valid = confidence > 0.3
         if size is not None:
-            valid &= inside(size, canvas)
+            valid &= inside(size, label_size)
         return PseudoLabel(probabilities.argmax(-1).astype(jnp.int32), confidence, valid)
 
 

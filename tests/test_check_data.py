@@ -19,7 +19,7 @@ from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
 
-WEIGHTS = {"model.random_init": True, "ovs.name": "dense_clip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
+WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def shrunk_custom():
             "data.num_threads": 2,
             "model.backbone": "resnet_tiny",
             "model.random_init": True,
-            "ovs.name": "dense_clip",
+            "ovs.name": "maskclip",
             "ovs.weights": "weights/clip.safetensors",
             "ovs.templates": "",
             "ovs.image_size": 32,

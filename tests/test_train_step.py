@@ -229,8 +229,8 @@ class _ConstantOVS:
     weights = np.int32(2)
     num_classes, image_size, fingerprint = CLASSES, SIZE, "constant"
 
-    def label(self, weights, image, *, canvas, size=None):
-        shape = (image.shape[0], *canvas)
+    def label(self, weights, image, *, label_size, size=None):
+        shape = (image.shape[0], *label_size)
         valid = jnp.ones(shape, bool).at[:, 0].set(False)
         return PseudoLabel(jnp.full(shape, weights, jnp.int32), jnp.full(shape, 0.5), valid)
 

@@ -1,1 +1,1 @@
-"""Measured claims of the project, each one command."""
+"""Benchmarks of the project. Each one is a command."""

@@ -2,8 +2,8 @@
 
 Trains each row of the table below with several seeds on "shapes", prints mean and standard deviation of the last and
 the best mIoU, and exits with status 1 unless SemiOVS on each method beats that method without OVS labels by more than
-both standard deviations. The rows with a threshold on OVS confidence, and with labels of dense CLIP instead of SED,
-are there to compare. Killed and started again, it goes on with the run that was cut off.
+both standard deviations. Two rows are for comparison only: a threshold on OVS confidence, and labels of MaskCLIP
+instead of SED. If it is killed and started again, it continues with the interrupted run.
 """
 
 import json
@@ -24,10 +24,10 @@ from semiovs_jax.runtime.config_files import load_config
 OURS = "SemiOVS"
 THRESHOLD = 0.7  # of OVS confidence
 
-# PrevMatch learns from snapshots that were the best so far, and looks for one every epoch.
+# PrevMatch takes a snapshot whenever an evaluation is the best so far, and evaluates after every epoch.
 _PREVMATCH = {"method.name": "prevmatch", "train.eval_every_steps": 0}
 
-# SemiVL at the size of the shipped CLIP, which is its backbone, its label maker and its text tower.
+# SemiVL at the size of the shipped CLIP, which is its backbone, its frozen labeler and its text tower.
 _SEMIVL = {
     "method.name": "semivl",
     "model.backbone": "clip_vit_shapes",
@@ -38,7 +38,7 @@ _SEMIVL = {
     "clip.class_prompt": "{}",
     "clip.layers": "",
     "data.crop_size": 64,
-    "train.steps": 200,  # a third of the others', at three times their time a step
+    "train.steps": 200,  # a third of the other rows, because a step takes three times as long
     "train.eval_every_steps": 100,
     "train.checkpoint_every_steps": 100,
     "optim.name": "adamw",
@@ -51,18 +51,18 @@ _SEMIVL = {
     "eval.stride": 48,
 }
 
-# What each row changes in `configs/demo.py`.
+# The changes of each row to `configs/demo.py`.
 ROWS: dict[str, dict[str, Any]] = {
     "supervised": {"method.name": "supervised", "method.ood": "none"},
     "UniMatch": {"method.ood": "none"},
     "UniMatch, OOD as unlabeled": {"method.ood": "unlabeled"},
     f"SemiOVS, OVS confidence >= {THRESHOLD}": {"method.ood": "ovs", "method.ovs_threshold": THRESHOLD},
-    "SemiOVS, dense CLIP labels": {
+    "SemiOVS, MaskCLIP labels": {
         "method.ood": "ovs",
-        "ovs.name": "dense_clip",
+        "ovs.name": "maskclip",
         "ovs.weights": "shapes_clip",
         "ovs.image_size": 112,
-        "ovs.labels_dir": "data/shapes/ovs_dense_clip",
+        "ovs.labels_dir": "data/shapes/ovs_maskclip",
     },
     OURS: {"method.ood": "ovs"},
     "PrevMatch": {**_PREVMATCH, "method.ood": "none"},
@@ -71,7 +71,7 @@ ROWS: dict[str, dict[str, Any]] = {
     f"{OURS} on SemiVL": {**_SEMIVL, "method.ood": "ovs"},
 }
 
-# By row with OVS labels, the rows that it has to beat.
+# For each row with OVS labels, the rows that it must beat.
 CLAIMS = {
     OURS: ("supervised", "UniMatch", "UniMatch, OOD as unlabeled"),
     f"{OURS} on PrevMatch": ("PrevMatch",),
@@ -80,21 +80,21 @@ CLAIMS = {
 
 
 def row_config(changes: Mapping[str, Any], seed: int) -> ml_collections.ConfigDict:
-    """The demo's config with a row's changes and a seed, locked."""
+    """The locked config of `configs/demo.py` with the changes of a row and a seed."""
     config = load_config("configs/demo.py")
     config.update_from_flattened_dict({**changes, "seed": seed, "train.panel_images": 0})
     return config.lock()
 
 
 def run_row(name: str, seed: int, workdir: Path) -> dict[str, float]:
-    """Trains one row with one seed, unless that is done; returns its last and best mIoU and its steps a second."""
+    """Trains one row with one seed, unless it is finished; returns the last and the best mIoU and the seconds."""
     from semiovs_jax.train import train_and_evaluate
 
     folder = workdir / re.sub(r"[^a-z0-9.]+", "_", name.lower()) / f"seed{seed}"
     result = folder / "result.json"
     if not result.exists():
         train_and_evaluate(row_config(ROWS[name], seed), folder)
-    if not result.exists():  # stopped by a signal: its checkpoint is saved
+    if not result.exists():  # preempted: its checkpoint is saved
         sys.exit(1)
     found = json.loads(result.read_text(encoding="utf-8"))
     return {
@@ -105,7 +105,7 @@ def run_row(name: str, seed: int, workdir: Path) -> dict[str, float]:
 
 
 def format_results(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table of mean and standard deviation (of a sample) over seeds, mIoU in percent."""
+    """Formats a table: mean and sample standard deviation over seeds, mIoU in percent."""
     width = max(map(len, results))
     lines = [f"{'mIoU (%)':<{width}}   last          best          seconds a run"]
     for name, runs in results.items():
@@ -115,7 +115,7 @@ def format_results(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def claims_that_hold(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, bool]:
-    """By key of `CLAIMS`, whether it beats all its rows, in last and best mIoU, by more than both deviations."""
+    """For each key of `CLAIMS`, whether it beats all its rows in last and best mIoU by more than both deviations."""
     return {
         ours: all(_beats(results[ours], results[name], key) for name in others for key in ("last", "best"))
         for ours, others in CLAIMS.items()
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(flags.FLAGS.workdir)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     try:
-        # Seed by seed, so that an unfinished benchmark already compares all rows.
+        # Seeds in the outer loop: an unfinished benchmark already compares all rows.
         for seed in range(flags.FLAGS.seeds):
             for name in ROWS:
                 print(f"{name}, seed {seed}", flush=True)
@@ -159,5 +159,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     tune_process()
     flags.DEFINE_string("workdir", "runs/claims", "Folder of the runs and of claims.json.")
-    flags.DEFINE_integer("seeds", 3, "How often each row is trained.", lower_bound=1)
+    flags.DEFINE_integer("seeds", 3, "Number of seeds of each row.", lower_bound=1)
     app.run(main)

@@ -1,12 +1,12 @@
-"""What the input costs, beside a PyTorch loader: python -m semiovs_jax.benchmarks.data.
+"""Measures the cost of the input pipeline and of a PyTorch loader: python -m semiovs_jax.benchmarks.data.
 
-Writes synthetic photographs and prints, measured on them: the processor time of an image's decoding, scaling and
-cropping; images a second and core of each stream; batches of all four streams; the share of a run for which its device
-would wait; and what the views cost that we make on the device and PyTorch's loader on the host. Where PyTorch and
-torchvision are installed (extra `bench`), their loader for the same streams is measured in turn with ours.
+Writes synthetic photographs and prints: the processor time to decode, scale and crop an image; images per second and
+core of each stream; batches per second of all four streams; the share of a run for which the device would wait; and the
+cost of the views that this project makes on the device and PyTorch's loader on the host. If PyTorch and torchvision are
+installed (extra `bench`), their loader for the same streams is measured alternately with ours.
 
-Each measurement is a process of its own, so that neither side's threads and imports burden the other. Rates per core
-divide by the processor time that the process and its workers used, which holds on a machine that others use, too.
+Each measurement runs in its own process, so that threads and imports of one side do not slow the other. Rates per core
+divide by the processor time of the process and its workers, so they are valid on a shared machine, too.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from semiovs_jax.runtime.config_files import load_config
 
 _CONFIG = "configs/voc92.py"
 
-# How often each stage runs for the four images and two labels in a row of a batch.
+# How often each stage runs for one row of a batch, which has four images and two labels.
 _STAGES_OF_A_ROW = {
     "image: read, decode": 4,
     "image: scale, crop, flip": 4,
@@ -52,7 +52,7 @@ _STAGES_OF_A_ROW = {
 
 
 def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.ConfigDict:
-    """The published data settings, reading the photographs below `root` in every stream."""
+    """The published data settings. Every stream reads the photographs below `root`."""
     config = load_config(_CONFIG).unlock().data
     config.update(
         dataset=photographs.DATASET,
@@ -69,7 +69,7 @@ def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.
 def our_batches(
     config: ml_collections.ConfigDict, batch_size: int, streams: Sequence[str] = STREAMS
 ) -> Iterator[dict[str, Any]]:
-    """Batches of our loader, OOD images with cached labels; the published methods need no confidence of theirs."""
+    """Batches of our loader. OOD images have cached labels without confidence, as in the published methods."""
     splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
     sources = train_sources(splits, streams, labels=open_label_cache(Path(config.root)), confidence=False)
     options = Options.read(config)
@@ -77,7 +77,7 @@ def our_batches(
 
 
 def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
-    """Processor time of each stage of one image in one thread: medians over rounds."""
+    """Processor time of each stage for one image in one thread, in milliseconds: medians over rounds."""
     config = data_config(root, crop_size, num_threads=1)
     info, rng = dataset_info(config.dataset), np.random.default_rng(0)
     files = {
@@ -103,7 +103,7 @@ def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int,
     }
     seconds = np.zeros((rounds, len(stages)))
     for number in range(rounds):
-        # The allocator keeps freed memory up to the size of the largest block that it has seen: in a loader, a batch.
+        # The allocator keeps freed memory up to the size of the largest block so far; in a loader, that is a batch.
         np.ones((batch_size, crop_size, crop_size, 3), np.uint8)
         for index in range(images):
             for column, stage in enumerate(stages.values()):
@@ -114,7 +114,7 @@ def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int,
 
 
 def view_usage(batch: dict[str, Any], batches: int) -> Usage:
-    """What the train step's own views of a batch take on this processor: weak, strong, CutMix, normalization."""
+    """Cost on this processor of the views that the train step makes: weak, strong, CutMix, normalization."""
     import jax
 
     from semiovs_jax.methods import make_method
@@ -137,7 +137,7 @@ def view_usage(batch: dict[str, Any], batches: int) -> Usage:
 
 
 def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
-    """One measurement, as a dictionary that JSON can hold."""
+    """Runs one measurement; returns plain data."""
     config = data_config(root, arguments.crop_size, arguments.num_threads)
     side, _, detail = part.partition("/")
     if side == "stages":
@@ -159,7 +159,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
 
 
 def _measured(part: str, root: Path) -> dict[str, Any]:
-    """`run_part` in a process of its own."""
+    """Calls `run_part` in a new process."""
     command = [sys.executable, "-m", "semiovs_jax.benchmarks.data", *sys.argv[1:], f"--part={part}", f"--root={root}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -167,7 +167,7 @@ def _measured(part: str, root: Path) -> dict[str, Any]:
 
 
 def print_report(root: Path, arguments: Any) -> None:
-    """Measures and prints everything."""
+    """Runs all measurements and prints them."""
     height, width = photographs.SIZE
     length = sum(path.stat().st_size for path in (root / "images").iterdir()) / arguments.images
     print(
@@ -217,7 +217,7 @@ def print_report(root: Path, arguments: Any) -> None:
         row = "   ".join(f"{step}: {100 * share:.0f} %" for step, share in shares.items())
         print(f"  {name:<43}{row}", flush=True)
     if not pairs:
-        print("\nPyTorch's loader is measured beside ours where torch and torchvision are: pip install '.[bench]'")
+        print("\nPyTorch's loader was not measured, because torch or torchvision is missing: pip install '.[bench]'")
 
 
 def _usage(part: str, root: Path) -> Usage:
@@ -234,7 +234,7 @@ def _print_row(name: str, values: Sequence[float]) -> None:
 
 
 def _print_split(stages: dict[str, float], usages: Sequence[Usage], batch_size: int) -> None:
-    """Prints what a batch's processor time goes into."""
+    """Prints the processor time of a batch by stage."""
     split = {name: count * batch_size * stages[name] for name, count in _STAGES_OF_A_ROW.items()}
     whole = 1e3 / float(np.median([usage.per_core_second for usage in usages]))
     print("\nours, core-ms a batch")
@@ -247,7 +247,7 @@ def _has_torch() -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the photographs and prints the report, or measures the part that is asked for."""
+    """Writes the photographs and prints the report, or runs the one measurement of `--part`."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     arguments = flags.FLAGS
@@ -262,16 +262,18 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     tune_process()
-    flags.DEFINE_integer("images", 128, "Photographs that are written, and read by every stream.", lower_bound=1)
+    flags.DEFINE_integer(
+        "images", 128, "Number of photographs to write. Every stream reads all of them.", lower_bound=1
+    )
     flags.DEFINE_integer("batch_size", 8, "Images of each stream in a batch.", lower_bound=1)
     flags.DEFINE_integer("crop_size", 321, "Side of the square crop.", lower_bound=1)
     flags.DEFINE_integer("num_threads", os.cpu_count(), "Threads of our loader.", lower_bound=1)
     flags.DEFINE_integer(
-        "torch_workers", 1, "Processes of each stream's PyTorch loader; the official trainer's number."
+        "torch_workers", 1, "Worker processes of each stream's PyTorch loader; the official trainer uses 1."
     )
-    flags.DEFINE_integer("batches", 20, "Batches of a round.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "How often a rate is measured.", lower_bound=1)
-    flags.DEFINE_list("step_ms", ["50", "100", "200"], "Durations of a step for which starvation is measured.")
+    flags.DEFINE_integer("batches", 20, "Number of batches in a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each rate.", lower_bound=1)
+    flags.DEFINE_list("step_ms", ["50", "100", "200"], "Step durations for which starvation is measured.")
     flags.DEFINE_string("part", "", "Measure only this and print JSON.")
-    flags.DEFINE_string("root", "", "Folder of photographs that --part reads.")
+    flags.DEFINE_string("root", "", "Folder of the photographs, for --part.")
     app.run(main)

@@ -1,8 +1,8 @@
-"""The loader on very many shards' records: python -m semiovs_jax.benchmarks.endurance.
+"""Measures the loader on many records in shards: python -m semiovs_jax.benchmarks.endurance.
 
-Writes OOD photographs, small ones, as shards with cached labels as shards beside them, and prints, measured in a fresh
-process: the time from its start to the first batch of all four streams, its memory over many batches, and the time in
-which another loader goes on from the middle, with equal batches.
+Writes shards of small OOD photographs and shards of their cached labels. A new process then measures and prints: the
+time from its start to the first batch of all four streams, its memory over many batches, and the time that another
+loader needs to resume in the middle. The resumed batch must be equal.
 """
 
 import concurrent.futures
@@ -36,19 +36,19 @@ from semiovs_jax.runtime.command import tune_process
 
 SIZE = (96, 128)  # of the photographs: height, width
 CROP_SIZE, BATCH_SIZE, NUM_THREADS = 64, 4, 2
-_DRAWN = 64  # different photographs, which return under other ids
+_DRAWN = 64  # different photographs, which are repeated with other ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Endurance:
-    """What was measured.
+    """The measurements.
 
     Attributes:
-        first_batch_seconds: From the start of a process, imports and checks included, to its first batch.
-        memory: MiB that the process held after each twentieth of the batches, from the first one on.
-        restore_seconds: From a saved position to the batch there, in a loader that was made before.
-        reopen_seconds: The same with making the loader.
-        equal: Whether that batch equals the one that the first loader gave there.
+        first_batch_seconds: From the start of the process to its first batch, including imports and checks.
+        memory: Memory of the process in MiB after each twentieth of the batches.
+        restore_seconds: From a saved position to the batch there, in an open loader.
+        reopen_seconds: The same, including the time to open the loader.
+        equal: Whether that batch equals the batch of the first loader at the same position.
     """
 
     first_batch_seconds: float
@@ -61,7 +61,7 @@ class Endurance:
 def write_records(root: Path, records: int, shards: int) -> None:
     """Writes `records` OOD images in `root`/ood and their labels in `root`/ovs, in `shards` shards each.
 
-    `root` holds the files of `photographs.write_photographs`, from which they are made.
+    The images and labels are those that `photographs.write_photographs` wrote to `root`.
     """
     images = [path.read_bytes() for path in sorted((root / "images").iterdir())]
     ids = [f"{number:07d}" for number in range(records)]
@@ -80,12 +80,12 @@ def write_records(root: Path, records: int, shards: int) -> None:
 
 
 def measure(root: Path, batches: int, started: float) -> Endurance:
-    """Takes batches of the records that `write_records` wrote.
+    """Reads batches of the records that `write_records` wrote.
 
     Args:
-      root: As of `write_records`.
-      batches: How many.
-      started: When this process was started, in seconds of `time.time`.
+      root: as in `write_records`.
+      batches: number of batches.
+      started: the time at which this process was started, in seconds of `time.time`.
     """
     iterator = _open(root)
     next(iterator)
@@ -134,16 +134,16 @@ def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:
 
 
 def _memory_mib() -> float:
-    """Resident memory of this process, from Linux's /proc."""
+    """Resident memory of this process (Linux only)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def print_report(found: Endurance, arguments: Any) -> None:
-    """Prints what was measured."""
+    """Prints the measurements."""
     height, width = SIZE
     print(
-        f"{arguments.records} OOD records of {width}x{height} in {arguments.shards} shards, labels likewise; crop "
+        f"{arguments.records} OOD records of {width}x{height} in {arguments.shards} shards, and as many labels; crop "
         f"{CROP_SIZE}, {BATCH_SIZE} images of each stream in a batch, {NUM_THREADS} threads\n"
         f"  start of the process to the first batch    {found.first_batch_seconds:8.2f} s\n"
         f"  memory over {arguments.batches} batches{'':<17} {min(found.memory):8.1f} to {max(found.memory):.1f} MiB, "
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     tune_process()
-    flags.DEFINE_integer("records", 100_000, "OOD records.", lower_bound=1)
-    flags.DEFINE_integer("shards", 100, "Shards that hold them.", lower_bound=1)
-    flags.DEFINE_integer("batches", 10_000, "Batches that are taken.", lower_bound=20)
+    flags.DEFINE_integer("records", 100_000, "Number of OOD records.", lower_bound=1)
+    flags.DEFINE_integer("shards", 100, "Number of shards.", lower_bound=1)
+    flags.DEFINE_integer("batches", 10_000, "Number of batches to read.", lower_bound=20)
     app.run(main)

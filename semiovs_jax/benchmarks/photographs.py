@@ -1,4 +1,4 @@
-"""Synthetic photographs with labels, written to disk, on which a loader has as much to do as on real ones."""
+"""Synthetic photographs with labels. Loading them costs as much as loading real ones."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ DATASET = "voc21"
 _JPEG_QUALITY = 90
 _ROUGHNESS = 1.3  # amplitudes fall with this power of the frequency: about 80 kB an image of this size
 _COLOR_ROUGHNESS = 1.8  # colors vary more slowly than brightness
-_OBJECTS = 5  # classes in a label beside background
+_OBJECTS = 5  # classes in a label, without background
 
 
 def draw_photograph(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +35,8 @@ def draw_photograph(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> t
 def write_photographs(root: Path, count: int, size: tuple[int, int] = SIZE, seed: int = 0) -> None:
     """Writes `count` photographs below `root`, each with a label, a pseudo-label and a confidence.
 
-    Images are JPEGs, labels palette PNGs and confidences gray PNGs, as `semiovs_jax.label` writes them; `train.txt`
-    lists them all.
+    Images are JPEGs. Labels are palette PNGs and confidences gray PNGs, as `semiovs_jax.label` writes them. `train.txt`
+    lists all of them.
     """
     palette = dataset_info(DATASET).palette.ravel().tolist()
     for folder in ("images", "labels", "confidence"):

@@ -1,8 +1,8 @@
-"""Time, memory and FLOPs of labeling one image with SED: python -m semiovs_jax.benchmarks.sed.
+"""Measures time, memory and FLOPs of labeling one image with SED: python -m semiovs_jax.benchmarks.sed.
 
-Weights are random and of published size, the vocabulary is random and as long as COCO-Stuff's: nothing is fetched. Each
-path runs in a process of its own, so that its peak memory is its own. Random weights make no sensible labels; how far
-the paths agree on trained ones is measured by `semiovs_jax.benchmarks.sed_agreement`.
+Weights are random and of published size. The text embeddings are random, as many as COCO-Stuff has classes. Nothing is
+downloaded. Each path runs in its own process, which gives its peak memory. Labels of random weights are meaningless;
+`semiovs_jax.benchmarks.sed_agreement` compares the labels of the paths with trained weights.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ MODELS = {
     ),
 }
 
-# The paths that are compared: what each changes.
+# The settings of each compared path.
 PATHS: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"top_k": 1}}
 
 
@@ -43,9 +43,9 @@ def random_sed(model: str, num_concepts: int, image_size: int, seed: int = 0) ->
 
     Args:
       model: a key of `MODELS`.
-      num_concepts: concepts of the vocabulary, a class each.
-      image_size: side of the square the image tower sees.
-      seed: of the weights.
+      num_concepts: number of concepts, each a class of its own.
+      image_size: side of the square input of the image tower, in pixels.
+      seed: seed of the weights.
     """
     visual_config, config = MODELS[model]
     make = {
@@ -73,9 +73,9 @@ def random_sed(model: str, num_concepts: int, image_size: int, seed: int = 0) ->
 
 
 def flops(sed: Sed) -> float:
-    """FLOPs of one image's probabilities as compiled, a multiplication and an addition counted as two.
+    """FLOPs of the compiled probabilities of one image. A multiplication with an addition counts as two.
 
-    The compiler counts the body of a loop once: `sed` must compute all classes at once.
+    The compiler counts the body of a loop once, so `sed` must compute all concepts at once (`class_chunk` 0).
     """
     image = jax.ShapeDtypeStruct((1, sed.image_size, sed.image_size, 3), np.float32)
     cost = jax.jit(sed.probabilities).lower(sed.weights, image).compile().cost_analysis()
@@ -84,28 +84,28 @@ def flops(sed: Sed) -> float:
 
 
 def patchwork(side: int, patches: int = 4) -> np.ndarray:
-    """An image of `patches` x `patches` random colors, float32 [1, side, side, 3]: pixels agree, as in photographs."""
+    """An image of `patches` x `patches` random colors, float32 [1, side, side, 3]: smooth areas, as in photographs."""
     colors = np.random.default_rng(0).uniform(0, 255, (patches, patches, 3))
     return np.asarray(jax.image.resize(colors[None], (1, side, side, 3), "nearest"), np.float32)
 
 
-def measure(sed: Sed, canvas: tuple[int, int], repeats: int) -> dict[str, float]:
-    """Labels one image.
+def measure(sed: Sed, label_size: tuple[int, int], repeats: int) -> dict[str, float]:
+    """Measures the labeling of one image.
 
     Args:
       sed: the model.
-      canvas: height and width of the label.
-      repeats: how often, after a first time that is not counted.
+      label_size: (height, width) of the label.
+      repeats: number of timed runs, after one that is not timed.
 
     Returns:
-      Median seconds and core-seconds of one image, seconds of compilation, this process's peak memory in bytes, and
-      how many concepts were kept to the end.
+      Median seconds and core-seconds of one image, seconds of compilation, peak memory of this process in bytes, and
+      the number of concepts that were not pruned.
     """
 
     def run(weights: Any, image: jax.Array) -> tuple[PseudoLabel, jax.Array]:
         probabilities = sed.probabilities(weights, image)
         kept = jnp.count_nonzero(probabilities.max((0, 2, 3)))
-        return label_probabilities(probabilities, sed.class_of_concept, canvas), kept
+        return label_probabilities(probabilities, sed.class_of_concept, label_size), kept
 
     image = patchwork(sed.image_size)
     start = time.perf_counter()
@@ -128,14 +128,14 @@ def measure(sed: Sed, canvas: tuple[int, int], repeats: int) -> dict[str, float]
 
 
 def _in_process(path: str) -> dict[str, float]:
-    """`measure` of a path in a process of its own."""
+    """Measures a path in a new process."""
     command = [sys.executable, "-m", "semiovs_jax.benchmarks.sed", *sys.argv[1:], f"--path={path}"]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures the path that is asked for, or all of them and the FLOPs."""
+    """Measures the path of `--path`, or all paths and the FLOPs."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     arguments = flags.FLAGS
@@ -160,11 +160,11 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     tune_process()
     flags.DEFINE_enum("model", "base", list(MODELS), "Which published size.")
-    flags.DEFINE_integer("concepts", 171, "Concepts of the vocabulary.", lower_bound=1)
-    flags.DEFINE_integer("image_size", 768, "Side of the square the image tower sees.", lower_bound=32)
+    flags.DEFINE_integer("concepts", 171, "Number of concepts.", lower_bound=1)
+    flags.DEFINE_integer("image_size", 768, "Side of the square input of the image tower.", lower_bound=32)
     flags.DEFINE_integer("height", 375, "Height of the label.", lower_bound=1)
     flags.DEFINE_integer("width", 500, "Width of the label.", lower_bound=1)
     flags.DEFINE_integer("class_chunk", 9, "Concepts computed at a time.", lower_bound=0)
-    flags.DEFINE_integer("repeats", 3, "Timed images.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "Number of timed runs.", lower_bound=1)
     flags.DEFINE_enum("path", None, list(PATHS), "Measure only this path and print JSON.")
     app.run(main)

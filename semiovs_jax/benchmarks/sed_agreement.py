@@ -1,9 +1,9 @@
-"""How far SED's faster paths label as its exact one does.
+"""Measures how many labels of SED's faster paths agree with its exact path.
 
     python -m semiovs_jax.benchmarks.sed_agreement --config=configs/demo.py
 
-Labels the config's OOD images with the exact path in float32, and with what trades exactness for speed: the fast path,
-which keeps the concepts that are among the best k of some pixel, and bfloat16.
+Labels the OOD images of a config with the exact path in float32, and with two approximations: the fast path, which
+keeps the concepts that are among the best k of any pixel, and bfloat16.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
 from data_pipelines.loading.streams import open_config_split
-from semiovs_jax.ovs.sed import Sed, build_sed
+from semiovs_jax.ovs import sed as sed_model
+from semiovs_jax.ovs.sed import Sed
 from semiovs_jax.runtime.command import run_command
 
 
 def paths(config: Any, num_classes: int, top_k: tuple[int, ...]) -> dict[str, Sed]:
-    """The exact path, first, and its faster variants."""
+    """The exact path, which comes first, and its faster variants."""
     settings = {**config, "dtype": "float32", "top_k": 0}
-    exact = build_sed(settings, num_classes)
+    exact = sed_model.build(settings, num_classes)
     fast = {f"fast, k = {k}": dataclasses.replace(exact, top_k=k) for k in top_k}
-    return {"exact": exact, **fast, "bfloat16": build_sed(settings | {"dtype": "bfloat16"}, num_classes)}
+    return {"exact": exact, **fast, "bfloat16": sed_model.build(settings | {"dtype": "bfloat16"}, num_classes)}
 
 
 def label_squares(sed: Sed, squares: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and confidences [N, S, S] of prepared images [N, S, S, 3], at the squares' own size."""
+    """Labels and confidences [N, S, S] of preprocessed images [N, S, S, 3]."""
     side = squares.shape[1]
-    label = jax.jit(lambda weights, image: sed.label(weights, image, canvas=(side, side)))
+    label = jax.jit(lambda weights, image: sed.label(weights, image, label_size=(side, side)))
     found = [
         jax.device_get(label(sed.weights, jnp.asarray(squares[i : i + batch_size], jnp.float32)))
         for i in range(0, len(squares), batch_size)
@@ -42,14 +43,16 @@ def label_squares(sed: Sed, squares: np.ndarray, batch_size: int) -> tuple[np.nd
 
 
 def main(arguments: Any) -> None:
-    """Prints, for every path, the share of pixels labeled as on the exact path."""
+    """Prints, for every path, the share of pixels with the same label as on the exact path."""
     config = arguments.config
     if config.ovs.name != "sed":
-        raise InputError(f"config.ovs.name is {config.ovs.name!r}; this compares the paths of 'sed'")
+        raise InputError(
+            f"config.ovs.name is {config.ovs.name!r}; only 'sed' has several paths; set config.ovs.name=sed"
+        )
     compared = paths(config.ovs, dataset_info(config.data.dataset).num_classes, (1, 2, 4, 8))
     source = open_config_split(config.data, "ood")
     count = min(arguments.images, len(source))
-    squares = np.stack([compared["exact"].prepare(decode_image(source[i].image)) for i in range(count)])
+    squares = np.stack([compared["exact"].preprocess(decode_image(source[i].image)) for i in range(count)])
     exact: tuple[np.ndarray, np.ndarray] | None = None
     for name, sed in compared.items():
         label, confidence = label_squares(sed, squares, config.ovs.batch_size)
@@ -60,5 +63,5 @@ def main(arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("images", 64, "How many OOD images are labeled.", lower_bound=1)
+    flags.DEFINE_integer("images", 64, "Number of OOD images to label.", lower_bound=1)
     run_command(main, needs_workdir=False)

@@ -1,4 +1,4 @@
-"""What an iterator over batches costs: seconds by the clock, and seconds of cores, worker processes included."""
+"""Measures the cost of an iterator over batches: wall time, and processor time including worker processes."""
 
 import dataclasses
 import multiprocessing
@@ -11,12 +11,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What some batches took.
+    """The cost of a number of batches.
 
     Attributes:
-        batches: How many there were.
-        seconds: By the clock.
-        core_seconds: Of this process and its workers. On a machine that others use, too, this is the figure to trust.
+        batches: Number of batches.
+        seconds: Wall time.
+        core_seconds: Processor time of this process and its workers. It is valid on a shared machine, too.
     """
 
     batches: int
@@ -25,24 +25,24 @@ class Usage:
 
     @property
     def per_second(self) -> float:
-        """Batches a second."""
+        """Batches per second of wall time."""
         return self.batches / self.seconds
 
     @property
     def per_core_second(self) -> float:
-        """Batches that one core makes in a second."""
+        """Batches per second of processor time."""
         return self.batches / self.core_seconds
 
 
 def core_seconds() -> float:
-    """Processor time so far of this process, its finished children and the workers that `multiprocessing` runs."""
+    """Processor time so far of this process, its finished children and its running `multiprocessing` workers."""
     workers = sum(_worker_seconds(child.pid) for child in multiprocessing.active_children())
     finished = os.times()
     return time.process_time() + workers + finished.children_user + finished.children_system
 
 
 def consume(iterator: Iterator[Any], batches: int, warm_up: int = 2) -> Usage:
-    """Takes batches as fast as they come, after some that are not counted and start all workers."""
+    """Measures reading batches without pause. The first `warm_up` batches start all workers and are not counted."""
     for _ in range(warm_up):
         next(iterator)
     start, cores = time.perf_counter(), core_seconds()
@@ -52,9 +52,9 @@ def consume(iterator: Iterator[Any], batches: int, warm_up: int = 2) -> Usage:
 
 
 def starvation(iterator: Iterator[Any], batches: int, step_seconds: float, warm_up: int = 2) -> float:
-    """Share of the wall time for which a device that takes `step_seconds` a batch waits for data.
+    """Share of the wall time that a device with steps of `step_seconds` spends waiting for data.
 
-    The device is another one than the processor: while it works, all cores are free for the loader.
+    The device is simulated by sleeping: during a step, all cores are free for the loader.
     """
     for _ in range(warm_up):
         next(iterator)
@@ -68,7 +68,7 @@ def starvation(iterator: Iterator[Any], batches: int, step_seconds: float, warm_
 
 
 def _worker_seconds(pid: int | None) -> float:
-    """Processor time of a running child, from Linux's /proc; 0 elsewhere, and once it has ended."""
+    """Processor time of a running child (Linux only); 0 on other systems and after the child has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except OSError:

@@ -1,9 +1,9 @@
-"""The four streams of SemiOVS as a PyTorch input pipeline, to compare with: needs the extra `bench`.
+"""The four streams of SemiOVS as a PyTorch input pipeline, for comparison. Needs the extra `bench`.
 
-Every view is made on the host by PIL and torchvision, where the official trainer makes it (`semiovs/dataset/semi.py`
-and `semiovs/semiovs_unimatch.py` of wooseok-shin/SemiOVS): a weak view of each stream, two strong views and two CutMix
-boxes of each unlabeled one, and the loader reads a label file beside every image, used or not. CutMix itself runs on
-the device there as here.
+PIL and torchvision make all views on the host, as in the official trainer (`semiovs/dataset/semi.py` and
+`semiovs/semiovs_unimatch.py` of wooseok-shin/SemiOVS): one weak view for each stream, and two strong views and two
+CutMix boxes for each unlabeled stream. The loader reads a label file for every image, even if it is not used. CutMix
+itself runs on the device in both projects.
 """
 
 import math
@@ -28,7 +28,7 @@ class Stream(Dataset):
 
     Args:
         root: Folder of `write_photographs`.
-        kind: "labeled"; "unlabeled", whose labels are read and ignored; or "ood", with pseudo-labels.
+        kind: "labeled"; "unlabeled", with labels that are read and not used; or "ood", with pseudo-labels.
         crop_size: Side of the square crop.
     """
 
@@ -48,7 +48,7 @@ class Stream(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         image_path, label_path = self._pairs[index]
-        indices = Image.fromarray(np.asarray(Image.open(label_path)))  # no palette, whose colors PIL would paste
+        indices = Image.fromarray(np.asarray(Image.open(label_path)))  # without the palette: PIL would paste its colors
         image, label = self._cropped(Image.open(image_path).convert("RGB"), indices)
         plane = torch.from_numpy(np.array(label)).long()
         if self._kind == "labeled":
@@ -86,7 +86,7 @@ class Stream(Dataset):
         return self._tensor(image)
 
     def _box(self) -> torch.Tensor:
-        """A CutMix box, drawn until it fits, or none."""
+        """A mask with a random CutMix box, or with none. Boxes are redrawn until one fits."""
         side = self._crop_size
         box = torch.zeros(side, side)
         if random.random() < 0.5:
@@ -106,10 +106,10 @@ def torch_batches(root: Path, batch_size: int, crop_size: int, workers: int, see
 
     Args:
         root: Folder of `write_photographs`.
-        batch_size: Images of each stream.
+        batch_size: Number of images of each stream.
         crop_size: Side of the square crop.
-        workers: Processes of each stream's loader; the official trainer has 1.
-        seed: Of all draws.
+        workers: Worker processes of each stream's loader; the official trainer uses 1.
+        seed: Seed of the sampler of each stream.
     """
     loaders = []
     for number, kind in enumerate(("labeled", "unlabeled", "unlabeled", "ood")):
@@ -117,6 +117,6 @@ def torch_batches(root: Path, batch_size: int, crop_size: int, workers: int, see
         generator = torch.Generator().manual_seed(seed + number)
         sampler = RandomSampler(
             stream, replacement=True, num_samples=_ENDLESS * batch_size, generator=generator
-        )  # one pass without end, whose workers start once
+        )  # one endless pass: workers start once
         loaders.append(DataLoader(stream, batch_size, sampler=sampler, num_workers=workers, generator=generator))
     return zip(*loaders, strict=True)

@@ -9,7 +9,7 @@ import ml_collections
 from semiovs_jax.labelers.base import Facts, Labeler, View
 from semiovs_jax.labelers.ovs import label_crop
 from semiovs_jax.ovs.base import OVS, PseudoLabel
-from semiovs_jax.ovs.maskclip import build_label_maker
+from semiovs_jax.ovs.maskclip import build_maskclip_labeler
 
 SECTION = "clip"
 
@@ -21,8 +21,8 @@ def reads_words(config: ml_collections.ConfigDict) -> bool:
 
 
 def build(config: ml_collections.ConfigDict, facts: Facts) -> Labeler:
-    """The labeler of `config.clip`; reads its weights. Raises `InputError` as `build_label_maker`."""
-    return FrozenModel(build_label_maker(config, facts.dataset.num_classes, image_size=facts.crop_size))
+    """The labeler of `config.clip`; reads its weights. Raises `InputError` as `build_maskclip_labeler`."""
+    return FrozenModel(build_maskclip_labeler(config, facts.dataset.num_classes, image_size=facts.crop_size))
 
 
 class FrozenModel(Labeler):

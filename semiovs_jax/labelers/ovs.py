@@ -103,7 +103,7 @@ class OnlineLabels(Labeler):
 def label_crop(model: OVS, weights: Any, view: View) -> PseudoLabel:
     """A model's labels of the crop, valid where the view is, with the model's confidence."""
     _, height, width, _ = view.crop.shape
-    found = model.label(weights, augment.as_float(view.crop), canvas=(height, width))
+    found = model.label(weights, augment.as_float(view.crop), label_size=(height, width))
     return found._replace(valid=found.valid & view.valid)
 
 

@@ -35,8 +35,8 @@ class OVS(Protocol):
     image_size: int
     fingerprint: str
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Makes a photograph the square that `label` reads, on the host.
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image to the model's square input, on the host.
 
         Args:
           image: uint8 [H, W, 3], RGB.
@@ -47,17 +47,17 @@ class OVS(Protocol):
         ...
 
     def label(
-        self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None
+        self, weights: Any, image: jax.Array, *, label_size: tuple[int, int], size: jax.Array | None = None
     ) -> PseudoLabel:
         """Labels images.
 
         Args:
           weights: this model's `weights`.
           image: float [N, S, S, 3], RGB in 0..255; other sizes are resized on device.
-          canvas: (height, width) of the labels.
-          size: int32 [N, 2], each image's (height, width) in the canvas's top left; the whole canvas if None.
+          label_size: (height, width) of the labels.
+          size: int32 [N, 2], (height, width) of each image in the top left of its label; None if it fills the label.
 
         Returns:
-          Labels on the canvas, invalid outside `size`.
+          Labels of `label_size`. Invalid outside `size`.
         """
         ...

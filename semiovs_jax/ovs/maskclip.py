@@ -1,7 +1,7 @@
-"""Dense CLIP: segmentation by comparing every patch's CLIP embedding with the words of a vocabulary.
+"""MaskCLIP: compares the CLIP embedding of every image patch with the text embeddings of a vocabulary.
 
-Sources: Zhou et al., "Extract Free Dense Labels from CLIP", 2022 (MaskCLIP); google-research/semivl,
-`model/vlm.py`, whose labels these are.
+Sources: Zhou et al., "Extract Free Dense Labels from CLIP", 2022; google-research/semivl, `model/vlm.py`, whose labels
+this module reproduces.
 """
 
 import dataclasses
@@ -21,20 +21,21 @@ from semiovs_jax.models.clip.file import NORMALIZATIONS, Clip, load_clip, normal
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.ovs.base import PseudoLabel
+from semiovs_jax.ovs.options import at_least, check_choices
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 
 def class_scores(dense: jax.Array, text: jax.Array, concepts_per_class: Sequence[int]) -> jax.Array:
-    """Scores of the classes at feature resolution: the best of each class's concepts.
+    """Class scores of every patch. The score of a class is the maximum over its concepts.
 
     Args:
       dense: float [N, h, w, D], embeddings of the patches.
       text: float [C, D], one row per concept, those of class 0 first.
-      concepts_per_class: how many rows belong to each class; they sum to C.
+      concepts_per_class: number of rows of each class; the sum is C.
 
     Returns:
-      float [N, h, w, K], cosines if both are unit vectors.
+      float [N, h, w, K]. Cosines if `dense` and `text` are unit vectors.
     """
     scores = jnp.einsum("nhwd,cd->nhwc", dense, text, precision=jax.lax.Precision.HIGHEST)
     stops = np.cumsum(concepts_per_class)
@@ -43,37 +44,37 @@ def class_scores(dense: jax.Array, text: jax.Array, concepts_per_class: Sequence
 
 
 def label_scores(
-    scores: jax.Array, canvas: tuple[int, int], *, size: jax.Array | None = None, logit_scale: float = 100.0
+    scores: jax.Array, label_size: tuple[int, int], *, size: jax.Array | None = None, logit_scale: float = 100.0
 ) -> PseudoLabel:
-    """Class scores to labels at full resolution.
+    """Resizes class scores and takes the most probable class of each pixel.
 
     Args:
       scores: float [N, h, w, K].
-      canvas: height and width of the labels.
-      size: int32 [N, 2], the part of the canvas in its top left that each image fills; all of it if None.
+      label_size: (height, width) of the labels.
+      size: int32 [N, 2], (height, width) of each image in the top left of its label; None if it fills the label.
       logit_scale: factor of the scores before the softmax.
 
     Returns:
-      The most probable class of each pixel and its probability; invalid outside `size`.
+      The most probable class of each pixel and its probability. Invalid outside `size`.
     """
-    resized = resize_bilinear(scores, canvas, align_corners=False, target_size=size)
+    resized = resize_bilinear(scores, label_size, align_corners=False, target_size=size)
     probabilities = jax.nn.softmax(resized * logit_scale, axis=-1)
     label = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-    valid = jnp.ones(label.shape, bool) if size is None else inside(size, canvas)
+    valid = jnp.ones(label.shape, bool) if size is None else inside(size, label_size)
     return PseudoLabel(label, jnp.max(probabilities, axis=-1), valid)
 
 
 @dataclasses.dataclass(eq=False)
-class DenseClip:
-    """CLIP's image tower and the embedded vocabulary, as an OVS (see `base.OVS`).
+class MaskClip:
+    """CLIP's image tower and the text embeddings of a vocabulary, as an OVS (see `base.OVS`).
 
     Attributes:
       weights: {"visual": parameters of the image tower, "text": float32 [C, D], one row per concept}.
       num_classes: classes of the vocabulary.
-      image_size: side of the square the tower sees.
+      image_size: side of the square input of the tower, in pixels.
       fingerprint: sha256 over vocabulary, weights and settings.
-      visual: structure of the image tower.
-      concepts_per_class: rows of the text embedding that belong to each class.
+      visual: graph of the image tower.
+      concepts_per_class: number of rows of `weights["text"]` of each class.
       normalization: a key of `NORMALIZATIONS`.
       logit_scale: factor of the cosine before the softmax.
     """
@@ -87,12 +88,12 @@ class DenseClip:
     normalization: str
     logit_scale: float
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Resizes an image, uint8 [H, W, 3], to the square [S, S, 3] the tower sees, with PIL's bilinear filter."""
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image, uint8 [H, W, 3], to the square input [S, S, 3], with PIL's bilinear filter."""
         return resize_image(image, (self.image_size, self.image_size))
 
     def scores(self, weights: Any, image: jax.Array) -> jax.Array:
-        """Class scores [N, h, w, K] at feature resolution, of `image` as in `label`."""
+        """Class scores [N, h, w, K] of every patch. `image` is as in `label`."""
         square = (image.shape[0], self.image_size, self.image_size, 3)
         if image.shape != square:
             image = jax.image.resize(image, square, "bilinear")
@@ -101,53 +102,58 @@ class DenseClip:
         return class_scores(dense, weights["text"], self.concepts_per_class)
 
     def label(
-        self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None
+        self, weights: Any, image: jax.Array, *, label_size: tuple[int, int], size: jax.Array | None = None
     ) -> PseudoLabel:
         """Labels images; a pure function of `weights` and `image`.
 
         Args:
           weights: this model's `weights`.
-          image: float [N, S, S, 3], RGB in 0..255, the whole image in the square the tower sees; other sizes
-            are resized to it.
-          canvas: (height, width) of the labels.
-          size: int32 [N, 2], each image's (height, width) in the canvas's top left; the whole canvas if None.
+          image: float [N, S, S, 3], RGB in 0..255, from `preprocess`. Other sizes are resized to the square.
+          label_size: (height, width) of the labels.
+          size: int32 [N, 2], (height, width) of each image in the top left of its label; None if it fills the label.
 
         Returns:
-          Labels on the canvas, invalid outside `size`.
+          Labels of `label_size`. Invalid outside `size`.
         """
-        return label_scores(self.scores(weights, image), canvas, size=size, logit_scale=self.logit_scale)
+        return label_scores(self.scores(weights, image), label_size, size=size, logit_scale=self.logit_scale)
 
 
-def make_dense_clip(
-    clip: Clip, vocabulary: Vocabulary, *, image_size: int, normalization: str = "", dtype: str = "float32"
-) -> DenseClip:
-    """Embeds the vocabulary and puts it beside the image tower.
+def make_maskclip(
+    clip: Clip,
+    vocabulary: Vocabulary,
+    *,
+    image_size: int,
+    normalization: str = "",
+    dtype: str = "float32",
+    section: str = "config.ovs",
+) -> MaskClip:
+    """Embeds the vocabulary and combines it with the image tower.
 
-    Every synonym is a concept of its own, as in SemiVL: a class scores as the best of its words.
+    Every synonym is a concept of its own, as in SemiVL: the score of a class is the maximum over its synonyms.
 
     Args:
       clip: both towers.
-      vocabulary: classes and their words.
-      image_size: side of the square the tower sees, in pixels.
+      vocabulary: classes and their concepts.
+      image_size: side of the square input of the tower, in pixels; at least one patch.
       normalization: a key of `NORMALIZATIONS`; "" for the statistics the tower was trained with.
       dtype: of the image tower's computation, "float32" or "bfloat16".
+      section: the config section of these settings, for error messages.
 
     Raises:
-      InputError: an image tower that is no ViT, unknown normalization or dtype, an image smaller than a patch,
-        or a prompt the text tower cannot read.
+      InputError: the image tower is not a ViT, a setting is invalid, or a prompt is too long for the text tower.
     """
-    normalization = normalization or clip.config.normalization
-    for key, value, known in (("normalization", normalization, NORMALIZATIONS), ("dtype", dtype, DTYPES)):
-        if value not in known:
-            raise InputError(f"config.ovs.{key} is {value!r}; choose one of {', '.join(sorted(known))}")
     vision = clip.config.visual
     if not isinstance(vision, ClipVitConfig):
-        raise InputError("config.ovs.weights is a CLIP with a ConvNeXt; dense CLIP reads one with a ViT")
-    if image_size < vision.patch_size:
-        raise InputError(f"config.ovs.image_size is {image_size}, less than a patch of {vision.patch_size} pixels")
+        raise InputError(f"{section}.weights is a CLIP with a ConvNeXt; MaskCLIP needs a CLIP with a ViT")
+    normalization = normalization or clip.config.normalization
+    check_choices(
+        section,
+        {"image_size": image_size, "normalization": normalization, "dtype": dtype},
+        {"image_size": at_least(vision.patch_size), "normalization": NORMALIZATIONS, "dtype": DTYPES},
+    )
     words = vocabulary.split_synonyms()
     settings = {
-        "model": "dense_clip",
+        "model": "dense_clip",  # the former name: another string would make all cached labels stale
         "vocabulary": words.sha256,
         "weights": clip.sha256,
         "config": clip.config.to_json(),
@@ -157,7 +163,7 @@ def make_dense_clip(
     }
     text = mean_over_templates(embed_text(clip.config.text, clip.text, words))
     tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
-    return DenseClip(
+    return MaskClip(
         weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(text)},
         num_classes=len(words.classes),
         image_size=image_size,
@@ -169,20 +175,20 @@ def make_dense_clip(
     )
 
 
-def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) -> DenseClip:
-    """Builds dense CLIP from `config.ovs`.
+def build(config: Mapping[str, Any], num_classes: int) -> MaskClip:
+    """Builds MaskCLIP from `config.ovs`.
 
     Args:
-      config: `weights`, `vocabulary` and `image_size`; optionally `templates` (of `load_vocabulary`), `normalization`
-        and `dtype`, as in `make_dense_clip`.
-      num_classes: classes of the dataset; None accepts any.
+      config: `weights`, `vocabulary` and `image_size`; optionally `templates` (see `load_vocabulary`), `normalization`
+        and `dtype` (see `make_maskclip`).
+      num_classes: number of classes of the dataset.
 
     Raises:
-      InputError: weights or vocabulary are missing or unusable, or the vocabulary has other than
-        `num_classes` classes.
+      InputError: weights or vocabulary are missing or invalid, the vocabulary does not have `num_classes` classes, or
+        a setting is invalid.
     """
     vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
-    return make_dense_clip(
+    return make_maskclip(
         load_clip(config["weights"]),
         vocabulary,
         image_size=config["image_size"],
@@ -191,25 +197,28 @@ def build_dense_clip(config: Mapping[str, Any], num_classes: int | None = None) 
     )
 
 
-def build_label_maker(config: Mapping[str, Any], num_classes: int, *, image_size: int) -> DenseClip:
-    """Builds SemiVL's frozen dense CLIP, which labels crops inside the train step, from `config.clip`.
+def build_maskclip_labeler(config: Mapping[str, Any], num_classes: int, *, image_size: int) -> MaskClip:
+    """Builds SemiVL's frozen MaskCLIP, which labels crops inside the train step, from `config.clip`.
 
     Args:
-      config: `weights`, `vocabulary`, `normalization` and `dtype`, as in `make_dense_clip`, and `layers`: "maskclip"
-        for MaskCLIP's exact GELU and epsilon of 1e-6 in place of CLIP's own, which "" keeps.
-      num_classes: classes of the dataset.
+      config: `weights`, `vocabulary`, `normalization` and `dtype` (see `make_maskclip`), and `layers`: "maskclip" for
+        the exact GELU and the epsilon of 1e-6 of MaskCLIP's code, "" for CLIP's own.
+      num_classes: number of classes of the dataset.
       image_size: side of the crops, in pixels.
 
     Raises:
-      InputError: as `build_dense_clip`, or unknown `layers`.
+      InputError: as `build`, or `layers` is invalid.
     """
+    check_choices("config.clip", config, {"layers": ("", "maskclip")})
     clip = load_clip(config["weights"])
-    if config["layers"] not in ("", "maskclip"):
-        raise InputError(f"config.clip.layers is {config['layers']!r}; choose 'maskclip', or '' for CLIP's own")
     if config["layers"]:
         visual: Any = dataclasses.replace(cast(Any, clip.config.visual), **MASKCLIP)
         clip = dataclasses.replace(clip, config=dataclasses.replace(clip.config, visual=visual))
-    vocabulary = load_vocabulary(config["vocabulary"], num_classes)
-    return make_dense_clip(
-        clip, vocabulary, image_size=image_size, normalization=config["normalization"], dtype=config["dtype"]
+    return make_maskclip(
+        clip,
+        load_vocabulary(config["vocabulary"], num_classes),
+        image_size=image_size,
+        normalization=config["normalization"],
+        dtype=config["dtype"],
+        section="config.clip",
     )

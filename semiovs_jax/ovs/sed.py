@@ -1,14 +1,14 @@
-"""SED as an OVS: every pixel of a ConvNeXt CLIP compared with every prompt, refined by the aggregator.
+"""SED as an OVS: cosines of CLIP's pixel embeddings and the prompts' text embeddings, refined by the aggregator.
 
-Sources: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024; SemiOVS's
-`generate_pseudo_label_via_ovs` (its `inference.py` and SED's `sed_model.py`), whose labels these are. The
-reference throws the probability away; here it is the label's confidence.
+Sources: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024; SemiOVS,
+`generate_pseudo_label_via_ovs` (`inference.py`, and SED's `sed_model.py`), whose labels this module reproduces. The
+reference discards the probability of a label; here it is the label's confidence.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,33 +24,41 @@ from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights, load_sed
 from semiovs_jax.ovs.base import PseudoLabel
+from semiovs_jax.ovs.options import at_least, check_choices, multiples_of
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
 _STRIDE = 32  # of the image tower's last level
 _LONGEST_OVER_SHORT = 4  # INPUT.MAX_SIZE_TEST 2560 over MIN_SIZE_TEST 640
+_ALLOWED: dict[str, Collection[Any]] = {
+    "image_size": multiples_of(_STRIDE),
+    "normalization": NORMALIZATIONS,
+    "dtype": DTYPES,
+    "top_k": at_least(0),
+    "class_chunk": at_least(0),
+}
 
 
 def label_probabilities(
     probabilities: jax.Array,
     class_of_concept: Sequence[int],
-    canvas: tuple[int, int],
+    label_size: tuple[int, int],
     *,
     size: jax.Array | None = None,
 ) -> PseudoLabel:
-    """Probabilities of concepts to labels at full resolution.
+    """Resizes the probabilities of concepts and takes the most probable class of each pixel.
 
-    Probabilities, not logits, are resized; a class is as probable as the best of its concepts. Concepts pass one
-    by one: memory does not grow with the vocabulary.
+    Probabilities are resized, not logits. The probability of a class is the maximum over its concepts. Concepts are
+    processed one at a time, so that memory does not grow with the vocabulary.
 
     Args:
-      probabilities: float [N, T, h, w], independent of each other, in 0..1.
-      class_of_concept: the class of each concept, ascending, so that the lowest class wins a tie.
-      canvas: height and width of the labels.
-      size: int32 [N, 2], the part of the canvas in its top left that each image fills; all of it if None.
+      probabilities: float [N, T, h, w] in 0..1; they need not sum to 1.
+      class_of_concept: the class of each concept, ascending: at a tie the lowest class wins.
+      label_size: (height, width) of the labels.
+      size: int32 [N, 2], (height, width) of each image in the top left of its label; None if it fills the label.
 
     Returns:
-      The most probable class of each pixel and its probability; invalid outside `size`.
+      The most probable class of each pixel and its probability. Invalid outside `size`.
     """
 
     def compete(
@@ -58,34 +66,34 @@ def label_probabilities(
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         confidence, label = best
         plane, class_index = concept
-        plane = resize_bilinear(plane[..., None], canvas, align_corners=False, target_size=size)[..., 0]
+        plane = resize_bilinear(plane[..., None], label_size, align_corners=False, target_size=size)[..., 0]
         wins = plane > confidence
         return (jnp.where(wins, plane, confidence), jnp.where(wins, class_index, label)), None
 
-    shape = (len(probabilities), *canvas)
+    shape = (len(probabilities), *label_size)
     nothing = jnp.full(shape, -1, probabilities.dtype), jnp.zeros(shape, jnp.int32)
     concepts = jnp.moveaxis(probabilities, 1, 0), jnp.asarray(class_of_concept, jnp.int32)
     (confidence, label), _ = jax.lax.scan(compete, nothing, concepts)
-    valid = jnp.ones(shape, bool) if size is None else inside(size, canvas)
+    valid = jnp.ones(shape, bool) if size is None else inside(size, label_size)
     return PseudoLabel(label, confidence, valid)
 
 
 @dataclasses.dataclass(eq=False)
 class Sed:
-    """SED and the embedded vocabulary, as an OVS (see `base.OVS`).
+    """SED and the text embeddings of a vocabulary, as an OVS (see `base.OVS`).
 
     Attributes:
       weights: {"visual", "aggregator": parameters, "text": float32 [T, P, D], T concepts in P templates}.
       num_classes: classes of the vocabulary.
-      image_size: side of the square the image tower sees, in pixels.
+      image_size: side of the square input of the image tower, in pixels.
       fingerprint: sha256 over vocabulary, weights and settings.
-      visual: structure of the image tower.
-      aggregator: structure of the aggregator.
+      visual: graph of the image tower.
+      aggregator: graph of the aggregator.
       class_of_concept: the class of each concept, ascending.
       normalization: a key of `NORMALIZATIONS`.
-      short_side: images are first resized to this shortest side; 0: straight to the square.
-      class_chunk: concepts the aggregator computes at a time, which bounds memory; 0 for all.
-      top_k: concepts a pixel may keep alive on the fast path (`SedAggregator`); 0 for the exact path.
+      short_side: images are resized to this shortest side, in pixels, and then to the square; 0 for the square alone.
+      class_chunk: number of concepts the aggregator computes at a time, which bounds memory; 0 for all.
+      top_k: number of concepts that each pixel keeps on the fast path (`SedAggregator`); 0 for the exact path.
     """
 
     weights: Any
@@ -100,17 +108,17 @@ class Sed:
     class_chunk: int
     top_k: int
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Makes an image the square the tower sees, as the reference does in two steps.
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image to the square input of the tower, in two steps as the reference.
 
-        PIL's bilinear filter, antialiased and rounded to levels, takes the image to the short side; plain bilinear
-        interpolation stretches that to the square.
+        First PIL's antialiased bilinear filter resizes the image to the short side and rounds it to integers. Then
+        plain bilinear interpolation stretches it to the square.
 
         Args:
           image: uint8 [H, W, 3], RGB.
 
         Returns:
-          float32 [S, S, 3] in 0..255; uint8 if there is no short side and PIL makes the square itself.
+          float32 [S, S, 3] in 0..255. Without a short side, uint8: PIL resizes to the square in one step.
         """
         if not self.short_side:
             return resize_image(image, (self.image_size, self.image_size))
@@ -121,7 +129,7 @@ class Sed:
         return _interpolate(_interpolate(resized, self.image_size, 0), self.image_size, 1)
 
     def probabilities(self, weights: Any, image: jax.Array) -> jax.Array:
-        """Probabilities of concepts, [N, T, S / 4, S / 4], of `image` as in `label`; 0 for what was pruned."""
+        """Probabilities of concepts [N, T, S / 4, S / 4]; 0 for pruned concepts. `image` is as in `label`."""
         side = self.image_size
         if image.shape[1:3] != (side, side):
             image = resize_bilinear(image, (side, side), align_corners=False)
@@ -132,21 +140,20 @@ class Sed:
         return jax.nn.sigmoid(found.mask)
 
     def label(
-        self, weights: Any, image: jax.Array, *, canvas: tuple[int, int], size: jax.Array | None = None
+        self, weights: Any, image: jax.Array, *, label_size: tuple[int, int], size: jax.Array | None = None
     ) -> PseudoLabel:
         """Labels images; a pure function of `weights` and `image`.
 
         Args:
           weights: this model's `weights`.
-          image: float [N, S, S, 3], RGB in 0..255, whole images made square by `prepare`; other sizes are resized
-            on device.
-          canvas: (height, width) of the labels.
-          size: int32 [N, 2], each image's (height, width) in the canvas's top left; the whole canvas if None.
+          image: float [N, S, S, 3], RGB in 0..255, from `preprocess`. Other sizes are resized to the square.
+          label_size: (height, width) of the labels.
+          size: int32 [N, 2], (height, width) of each image in the top left of its label; None if it fills the label.
 
         Returns:
-          Labels on the canvas, invalid outside `size`.
+          Labels of `label_size`. Invalid outside `size`.
         """
-        return label_probabilities(self.probabilities(weights, image), self.class_of_concept, canvas, size=size)
+        return label_probabilities(self.probabilities(weights, image), self.class_of_concept, label_size, size=size)
 
 
 def make_sed(
@@ -159,46 +166,36 @@ def make_sed(
     class_chunk: int = 0,
     top_k: int = 0,
 ) -> Sed:
-    """Embeds the vocabulary, template by template, and puts it beside image tower and aggregator.
+    """Embeds the vocabulary and combines it with the image tower and the aggregator.
 
     Args:
       sed: all weights.
-      vocabulary: classes, their concepts, and as many templates as the aggregator has channels for, in the order it
-        was trained with.
-      image_size: side of the square the image tower sees, in pixels; 0 for the weights' own.
+      vocabulary: classes, their concepts, and the templates that the aggregator was trained with, in the same order.
+      image_size: side of the square input of the image tower, in pixels, a multiple of 32; 0 for the weights' own.
       normalization: a key of `NORMALIZATIONS`; "" for the statistics the tower was trained with.
       dtype: of the computation, "float32" or "bfloat16".
-      class_chunk: concepts that are computed at a time; 0 for all.
-      top_k: concepts a pixel may keep alive on the fast path; 0 for the exact path.
+      class_chunk: number of concepts that are computed at a time; 0 for all.
+      top_k: number of concepts that each pixel keeps on the fast path; 0 for the exact path.
 
     Raises:
-      InputError: a value that cannot be used, another number of templates, or a prompt the text tower cannot read.
+      InputError: a setting is invalid, the number of templates is wrong, or a prompt is too long for the text tower.
     """
     config = sed.config
     image_size = image_size or config.image_size
     normalization = normalization or config.normalization
-    for key, value, known in (("normalization", normalization, NORMALIZATIONS), ("dtype", dtype, DTYPES)):
-        if value not in known:
-            raise InputError(f"config.ovs.{key} is {value!r}; choose one of {', '.join(sorted(known))}")
-    if image_size % _STRIDE:
-        raise InputError(f"config.ovs.image_size is {image_size}; SED needs a multiple of {_STRIDE}")
-    for key, count in (("class_chunk", class_chunk), ("top_k", top_k)):
-        if count < 0:
-            raise InputError(f"config.ovs.{key} is {count}; set it to 0 or more")
+    settings: dict[str, Any] = {"image_size": image_size, "normalization": normalization}
+    settings |= {"dtype": dtype, "top_k": top_k}
+    check_choices("config.ovs", settings | {"class_chunk": class_chunk}, _ALLOWED)
     if len(vocabulary.templates) != config.aggregator.num_templates:
         raise InputError(
             f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
             f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
         )
-    settings = {
+    settings |= {
         "model": "sed",
         "vocabulary": vocabulary.sha256,
         "weights": sed.sha256,
         "config": SED.write(config),
-        "image_size": image_size,
-        "normalization": normalization,
-        "dtype": dtype,
-        "top_k": top_k,
     }
     parts = {
         "visual": nnx.eval_shape(lambda: ClipConvNext(config.visual, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
@@ -221,16 +218,16 @@ def make_sed(
     )
 
 
-def build_sed(config: Mapping[str, Any], num_classes: int | None = None) -> Sed:
+def build(config: Mapping[str, Any], num_classes: int) -> Sed:
     """Builds SED from `config.ovs`.
 
     Args:
-      config: `weights` and `vocabulary`; optionally `templates` (of `load_vocabulary`) and the settings of `make_sed`.
-      num_classes: classes of the dataset; None accepts any.
+      config: `weights` and `vocabulary`; optionally `templates` (see `load_vocabulary`) and the settings of `make_sed`.
+      num_classes: number of classes of the dataset.
 
     Raises:
-      InputError: weights or vocabulary are missing or unusable, or the vocabulary has other than
-        `num_classes` classes.
+      InputError: weights or vocabulary are missing or invalid, the vocabulary does not have `num_classes` classes, or
+        a setting is invalid.
     """
     vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
     settings = ("image_size", "normalization", "dtype", "class_chunk", "top_k")
@@ -238,7 +235,7 @@ def build_sed(config: Mapping[str, Any], num_classes: int | None = None) -> Sed:
 
 
 def _interpolate(x: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Bilinear interpolation along one axis as torch's `interpolate(align_corners=False)`, float32."""
+    """Bilinear interpolation along one axis, equal to torch's `interpolate(align_corners=False)`; float32."""
     position = np.maximum((np.arange(length) + 0.5) * (x.shape[axis] / length) - 0.5, 0)
     low = position.astype(int)
     high = np.minimum(low + 1, x.shape[axis] - 1)

@@ -1,4 +1,4 @@
-"""Text embeddings of a vocabulary, the classifier weights of an open-vocabulary model."""
+"""Text embeddings of a vocabulary: the classifier weights of an open-vocabulary model."""
 
 import dataclasses
 import hashlib
@@ -23,8 +23,8 @@ from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.weights.files import load_weights, save_weights, tensors_sha256
 from semiovs_jax.weights.keys import flatten
 
-_COLUMNS = 4  # batches are as wide as a multiple of this: few shapes to compile, little padding to compute
-_MANY_BATCHES = 8  # from here on a progress bar
+_COLUMNS = 4  # the width of a batch is a multiple of this: few shapes to compile, little padding to compute
+_MANY_BATCHES = 8  # that many or more get a progress bar
 
 _log = logging.getLogger(__name__)
 
@@ -39,22 +39,22 @@ def embed_prompts(
 ) -> np.ndarray:
     """Embeds every concept of `vocabulary` in every template (SED, `sed_predictor.py`).
 
-    Each prompt's embedding is L2-normalized, then averaged over the concept's synonyms and renormalized.
-    Templates are never averaged. Equal prompts pass the tower once, in batches of few shapes.
+    The embedding of each prompt is L2-normalized, averaged over the concept's synonyms, and normalized again.
+    Templates are not averaged. Equal prompts are encoded once.
 
     Args:
-      encode_text: (params, int32 ids [batch_size, L]) -> [batch_size, D], where columns after a text's end
-        change nothing; compiled here, at full matmul precision.
+      encode_text: (params, int32 ids [batch_size, L]) -> [batch_size, D]. Columns after the end of a text must not
+        change its result. Compiled here, at full matmul precision.
       params: parameters of the text tower.
       vocabulary: classes, concepts and templates.
-      tokenizer: the tokenizer the tower was trained with.
-      batch_size: prompts per forward.
+      tokenizer: the tokenizer that the tower was trained with.
+      batch_size: number of prompts per forward pass.
 
     Returns:
-      float32 [C, P, D] for C concepts and P templates, in the orders of `vocabulary`, vectors of length 1.
+      Unit vectors, float32 [C, P, D] for C concepts and P templates, in the order of `vocabulary`.
 
     Raises:
-      InputError: a prompt does not fit the tokenizer's context.
+      InputError: a prompt is too long for the tokenizer's context.
     """
     vocabulary.check_prompts(tokenizer)
     prompts = [text for c in vocabulary.concepts for per_template in vocabulary.prompts(c) for text in per_template]
@@ -70,23 +70,23 @@ def embed_prompts(
 
 
 def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
-    """CLIP's zero-shot classifier: unit embeddings [C, P, D] of concepts in templates to one each, float32 [C, D]."""
+    """CLIP's zero-shot classifier, float32 [C, D]: the normalized mean over templates of unit embeddings [C, P, D]."""
     return _normalize(embeddings.astype(np.float64).mean(axis=1)).astype(np.float32)
 
 
 def embed_text(config: ClipTextConfig, params: Any, vocabulary: Vocabulary) -> np.ndarray:
-    """`embed_prompts` with a CLIP text tower and its tokenizer, or what the cache holds of it.
+    """Embeds a vocabulary with a CLIP text tower, or reads the embeddings from the cache.
 
     Args:
-      config: architecture of the tower, its tokenizer among it.
-      params: pure dict of the parameters of `ClipText(config)`.
+      config: architecture of the tower, and the name of its tokenizer.
+      params: parameters of `ClipText(config)`, a pure dict.
       vocabulary: classes, concepts and templates.
 
     Returns:
       float32 [C, P, D], as `embed_prompts`.
 
     Raises:
-      InputError: a prompt does not fit the tower's context.
+      InputError: a prompt is too long for the tower's context.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0))))
     tokenizer = make_tokenizer(config.tokenizer, config.context_length)
@@ -103,18 +103,17 @@ def embed_text(config: ClipTextConfig, params: Any, vocabulary: Vocabulary) -> n
 
 
 def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Text embeddings from the user's cache, computed and put there where they are missing.
+    """Reads text embeddings from the user's cache. If they are missing, computes and caches them.
 
-    The cache is `text_embeddings/` below `$SEMIOVS_CACHE`, or else `$XDG_CACHE_HOME/semiovs_jax`, or else
-    `~/.cache/semiovs_jax`. A damaged entry or an unwritable folder is a logged warning, never a failure.
+    The cache is `text_embeddings/` below the first of `$SEMIOVS_CACHE`, `$XDG_CACHE_HOME/semiovs_jax` and
+    `~/.cache/semiovs_jax` that is set. A damaged entry or an unwritable folder causes a logged warning, not an error.
 
     Args:
-      key: all that decides the embeddings: `Vocabulary.sha256`, and the digest and the architecture of the text
-        tower.
-      compute: makes the embeddings.
+      key: everything that decides the embeddings: `Vocabulary.sha256`, and digest and architecture of the text tower.
+      compute: computes the embeddings.
 
     Returns:
-      What `compute` returned, now or earlier.
+      The result of `compute`, from this call or from an earlier one.
     """
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
     try:
@@ -123,20 +122,20 @@ def cached_text_embeddings(key: Mapping[str, str], compute: Callable[[], np.ndar
             arrays, metadata = load_weights(path)
             if "embeddings" in arrays and metadata.items() >= key.items():
                 return arrays["embeddings"]
-            raise InputError(f"{path}: not the embeddings its name says")
+            raise InputError(f"{path}: the embeddings in it belong to another vocabulary or tower")
     except (InputError, OSError, RuntimeError) as error:
-        _log.warning("cached text embeddings cannot be used, they are computed again: %s", error)
+        _log.warning("cached text embeddings are not usable and are computed again: %s", error)
     embeddings = compute()
     try:
         path = _cache_folder() / "text_embeddings" / f"{digest}.safetensors"
         save_weights(path, {"embeddings": embeddings}, key)
     except (InputError, RuntimeError) as error:
-        _log.warning("text embeddings cannot be cached: %s; set SEMIOVS_CACHE to a folder you may write to", error)
+        _log.warning("text embeddings cannot be cached: %s; set SEMIOVS_CACHE to a writable folder", error)
     return embeddings
 
 
 def _cache_folder() -> Path:
-    """The user's cache; raises RuntimeError if the user has no home."""
+    """The user's cache folder; raises RuntimeError if the user has no home folder."""
     if folder := os.environ.get("SEMIOVS_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "semiovs_jax"
@@ -145,14 +144,14 @@ def _cache_folder() -> Path:
 def _forward(
     encode_text: Callable[[Any, jax.Array], jax.Array], params: Any, ids: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Features [N, D] of ids [N, L]: short texts first, each batch as wide as its longest text needs."""
+    """Features [N, D] of ids [N, L]. Short texts come first; the width of a batch is that of its longest text."""
     encode = jax.jit(encode_text)
     lengths = ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
     order = np.argsort(lengths, kind="stable")
     batch_size = min(batch_size, len(ids))
     starts = range(0, len(ids), batch_size)
     features = []
-    # Full precision, because embeddings are cached for every device.
+    # Full precision, because all devices share the cached embeddings.
     with (
         jax.default_matmul_precision("highest"),
         tqdm(total=len(ids), desc="text embeddings", unit="prompt", disable=len(starts) < _MANY_BATCHES) as progress,
@@ -171,12 +170,12 @@ def _normalize(x: np.ndarray) -> np.ndarray:
 
 
 class Prompts(NamedTuple):
-    """Every prompt of a vocabulary.
+    """Token ids of all prompts of a vocabulary.
 
     Attributes:
-      ids: int32 [M, L], cut to the longest.
-      place: int32 [M], number of the prompt's (concept, template), concept-major; one for all synonyms.
-      shape: numbers of concepts and of templates.
+      ids: int32 [M, L], where L is the length of the longest prompt.
+      place: int32 [M], concept * (number of templates) + template; synonyms share it.
+      shape: (number of concepts, number of templates).
     """
 
     ids: np.ndarray
@@ -185,10 +184,10 @@ class Prompts(NamedTuple):
 
 
 def encode_prompts(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Prompts:
-    """Tokens of every concept in every template and synonym.
+    """Encodes all synonyms of every concept in every template.
 
     Raises:
-      InputError: a prompt does not fit the tokenizer's context.
+      InputError: a prompt is too long for the tokenizer's context.
     """
     vocabulary.check_prompts(tokenizer)
     groups = [texts for concept in vocabulary.concepts for texts in vocabulary.prompts(concept)]
@@ -199,11 +198,11 @@ def encode_prompts(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Prompts:
 
 
 def embed_by_template(encode_text: Callable[[jax.Array], jax.Array], prompts: Prompts) -> jax.Array:
-    """What `text.embed_prompts` computes, traceable: unit embeddings averaged over synonyms, made unit again.
+    """Computes the same as `embed_prompts` inside a traced function, for training.
 
     Args:
-      encode_text: ids [M, L] to embeddings [M, D].
-      prompts: of the vocabulary.
+      encode_text: from ids [M, L] to embeddings [M, D].
+      prompts: token ids of the vocabulary.
 
     Returns:
       float [T, P, D] for T concepts and P templates.

@@ -1,7 +1,7 @@
-"""Tokenizers of CLIP text towers: texts to padded rows of ids.
+"""Tokenizers of CLIP text towers: from texts to padded rows of token ids.
 
-Every tokenizer frames a text with a start and an end id, pads with 0 and cuts over-long texts so that the end
-id stays. The end id is the largest of the vocabulary, so a text tower finds it by argmax.
+A row holds the start id, the text, the end id, and zeros. Texts that are too long are truncated before the end id. The
+end id is the largest id, so that a text tower finds it by argmax.
 """
 
 import abc
@@ -16,13 +16,13 @@ from data_pipelines.errors import InputError
 
 
 class Tokenizer(abc.ABC):
-    """Turns texts into rows of ids for a text tower: start, the text's pieces, end, zeros.
+    """Encodes texts as rows of token ids: start, text, end, zeros.
 
     Attributes:
-      vocab_size: number of ids, 0 included.
-      start_id: the id that opens a text.
-      end_id: the id that closes it.
-      context_length: columns of every encoded row; longer texts are cut, keeping the end.
+      vocab_size: number of ids, including 0.
+      start_id: the first id of every row.
+      end_id: the id after the text.
+      context_length: length of every row. Longer texts are truncated.
     """
 
     vocab_size: int
@@ -41,22 +41,22 @@ class Tokenizer(abc.ABC):
         return rows
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids each text needs uncut, start and end included."""
+        """Number of ids of each text without truncation, including start and end."""
         return [len(self._pieces(text)) + 2 for text in texts]
 
     @abc.abstractmethod
     def _pieces(self, text: str) -> list[int]:
-        """Ids of a text without start and end, uncut."""
+        """Ids of a text without start, end and truncation."""
 
 
 def clean(text: str) -> str:
-    """Mends mojibake, resolves HTML entities (twice, as open_clip), collapses whitespace, lowers case."""
+    """Fixes mojibake, resolves HTML entities (twice, as open_clip), collapses whitespace, converts to lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
 class ClipBpe(Tokenizer):
-    """CLIP's byte pair encoding; ids equal those of open_clip and of OpenAI's release."""
+    """CLIP's byte pair encoding. The ids equal those of open_clip and of OpenAI's release."""
 
     vocab_size = 49408
     start_id = 49406
@@ -79,10 +79,10 @@ def _bpe():  # type: ignore[no-untyped-def]  # the wheel has no type stubs and i
 
 
 class Bytes(Tokenizer):
-    """One id per UTF-8 byte, for towers too small to carry a 49,408-row embedding.
+    """One id per UTF-8 byte, for towers that are too small for an embedding of 49,408 rows.
 
-    Ids: 0 padding, 1 + b for the byte b, 257 start, 258 end. A name of n ASCII characters takes n + 2 ids, so
-    contexts stay short only where prompts do.
+    Ids: 0 is padding, 1 + b is the byte b, 257 is the start, 258 is the end. A text of n ASCII characters has n + 2
+    ids, so only short prompts fit a short context.
     """
 
     vocab_size = 259
@@ -100,10 +100,10 @@ def make_tokenizer(name: str, context_length: int) -> Tokenizer:
     """Returns the tokenizer `name` ("clip_bpe" or "bytes") with rows of `context_length` ids.
 
     Raises:
-      InputError: no tokenizer has that name, or the context has no room for a word.
+      InputError: an unknown name, or a context length below 3.
     """
     if name not in _TOKENIZERS:
         raise InputError(f'tokenizer "{name}" is unknown; use one of: {", ".join(sorted(_TOKENIZERS))}')
     if context_length < 3:
-        raise InputError(f"context_length {context_length} has no room between start and end; use 3 or more")
+        raise InputError(f"context_length {context_length} leaves no room between start and end; set it to 3 or more")
     return _TOKENIZERS[name](context_length)

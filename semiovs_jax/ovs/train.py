@@ -1,8 +1,8 @@
-"""Trains an open-vocabulary model: a SED on any labeled dataset, or the tiny models of the embedded benchmark.
+"""Trains an open-vocabulary model: a SED on any labeled dataset, or the tiny models for the embedded benchmark.
 
     python -m semiovs_jax.ovs.train --config=configs/ovs_sed_shapes.py --workdir=runs/ovs_sed_shapes
 
-`config.kind` is "sed" or "dense_clip". The weights that are written are what `config.ovs.weights` names.
+`config.kind` is "sed" or "maskclip". The command writes one weight file; set `config.ovs.weights` to its path.
 """
 
 from collections.abc import Callable
@@ -11,29 +11,34 @@ from typing import Any
 
 import ml_collections
 
-from data_pipelines.errors import InputError
-from semiovs_jax.ovs.training.maskclip import train_clip
+from semiovs_jax.ovs import current_name
+from semiovs_jax.ovs.options import check_choices
+from semiovs_jax.ovs.training.maskclip import train_maskclip
 from semiovs_jax.ovs.training.sed import train_sed
 from semiovs_jax.runtime.command import run_command
 
 KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path | None]] = {
-    "dense_clip": train_clip,
+    "maskclip": train_maskclip,
     "sed": train_sed,
 }
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None:
-    """Trains what `config.kind` names, and writes its weights.
+    """Trains the model that `config.kind` names and writes its weights.
+
+    Args:
+      config: the whole config of the experiment.
+      workdir: folder of checkpoints and weights.
 
     Returns:
-      The path of the weights; None if the machine was taken away before they were done.
+      The path of the weights; None if the machine was preempted before the last step.
 
     Raises:
       InputError: an unknown kind, or as the training of that kind.
     """
-    if config.kind not in KINDS:
-        raise InputError(f"config.kind={config.kind!r}: choose one of {', '.join(sorted(KINDS))}")
-    return KINDS[config.kind](config, workdir)
+    kind = current_name("config.kind", config.kind)
+    check_choices("config", {"kind": kind}, {"kind": KINDS})
+    return KINDS[kind](config, workdir)
 
 
 def main(flags: Any) -> None:

@@ -1,7 +1,7 @@
-"""Vocabularies: the words by which an open-vocabulary model finds the classes of a dataset.
+"""Vocabularies: the words that describe the classes of a dataset to an open-vocabulary model.
 
-A class is the maximum over its concepts; a concept is one text embedding, the mean over its synonyms. One
-JSON file says all of it, so that names and groups cannot disagree:
+The score of a class is the maximum over its concepts. A concept is one text embedding, the mean over its synonyms. One
+JSON file holds classes, concepts and templates:
 
     {
       "name": "voc21",
@@ -14,10 +14,10 @@ JSON file says all of it, so that names and groups cannot disagree:
       ]
     }
 
-Classes stand in label order. A dataset whose class 0 is "everything else" spells that out as the concepts of
-class 0. A concept is one name or a list of synonyms. `counts` is optional and guards a file against slips.
+Classes are in label order. If class 0 means "everything else", its concepts list what that is. A concept is one name
+or a list of synonyms. `counts` is optional; it detects accidental edits.
 
-A template set, a JSON list of prompts in a file of its own, can take the place of a vocabulary's templates.
+A template set is a separate file, a JSON list of prompts. It can replace the templates of a vocabulary.
 """
 
 import dataclasses
@@ -43,11 +43,11 @@ class _CountsTokens(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """One text embedding's worth of words.
+    """The words of one text embedding.
 
     Attributes:
-      class_index: the label this concept votes for.
-      synonyms: names of the same thing; their embeddings are averaged.
+      class_index: the class that the concept belongs to.
+      synonyms: names of the same thing, whose embeddings are averaged.
     """
 
     class_index: int
@@ -59,12 +59,12 @@ class Vocabulary:
     """Classes, their concepts and the prompt templates.
 
     Attributes:
-      name: short name, recorded with every label made from it.
+      name: short name, which is recorded with cached labels.
       source: where the words come from.
       classes: class names in label order.
       concepts: concepts, those of class 0 first.
       templates: prompts with one `{}` for the name.
-      origin: the file it was read from, for error messages.
+      origin: path of the file, for error messages.
     """
 
     name: str
@@ -76,20 +76,20 @@ class Vocabulary:
 
     @property
     def class_of_concept(self) -> tuple[int, ...]:
-        """The label of every concept, ascending: segment ids for the maximum over a class's concepts."""
+        """The class of every concept, ascending: segment ids for the maximum over the concepts of a class."""
         return tuple(concept.class_index for concept in self.concepts)
 
     @property
     def sha256(self) -> str:
-        """Hex digest of everything that shapes the embeddings: classes, concepts and templates."""
+        """Hex digest of everything that decides the embeddings: classes, concepts and templates."""
         content = [self.classes, [(c.class_index, c.synonyms) for c in self.concepts], self.templates]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def split_synonyms(self) -> "Vocabulary":
-        """The same words with every synonym a concept of its own.
+        """The vocabulary with every synonym as a concept of its own.
 
-        A class is then the maximum over its synonyms (SemiVL's dense CLIP labels) rather than the maximum
-        over means of synonyms (SED).
+        The score of a class is then the maximum over its synonyms (SemiVL's MaskCLIP labels), not the maximum over
+        means of synonyms (SED).
         """
         concepts = tuple(
             Concept(concept.class_index, (synonym,)) for concept in self.concepts for synonym in concept.synonyms
@@ -97,11 +97,11 @@ class Vocabulary:
         return dataclasses.replace(self, concepts=concepts)
 
     def prompts(self, concept: Concept) -> list[list[str]]:
-        """Prompts of `concept`, one list per template with one prompt per synonym."""
+        """Prompts of `concept`: one list per template, with one prompt per synonym."""
         return [[template.format(name) for name in concept.synonyms] for template in self.templates]
 
     def check_prompts(self, tokenizer: _CountsTokens) -> None:
-        """Raises InputError naming every concept whose prompts would be cut by `tokenizer`."""
+        """Raises an InputError that names every concept with a prompt too long for `tokenizer`."""
         context = tokenizer.context_length
         faults = []
         for concept in self.concepts:
@@ -110,7 +110,7 @@ class Vocabulary:
             if longest > context:
                 faults.append(
                     f'class "{self.classes[concept.class_index]}": "{prompt}" has {longest} tokens,'
-                    f" the text tower reads {context}"
+                    f" the text tower reads at most {context}"
                 )
         if faults:
             raise InputError("\n  ".join([f"{self.origin}: over-long prompts; shorten them:", *faults]))
@@ -126,8 +126,8 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
       templates: template set that replaces the file's own, as in `load_templates`; "" keeps them.
 
     Raises:
-      InputError: the file is missing or malformed, a name is empty or stands twice, a class has no concept,
-        or counts disagree. One error lists every fault.
+      InputError: the file is missing or malformed, a name is empty or occurs twice, a class has no concept, or the
+        counts are wrong. One error lists all faults.
     """
     path, content = _read_json("vocabulary", name_or_path, _FOLDER)
     faults = _faults(content)
@@ -137,7 +137,7 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
             "the dataset, in its order"
         ]
     if faults:
-        raise InputError("\n  ".join([f"{path}: not a usable vocabulary:", *faults]))
+        raise InputError("\n  ".join([f"{path}: invalid vocabulary; fix:", *faults]))
     concepts = tuple(
         Concept(index, _synonyms(concept))
         for index, entry in enumerate(content["classes"])
@@ -154,15 +154,15 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
 
 
 def vocabulary_of_names(name: str, classes: Sequence[str], template: str) -> Vocabulary:
-    """The vocabulary in which every class is its name, in one prompt (SemiVL's "single" text embeddings).
+    """A vocabulary of class names only, each in one prompt (SemiVL's "single" text embeddings).
 
     Args:
-      name: of the vocabulary.
+      name: name of the vocabulary.
       classes: class names in label order.
       template: prompt with one `{}` for the name.
 
     Raises:
-      InputError: the template has not exactly one `{}`.
+      InputError: the template does not contain exactly one `{}`.
     """
     if faults := _template_faults([template]):
         raise InputError(f"{name}: {faults[0]}")
@@ -174,16 +174,16 @@ def load_templates(name_or_path: str) -> tuple[str, ...]:
     """Reads and checks a template set.
 
     Args:
-      name_or_path: name of a shipped set or path of a JSON list of prompts, each with one `{}` for the name.
-        Shipped is "imagenet80", the 80 ImageNet prompts of OpenAI's CLIP in its order (openai/CLIP,
-        `notebooks/Prompt_Engineering_for_ImageNet.ipynb`), which are the input channels of SED's first layer.
+      name_or_path: name of a shipped set, or path of a JSON list of prompts, each with one `{}` for the name. The
+        shipped set is "imagenet80": the 80 ImageNet prompts of OpenAI's CLIP, in the order of openai/CLIP,
+        `notebooks/Prompt_Engineering_for_ImageNet.ipynb`. They are the input channels of SED's first layer.
 
     Raises:
-      InputError: the file is missing or malformed, or a prompt stands twice or has not exactly one `{}`.
+      InputError: the file is missing or malformed, or a prompt occurs twice or does not contain exactly one `{}`.
     """
     path, content = _read_json("template set", name_or_path, _TEMPLATES)
     if faults := _template_faults(content):
-        raise InputError("\n  ".join([f"{path}: not a usable template set:", *faults]))
+        raise InputError("\n  ".join([f"{path}: invalid template set; fix:", *faults]))
     return tuple(content)
 
 
@@ -196,7 +196,7 @@ def _read_json(kind: str, name_or_path: str, shipped: Path) -> tuple[Path, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.json")))
         raise InputError(
-            f"{kind} {name_or_path}: {error}. Name a JSON file, or one of those shipped: {known}"
+            f"{kind} {name_or_path}: {error}. Set it to the path of a JSON file, or to one of: {known}"
         ) from error
 
 
@@ -209,7 +209,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _faults(content: Any) -> list[str]:
-    """Everything wrong with a parsed file, one line each."""
+    """All faults of a parsed file, one line each."""
     if not isinstance(content, dict):
         return ["the top level must be an object"]
     faults = [f'unknown key "{key}"' for key in sorted(content.keys() - _KEYS)]
@@ -233,16 +233,16 @@ def _faults(content: Any) -> list[str]:
             synonyms = [concept] if isinstance(concept, str) else concept
             if not isinstance(synonyms, list) or not synonyms or not all(map(_is_text, synonyms)):
                 faults.append(
-                    f'class {index} "{entry["name"]}": concept {json.dumps(concept)} is neither a name'
-                    " nor a list of synonyms"
+                    f'class {index} "{entry["name"]}": concept {json.dumps(concept)} must be a name'
+                    " or a list of synonyms"
                 )
                 continue
             words += [(" ".join(word.lower().split()), entry["name"]) for word in synonyms]
-    faults += [f'class "{name}" stands {n} times' for name, n in Counter(names).items() if n > 1]
+    faults += [f'class "{name}" occurs {n} times' for name, n in Counter(names).items() if n > 1]
     for word, n in Counter(word for word, _ in words).items():
         if n > 1:
             owners = ", ".join(sorted({owner for other, owner in words if other == word}))
-            faults.append(f'concept "{word}" stands {n} times (in {owners})')
+            faults.append(f'concept "{word}" occurs {n} times (in {owners})')
     return faults or _count_faults(content)
 
 
@@ -255,7 +255,7 @@ def _template_faults(templates: Any) -> list[str]:
         if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") != 1 or t.count("}") != 1
     ]
     if not faults:
-        faults += [f'template "{t}" stands {n} times' for t, n in Counter(templates).items() if n > 1]
+        faults += [f'template "{t}" occurs {n} times' for t, n in Counter(templates).items() if n > 1]
     return faults
 
 
@@ -266,5 +266,5 @@ def _count_faults(content: dict[str, Any]) -> list[str]:
     }
     expected = content.get("counts", {})
     if not isinstance(expected, dict) or expected.keys() - found.keys():
-        return ['"counts" may hold "classes" and "concepts" only']
-    return [f'"counts" says {n} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]]
+        return ['"counts" may contain "classes" and "concepts" only']
+    return [f'"counts" expects {n} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]]

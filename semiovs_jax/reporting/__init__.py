@@ -1,4 +1,4 @@
-"""What a person sees of a run: start summary, progress, metrics, TensorBoard, panels, curves, the final table."""
+"""Reports of a run: start summary, progress, metrics, TensorBoard, panels, curves, final table."""
 
 from semiovs_jax.reporting.report import Report
 from semiovs_jax.reporting.summary import Summary

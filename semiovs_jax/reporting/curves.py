@@ -1,4 +1,4 @@
-"""Learning curves: the metrics log as one picture."""
+"""Learning curves: plots the metrics log."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(records: Records, path: Path) -> None:
-    """Draws losses, gates and mIoU over the steps into a PNG file.
+    """Plots losses, shares of confident pixels and mIoU over the steps.
 
     Args:
       records: lines of the metrics log (`metrics_log.read_records`).
-      path: of the PNG file; written whole or not at all.
+      path: the PNG file, which is written atomically.
     """
     train = [record for record in records if record["event"] == "train"]
     evaluations = [record for record in records if record["event"] == "eval"]
@@ -27,7 +27,7 @@ def draw_curves(records: Records, path: Path) -> None:
     _draw(losses, train, lambda name: name.startswith("loss"), main="loss")
     losses.set(title="losses", ylabel="cross-entropy", ylim=(0, None))
     _draw(gates, train, lambda name: name.startswith(("mask_ratio", "passed_")), main="mask_ratio")
-    gates.set(title="share of pixels that pass the confidence gate", ylabel="share", ylim=(-0.02, 1.02))
+    gates.set(title="share of pixels above the confidence threshold", ylabel="share", ylim=(-0.02, 1.02))
     _draw_scores(scores, evaluations)
     scores.set(title="validation", xlabel="step", ylabel="mIoU, %", ylim=(0, None))
     for axes in (losses, gates, scores):

@@ -12,15 +12,15 @@ Event = Literal["train", "eval"]
 
 
 class MetricsLog:
-    """An append-only log that survives kills and restarts without a gap or a duplicate.
+    """An append-only log without gaps or duplicates, even if the run is killed and restarted.
 
-    A line is a JSON object with "step", "event" ("train" or "eval") and the values. Opening the log to continue
-    after a step drops the lines of later steps, which the run is about to take again, and a last line that a kill
-    left unfinished. Values that are not finite are written as null.
+    A line is a JSON object with "step", "event" ("train" or "eval") and the values. A resumed run repeats the steps
+    after its checkpoint, so opening the log removes their lines. It also removes an incomplete last line. Values that
+    are not finite are written as null.
     """
 
     def __init__(self, path: Path, after_step: int):
-        """Opens the log at `path` for a run that has done `after_step` steps."""
+        """Opens the log at `path` for a run that continues after `after_step`."""
         self.path = path
         self.records = [record for record in read_records(path) if record["step"] <= after_step]
         self._written = {(record["event"], record["step"]) for record in self.records}
@@ -28,7 +28,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
-        """Appends a line and flushes it; what the log already holds of this event and step stays."""
+        """Appends a line and flushes it, unless the log already has a line for this event and step."""
         if (event, step) in self._written:
             return
         record = {"step": step, "event": event, **_finite(values)}
@@ -43,7 +43,7 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads a log; a missing file is an empty one, an unfinished line is left out."""
+    """Reads a log. A missing file counts as empty; incomplete lines are skipped."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""Panels: what the model sees and says, side by side in one picture."""
+"""Panels: images, labels and predictions side by side in one picture."""
 
 from collections.abc import Mapping
 
@@ -16,24 +16,24 @@ _INK = (30, 30, 30)
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:
-    """Undoes `augment.normalize`: float [..., 3] to uint8 [..., 3]."""
+    """Inverts `augment.normalize`: from float [..., 3] to uint8 [..., 3]."""
     pixels = 255 * (np.asarray(image, np.float32) * IMAGENET_STD + IMAGENET_MEAN)
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def colored(label: np.ndarray, dataset: DatasetInfo) -> np.ndarray:
-    """Paints class indices in the dataset's palette and the ignore index white: int [...] to uint8 [..., 3]."""
+    """Colors class indices with the dataset's palette, the ignore index white: from int [...] to uint8 [..., 3]."""
     palette = dataset.palette.copy()
     palette[dataset.ignore_index] = _WHITE
     return palette[np.asarray(label).astype(np.uint8)]
 
 
 def draw_panel(columns: Mapping[str, np.ndarray], dataset: DatasetInfo) -> np.ndarray:
-    """Draws one row for each image and one titled column for each entry, over a legend of the classes that occur.
+    """Draws one row for each image and one column for each entry, with a legend of the classes that occur.
 
     Args:
-      columns: by title, images (uint8 [N, H, W, 3], or float [N, H, W, 3] as `augment.normalize` makes them) or label
-        planes (int [N, H, W], with the dataset's ignore index). A column may have fewer rows than others.
+      columns: for each title, images (uint8 [N, H, W, 3], or float [N, H, W, 3] from `augment.normalize`) or labels
+        (int [N, H, W], with the dataset's ignore index). The columns may differ in N.
       dataset: class names, palette, ignore index.
 
     Returns:
@@ -69,7 +69,7 @@ def _tile(picture: np.ndarray, dataset: DatasetInfo) -> Image.Image:
         picture = colored(picture, dataset)
     elif picture.dtype != np.uint8:
         picture = to_pixels(picture)
-    # Whole multiples, so that a pixel of a label stays a square.
+    # Integer factors keep the pixels of a label square.
     factor = max(1, -(-_LEAST_TILE // max(picture.shape[:2])))
     return Image.fromarray(picture.repeat(factor, 0).repeat(factor, 1))
 

@@ -1,4 +1,4 @@
-"""The progress of a run: speed, time left and losses, on a terminal as a bar, elsewhere as lines."""
+"""Progress of a run: speed, time left and losses. A bar on a terminal, lines elsewhere."""
 
 import datetime
 import sys
@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 
 class Clock:
-    """Measures speed between points at which the device is known to have caught up.
+    """Measures the speed between steps after which the host has waited for the device.
 
-    The time of compilation, before the first step returns, does not count, nor, in the speed, what lies before
-    the last `restart`, such as an evaluation. The time left includes everything.
+    Compilation ends before the first step returns, and is excluded. The speed also excludes everything before the last
+    `restart`, such as an evaluation. The time left includes evaluations.
     """
 
     def __init__(self, total_steps: int, now: Callable[[], float] = time.monotonic):
@@ -23,7 +23,7 @@ class Clock:
         self._last: tuple[int, float] = (0, 0.0)
 
     def tick(self, step: int) -> None:
-        """Has to be called after each step; the first call starts the clock."""
+        """Must be called after each step. The first call starts the clock."""
         if self._first is None:
             self._first = self._last = (step, self._now())
 
@@ -32,7 +32,7 @@ class Clock:
         self._last = (step, self._now())
 
     def steps_per_second(self, step: int) -> float | None:
-        """Speed since the last measurement, which this ends; None at the very first step."""
+        """Speed since the last call of this or of `restart`; None at the first step."""
         (last_step, last_time), self._last = self._last, (step, self._now())
         seconds = self._last[1] - last_time
         return (step - last_step) / seconds if step > last_step and seconds > 0 else None
@@ -46,7 +46,7 @@ class Clock:
 
 
 class Progress:
-    """Shows how far a run is. It is updated with values already on the host, so it never waits for a device."""
+    """Shows the progress of a run. All values are on the host already, so it never waits for the device."""
 
     def __init__(self, total_steps: int, first_step: int, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
@@ -64,7 +64,7 @@ class Progress:
     def show(
         self, step: int, values: Mapping[str, float], images_per_second: float | None, seconds_left: float | None
     ) -> None:
-        """Moves to `step`."""
+        """Shows `step` and its values."""
         parts = [] if seconds_left is None else [f"ETA {datetime.timedelta(seconds=round(seconds_left))}"]
         parts += [] if images_per_second is None else [f"{images_per_second:.1f} images/s"]
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
@@ -76,11 +76,11 @@ class Progress:
             self._bar.update(step - self._bar.n)
             self._bar.refresh()
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Prints text above the bar."""
         tqdm.write(text, file=self._stream)
         self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it is and ends its line."""
+        """Closes the bar; its last state stays visible."""
         self._bar.close()

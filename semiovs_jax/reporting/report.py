@@ -1,4 +1,4 @@
-"""The one object through which the training loop talks to a person."""
+"""Everything the training loop reports: progress, metrics, plots, tables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,15 +23,15 @@ _HEADLINES = ("loss", "loss_x", "mask_ratio")
 
 
 class Report:
-    """Writes everything about a run that a person reads, below `workdir`; process 0 alone writes.
+    """Writes the reports of a run below `workdir`. Only process 0 writes.
 
         metrics.jsonl    a line for each logged step and each evaluation
-        curves.png       losses, gates and mIoU over the steps
-        panels/STEP.png  what the model sees and says
+        curves.png       losses, shares of confident pixels and mIoU over the steps
+        panels/STEP.png  images, labels and predictions
         tensorboard/     scalars and panels
         summary.txt, result.json, table.txt
 
-    A run that continues from a checkpoint continues these files too: whatever they hold of later steps is dropped.
+    A run that continues from a checkpoint continues these files. Their entries of later steps are removed.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Report:
         """Opens the files.
 
         Args:
-          workdir: folder of the run, made if missing.
+          workdir: folder of the run; created if missing.
           dataset: class names and palette.
-          total_steps: length of the run.
-          images_per_step: of all streams, for the throughput.
-          log_every_steps: distance of the steps whose metrics are read from the device.
-          restored_step: steps already done.
-          writes: whether this process writes; process 0 does by default.
+          total_steps: number of steps of the run.
+          images_per_step: number of images of all streams, for the throughput.
+          log_every_steps: interval of the steps whose metrics are read from the device.
+          restored_step: number of steps that are done already.
+          writes: whether this process writes; None for process 0 only.
 
         Raises:
-          InputError: if `workdir` cannot be written.
+          InputError: `workdir` is not writable.
         """
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
@@ -72,7 +72,7 @@ class Report:
             self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step)
             self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=restored_step + 1)
         except OSError as error:
-            raise InputError(f"--workdir={workdir}: cannot be written ({error}); choose another folder") from error
+            raise InputError(f"--workdir={workdir}: not writable ({error}); choose another folder") from error
         self._clock = Clock(total_steps)
         self._progress = Progress(total_steps, restored_step)
 
@@ -85,19 +85,19 @@ class Report:
         self.close()
 
     def start(self, summary: Summary) -> None:
-        """Prints what the run is about to do."""
+        """Prints the summary of the run."""
         if not self._writes:
             return
         text = format_summary(summary)
-        self._progress.say(text)
+        self._progress.write(text)
         (self._workdir / "summary.txt").write_text(text + "\n", encoding="utf-8")
         self._board.add_text("summary", f"```\n{text}\n```", summary.restored_step or 0)
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes note of a step; waits for the device only where the step is logged.
+        """Records a step. Waits for the device only if the step is logged.
 
         Args:
-          step: number of steps done, this one included.
+          step: number of steps done, including this one.
           metrics: scalars on the device.
         """
         if not self._writes:
@@ -117,7 +117,7 @@ class Report:
         self._progress.show(step, headlines, images_per_second, self._clock.seconds_left(step))
 
     def evaluation(self, step: int, scores: Scores) -> None:
-        """Records an evaluation after `step` and draws the curves anew."""
+        """Records an evaluation after `step` and redraws the curves."""
         if not self._writes:
             return
         record = table.scores_record(scores, self._dataset.classes)
@@ -128,14 +128,14 @@ class Report:
             if value is not None:
                 self._board.add_scalar(f"iou/{name}", value, step)
         best = table.best_of(self._evaluations())
-        self._progress.say(
+        self._progress.write(
             f"step {step}: mIoU {100 * scores.mean_iou:.2f} %, best {100 * best['miou']:.2f} % at step {best['step']}"
         )
         curves.draw_curves(self._log.records, self._workdir / "curves.png")
         self._clock.restart(step)
 
     def panel(self, step: int, columns: Mapping[str, Any]) -> None:
-        """Draws a panel, see `panels.draw_panel`; columns may still be on the device."""
+        """Draws a panel (see `panels.draw_panel`). Columns may be on the device."""
         if not self._writes:
             return
         picture = panels.draw_panel({title: np.asarray(value) for title, value in columns.items()}, self._dataset)
@@ -144,11 +144,11 @@ class Report:
         self._clock.restart(step)
 
     def finish(self, protocol: str, facts: Mapping[str, Any] | None = None) -> None:
-        """Prints the final table of the best and the last evaluation, and writes it, the curves and result.json.
+        """Prints and writes the final table of the best and the last evaluation; writes the curves and result.json.
 
         Args:
-          protocol: how the run was evaluated, in a sentence.
-          facts: further entries of result.json, plain data.
+          protocol: the evaluation protocol in one sentence.
+          facts: additional entries of result.json, plain data.
         """
         if not self._writes:
             return
@@ -158,7 +158,7 @@ class Report:
         if evaluations:
             best, last = table.best_of(evaluations), evaluations[-1]
             text = table.format_table(best, last, protocol)
-            self._progress.say(text)
+            self._progress.write(text)
             (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
             for name, record in (("best", best), ("last", last)):
                 result[name] = {key: value for key, value in record.items() if key != "event"}
@@ -166,7 +166,7 @@ class Report:
         self.close()
 
     def close(self) -> None:
-        """Closes the files; done by `finish` and by leaving the `with` block."""
+        """Closes the files. `finish` and the end of a `with` block call it."""
         if not self._writes:
             return
         self._progress.close()

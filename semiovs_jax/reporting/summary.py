@@ -1,4 +1,4 @@
-"""The summary printed before the first step."""
+"""The summary that is printed before the first step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from semiovs_jax.methods.table import Method, Term, constant
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run is about to do.
+    """Facts about a run before its first step.
 
     Attributes:
-      records: number of records by stream name; further counts, such as "validation", are welcome.
-      batch_size: images a stream and step, over all devices.
-      crop_size: side of the training crops in pixels.
-      steps_per_epoch: steps in one pass over the unlabeled stream.
-      total_steps: length of the run.
+      records: number of records by stream name, and further counts such as "validation".
+      batch_size: number of images per stream and step, over all devices.
+      crop_size: side of the training crops, in pixels.
+      steps_per_epoch: number of steps in one pass over the unlabeled stream.
+      total_steps: number of steps of the run.
       method: the table of terms.
       parameters: number of the student's parameters.
       mesh: the devices.
-      bytes_per_device: estimate of the memory the train step needs on one device; None if unknown.
-      restored_step: the step of the checkpoint that the run continues from; None for a fresh start.
+      bytes_per_device: estimated memory of the train step on one device; None if unknown.
+      restored_step: the step of the checkpoint that the run continues from; None for a new run.
     """
 
     records: Mapping[str, int]
@@ -38,7 +38,7 @@ class Summary:
 
 
 def format_summary(summary: Summary) -> str:
-    """Renders the summary as a table of text with two columns."""
+    """Formats the summary as text in two columns."""
     rows = [
         *_under("data", [f"{count:>9,} {name}" for name, count in summary.records.items()]),
         ("batch", f"{summary.batch_size} images a stream, crops of {summary.crop_size} px"),

@@ -1,4 +1,4 @@
-"""The final table of per-class IoU, and the same as result.json."""
+"""The final table of per-class IoU, and result.json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def scores_record(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
-    """An evaluation as plain data: shares in 0..1; the IoU of an absent class is None."""
+    """An evaluation as plain data: fractions in 0..1, and None as the IoU of an absent class."""
     iou = zip(classes, scores.iou.tolist(), scores.present.tolist(), strict=True)
     return {
         "miou": scores.mean_iou,
@@ -23,17 +23,17 @@ def scores_record(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def best_of(evaluations: Sequence[Record]) -> Record:
-    """The evaluation with the highest mIoU over all classes, the earliest of equals."""
+    """The evaluation with the highest mIoU over all classes; the earliest one at a tie."""
     return max(evaluations, key=lambda record: record["miou"])
 
 
 def format_table(best: Record, last: Record, protocol: str) -> str:
-    """Renders the per-class IoU of the best and the last evaluation, in percent, with both means.
+    """Formats the per-class IoU of the best and the last evaluation, in percent, with both means.
 
     Args:
-      best: an evaluation as `scores_record` makes it, with its "step".
-      last: likewise.
-      protocol: how it was evaluated, in a sentence.
+      best: the best evaluation: a record of `scores_record` with its "step".
+      last: the last evaluation, in the same form.
+      protocol: the evaluation protocol in one sentence.
     """
     rows = [(name, value, last["iou"][name]) for name, value in best["iou"].items()]
     means = [
@@ -55,7 +55,7 @@ def format_table(best: Record, last: Record, protocol: str) -> str:
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes result.json, whole or not at all."""
+    """Writes result.json atomically."""
     replace_file(path, json.dumps(result, indent=2) + "\n")
 
 

@@ -13,7 +13,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.file import load_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP
 from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.maskclip import build_label_maker, class_scores, label_scores, make_dense_clip
+from semiovs_jax.ovs.maskclip import build_maskclip_labeler, class_scores, label_scores, make_maskclip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.golden import Golden, assert_matches, golden_path
 from tests.ovs.tiny_clip import CLASSES, CONFIG, write_clip, write_vocabulary
@@ -26,7 +26,7 @@ few = settings(max_examples=15, deadline=None)
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     return {
-        "name": "dense_clip",
+        "name": "maskclip",
         "weights": write_clip(folder / "clip.safetensors"),
         "vocabulary": write_vocabulary(folder / "pets.json"),
         "image_size": 40,
@@ -39,8 +39,8 @@ def ovs(config):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def label(model, weights, image, canvas, size=None):
-    return model.label(weights, image, canvas=canvas, size=size)
+def label(model, weights, image, label_size, size=None):
+    return model.label(weights, image, label_size=label_size, size=size)
 
 
 def photos(count, *shape, seed=0):
@@ -166,14 +166,14 @@ def test_bad_settings_give_one_clear_error(config, change, num_classes, message)
         build_ovs({**config, **change}, num_classes)
 
 
-def _label_maker_config(config, **changes):
+def _labeler_config(config, **changes):
     settings = {"weights": config["weights"], "vocabulary": config["vocabulary"], "normalization": "imagenet"}
     return settings | {"layers": "maskclip", "dtype": "float32"} | changes
 
 
-def test_the_label_maker_computes_as_maskclip_or_as_clip(config):
+def test_the_labeler_computes_as_maskclip_or_as_clip(config):
     own, masked = (
-        build_label_maker(_label_maker_config(config, layers=layers), 3, image_size=32) for layers in ("", "maskclip")
+        build_maskclip_labeler(_labeler_config(config, layers=layers), 3, image_size=32) for layers in ("", "maskclip")
     )
     assert (masked.image_size, masked.normalization, masked.num_classes) == (32, "imagenet", 3)
     jax.tree.map(np.testing.assert_array_equal, own.weights, masked.weights)
@@ -182,21 +182,39 @@ def test_the_label_maker_computes_as_maskclip_or_as_clip(config):
     exact = dataclasses.replace(CONFIG, visual=dataclasses.replace(CONFIG.visual, **MASKCLIP))
     words = load_vocabulary(config["vocabulary"])
     for found, settings_ in ((own, CONFIG), (masked, exact)):
-        expected = make_dense_clip(
+        expected = make_maskclip(
             dataclasses.replace(clip, config=settings_), words, image_size=32, normalization="imagenet"
         )
         np.testing.assert_array_equal(found.scores(found.weights, image), expected.scores(expected.weights, image))
     assert np.any(own.scores(own.weights, image) != masked.scores(masked.weights, image))
 
 
-def test_the_label_maker_refuses_unknown_layers(config):
-    with pytest.raises(InputError, match=r"config\.clip\.layers is 'vit'; choose 'maskclip'"):
-        build_label_maker(_label_maker_config(config, layers="vit"), 3, image_size=32)
+def test_the_labeler_refuses_unknown_layers(config):
+    with pytest.raises(InputError, match=r"config\.clip\.layers is 'vit'; choose one of '', 'maskclip'"):
+        build_maskclip_labeler(_labeler_config(config, layers="vit"), 3, image_size=32)
+
+
+def test_the_labeler_names_all_invalid_settings_of_its_section(config):
+    message = (
+        r"config\.clip\.normalization is 'voc'; .*\nconfig\.clip\.dtype is 'int8'; choose one of 'bfloat16', 'float"
+    )
+    with pytest.raises(InputError, match=message):
+        build_maskclip_labeler(_labeler_config(config, normalization="voc", dtype="int8"), 3, image_size=32)
+
+
+def test_cached_labels_of_the_former_name_stay_valid(config, ovs, caplog):
+    former = build_ovs({**config, "name": "dense_clip"}, 3)
+    assert "config.ovs.name=dense_clip is deprecated" in caplog.text
+    assert "Write config.ovs.name=maskclip" in caplog.text
+    assert former.fingerprint == ovs.fingerprint
+    # Of the shipped weights, as the last release with the former name computed it.
+    shipped = build_ovs({"name": "maskclip", "weights": "shapes_clip", "vocabulary": "shapes", "image_size": 112}, 9)
+    assert shipped.fingerprint == "40a3eda9289f8ef28231574eea8108b8565a04d0145dce647b86c05e024e17ab"
 
 
 def test_num_classes_may_be_left_open(config):
     clip = load_clip(config["weights"])
-    model = make_dense_clip(clip, load_vocabulary(config["vocabulary"]), image_size=40)
+    model = make_maskclip(clip, load_vocabulary(config["vocabulary"]), image_size=40)
     assert model.num_classes == 3
     assert model.concepts_per_class == (3, 2, 2)
     np.testing.assert_allclose(jnp.linalg.norm(model.weights["text"], axis=1), 1, atol=1e-6)

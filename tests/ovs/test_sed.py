@@ -61,9 +61,9 @@ def test_labels_are_the_argmax_over_classes_of_resized_probabilities():
         assert found.valid[i].sum() == height * width
 
 
-def test_it_labels_on_any_canvas_and_resizes_other_images(weights):
+def test_it_labels_at_any_size_and_resizes_other_images(weights):
     sed = make_sed(weights, VOCABULARY)
-    found = jax.jit(sed.label, static_argnames="canvas")(sed.weights, _images(side=40), canvas=(30, 50))
+    found = jax.jit(sed.label, static_argnames="label_size")(sed.weights, _images(side=40), label_size=(30, 50))
     assert found.label.shape == (2, 30, 50)
     assert found.label.dtype == jnp.int32
     assert set(np.unique(found.label)) <= {0, 1, 2}
@@ -82,7 +82,7 @@ def test_paths_that_must_agree_do(weights):
 @pytest.mark.parametrize("settings", [{}, {"top_k": 1, "class_chunk": 2}], ids=["exact", "fast"])
 def test_labels_do_not_depend_on_the_number_of_devices(weights, settings):
     sed = make_sed(weights, VOCABULARY, **settings)
-    label = jax.jit(lambda w, image: sed.label(w, image, canvas=(20, 20)))
+    label = jax.jit(lambda w, image: sed.label(w, image, label_size=(20, 20)))
     images = np.asarray(_images(count=8))
     mesh = make_mesh(jax.devices()[:8])
     alone = label(sed.weights, images)
@@ -103,13 +103,13 @@ def test_the_square_is_made_in_two_steps(weights):
     rng = np.random.default_rng(0)
     image = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((80, 60)))
     straight = make_sed(weights, VOCABULARY)
-    assert straight.prepare(image).dtype == np.uint8
-    assert straight.prepare(image).shape == (64, 64, 3)
+    assert straight.preprocess(image).dtype == np.uint8
+    assert straight.preprocess(image).shape == (64, 64, 3)
 
     sed = dataclasses.replace(straight, short_side=48)
     short = np.asarray(Image.fromarray(image).resize((64, 48), Image.Resampling.BILINEAR), np.float32)
     expected = resize_bilinear(jnp.asarray(short)[None], (64, 64), align_corners=False)[0]
-    prepared = sed.prepare(image)
+    prepared = sed.preprocess(image)
     assert prepared.dtype == np.float32
     np.testing.assert_allclose(prepared, expected, atol=1e-3)
 
@@ -119,7 +119,7 @@ def test_a_long_image_is_not_blown_up(weights):
     image = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (10, 1, 3))
     resized = np.asarray(Image.fromarray(image).resize((192, 10), Image.Resampling.BILINEAR), np.float32)
     expected = resize_bilinear(jnp.asarray(resized)[None], (64, 64), align_corners=False)[0]
-    np.testing.assert_allclose(sed.prepare(image), expected, atol=1e-3)
+    np.testing.assert_allclose(sed.preprocess(image), expected, atol=1e-3)
 
 
 def test_a_fingerprint_names_what_decides_the_labels(weights):
@@ -136,9 +136,10 @@ def test_a_fingerprint_names_what_decides_the_labels(weights):
     [
         ({"dtype": "float16"}, r"config\.ovs\.dtype is 'float16'"),
         ({"normalization": "none"}, r"config\.ovs\.normalization is 'none'"),
-        ({"image_size": 100}, r"config\.ovs\.image_size is 100; SED needs a multiple of 32"),
+        ({"image_size": 100}, r"config\.ovs\.image_size is 100; choose a multiple of 32"),
         ({"class_chunk": -1}, r"config\.ovs\.class_chunk is -1"),
-        ({"top_k": -1}, r"config\.ovs\.top_k is -1"),
+        ({"top_k": -1}, r"config\.ovs\.top_k is -1; choose 0 or more"),
+        ({"top_k": -1, "dtype": "int8"}, r"config\.ovs\.dtype is 'int8'; .*\nconfig\.ovs\.top_k is -1"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(weights, settings, message):

@@ -70,16 +70,16 @@ def test_digest_follows_content_not_place(tmp_path):
         ({"classes": [{"name": "cat", "concepts": [["cat", ""]]}]}, 'class 0 "cat": concept ["cat", ""]'),
         (
             {"classes": [{"name": "cat", "concepts": ["pet"]}, {"name": "dog", "concepts": [["dog", "Pet"]]}]},
-            'concept "pet" stands 2 times (in cat, dog)',
+            'concept "pet" occurs 2 times (in cat, dog)',
         ),
         (
             {"classes": [{"name": "cat", "concepts": ["cat"]}, {"name": "cat", "concepts": ["kitten"]}]},
-            'class "cat" stands 2 times',
+            'class "cat" occurs 2 times',
         ),
         ({"templates": ["a photo"]}, 'template "a photo" must be a string with exactly one {}'),
         ({"templates": ["a {x} of {}"]}, "exactly one {}"),
-        ({"templates": ["a {}", "a {}"]}, 'template "a {}" stands 2 times'),
-        ({"counts": {"concepts": 5}}, '"counts" says 5 concepts, found 4'),
+        ({"templates": ["a {}", "a {}"]}, 'template "a {}" occurs 2 times'),
+        ({"counts": {"concepts": 5}}, '"counts" expects 5 concepts, found 4'),
         ({"name": ""}, '"name" must be a non-empty string'),
         ({"template": "a {}"}, 'unknown key "template"'),
     ],
@@ -104,7 +104,7 @@ def test_wrong_class_count(tmp_path):
 
 
 def test_missing_and_malformed_files(tmp_path):
-    with pytest.raises(InputError, match=r"vocabulary nowhere: .*shipped: coco_stuff171, context60"):
+    with pytest.raises(InputError, match=r"vocabulary nowhere: .*or to one of: coco_stuff171, context60"):
         load_vocabulary("nowhere")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"bad\.json"):
@@ -130,8 +130,8 @@ def test_a_template_set_replaces_the_templates(tmp_path):
         ("{}", '"templates" must be a non-empty list'),
         ("[]", '"templates" must be a non-empty list'),
         ('["a photo"]', 'template "a photo" must be a string with exactly one {}'),
-        ('["a {}", "a {}"]', 'template "a {}" stands 2 times'),
-        ("[", "Name a JSON file, or one of those shipped: imagenet80"),
+        ('["a {}", "a {}"]', 'template "a {}" occurs 2 times'),
+        ("[", "Set it to the path of a JSON file, or to one of: imagenet80"),
     ],
 )
 def test_faults_of_a_template_set_name_its_file(tmp_path, content, complaint):
@@ -174,7 +174,7 @@ def test_voc21_is_the_vocabulary_of_the_paper():
 def test_voc21_semivl_has_the_concepts_of_the_reference():
     vocabulary = load_vocabulary("voc21_semivl")
     per_class = np.bincount(vocabulary.class_of_concept)
-    # The groups that the golden of the dense CLIP labels tells (meta["class_to_concept_idxs"]).
+    # The groups of concepts in the golden of the MaskCLIP labels (meta["class_to_concept_idxs"]).
     assert per_class.tolist() == [45, 3, 3, 1, 4, 4, 2, 4, 2, 3, 1, 2, 2, 4, 4, 4, 3, 1, 1, 2, 3]
     assert vocabulary.split_synonyms() == vocabulary
     assert vocabulary.templates == ("a photo of a {}",)

@@ -1,4 +1,4 @@
-"""Dense CLIP labels: image features, class scores, confidence and labels at several thresholds."""
+"""MaskCLIP labels: image features, class scores, confidence and labels at several thresholds."""
 
 import jax
 import jax.numpy as jnp

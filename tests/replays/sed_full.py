@@ -77,9 +77,9 @@ def replay(golden: Golden, double: bool) -> dict[str, np.ndarray]:
             **levels,
         }
         planes = {key: jnp.moveaxis(plane, -1, 1) for key, plane in planes.items()}
-        return {**planes, "label": model.label(weights, pixels, canvas=canvas).label}
+        return {**planes, "label": model.label(weights, pixels, label_size=canvas).label}
 
-    pixels = jnp.asarray(model.prepare(image), jnp.float64 if double else jnp.float32)[None]
+    pixels = jnp.asarray(model.preprocess(image), jnp.float64 if double else jnp.float32)[None]
     outputs = {key: np.asarray(value) for key, value in jax.jit(forward)(model.weights, pixels).items()}
     in_golden_order = np.argsort(places)
     sem_seg = outputs["sem_seg"][0, in_golden_order]

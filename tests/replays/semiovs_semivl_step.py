@@ -16,14 +16,14 @@ from semiovs_jax.models.clip.vit import ClipVit
 from semiovs_jax.models.semivl.params import STUDENT_RULES, convert_label_maker, convert_semivl_student, infer_semivl
 from semiovs_jax.models.semivl.semivl import SemiVL
 from semiovs_jax.ovs.base import PseudoLabel
-from semiovs_jax.ovs.maskclip import DenseClip
+from semiovs_jax.ovs.maskclip import MaskClip
 from semiovs_jax.runtime import sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.weights.keys import find_rule, flatten
 from tests.golden import Golden
 
 POWER = 0.9  # of the learning rate's decay, which the reference's config does not name
-LOGIT_SCALE = 100.0  # of the dense CLIP labels, likewise
+LOGIT_SCALE = 100.0  # of the MaskCLIP labels, likewise
 STREAMS = {"unlabeled": "", "mix": "_other", "ood": "_ood"}
 TERM_NAMES = {f"u_{p}{ours}": f"loss{theirs}_{p}{end}" for p in ("s1", "s2", "fp") for ours, theirs, end in (
     ("", "", ""), ("_mc", "_mc", ""), ("_ood", "", "_ood"),
@@ -91,7 +91,7 @@ def replay(golden: Golden, double: bool, iterations: int | None = None) -> dict[
 def _method_config(meta: dict[str, Any]) -> ConfigDict:
     config = meta["config"]
     weight, last_weight = config["maskclip_consistency_lambda"]
-    assert last_weight == 0, "the weight of dense CLIP labels falls to 0"
+    assert last_weight == 0, "the weight of MaskCLIP labels falls to 0"
     assert config["mcc_loss_reduce"] == "mean_all"
     return ConfigDict(
         {
@@ -120,11 +120,11 @@ def _optim_config(config: dict[str, Any]) -> ConfigDict:
     )
 
 
-def _label_maker(golden: Golden, source: dict[str, np.ndarray], dtype: Any) -> DenseClip:
+def _label_maker(golden: Golden, source: dict[str, np.ndarray], dtype: Any) -> MaskClip:
     vision, tower = convert_label_maker(source, name=golden.path.name)
     groups = [golden.meta["class_to_concept_idxs"][str(i)] for i in range(golden.meta["config"]["nclass"])]
     text = golden["text_mcc"][[row for group in groups for row in group]]
-    return DenseClip(
+    return MaskClip(
         weights=jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), {"visual": tower, "text": text}),
         num_classes=len(groups),
         image_size=golden.meta["config"]["crop_size"],
@@ -136,7 +136,7 @@ def _label_maker(golden: Golden, source: dict[str, np.ndarray], dtype: Any) -> D
     )
 
 
-def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int, dtype: Any) -> train_step.Views:
+def _views(golden: Golden, index: int, label_maker: MaskClip, ignore_index: int, dtype: Any) -> train_step.Views:
     def stored(key: str) -> np.ndarray:
         return golden[f"it{index}_in_{key}"]
 
@@ -169,17 +169,17 @@ def _views(golden: Golden, index: int, label_maker: DenseClip, ignore_index: int
 
 
 def _labels(
-    golden: Golden, index: int, views: train_step.Views, label_maker: DenseClip, ignore_index: int
+    golden: Golden, index: int, views: train_step.Views, label_maker: MaskClip, ignore_index: int
 ) -> train_step.Labels:
     """The OVS's stored labels, and those of the frozen CLIP."""
-    label = jax.jit(label_maker.label, static_argnames="canvas")
+    label = jax.jit(label_maker.label, static_argnames="label_size")
     labels = {}
     for stream in ("unlabeled", "mix"):
         image = views.weak[stream]
         mean, std = (
             jnp.asarray(np.float32(values), image.dtype) for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD)
         )
-        found = label(label_maker.weights, 255 * (image * std + mean), canvas=image.shape[1:3])
+        found = label(label_maker.weights, 255 * (image * std + mean), label_size=image.shape[1:3])
         labels["maskclip", stream] = found._replace(valid=found.valid & views.valid[stream])
     ood = jnp.asarray(golden[f"it{index}_in_mask_ood"])
     given = PseudoLabel(ood, jnp.ones(ood.shape), views.valid["ood"])

@@ -157,10 +157,12 @@ def test_summary_says_what_the_loss_is():
 
 
 def test_summary_says_when_terms_count_and_which_are_beside_the_mean():
-    assert "0.25  x triangle x u_s1_prev: s1 of unlabeled, labeled by bank" in format_summary(summary(name="prevmatch"))
+    assert "0.25  x triangle x u_s1_prev: s1 of unlabeled, labeled by snapshots" in format_summary(
+        summary(name="prevmatch")
+    )
     mean, beside = format_summary(summary(name="semivl")).split("and beside that mean")
     assert "u_fp_ood" in mean
-    assert "0.05  x fade x u_fp_mc: fp of unlabeled, labeled by dense_clip, pixelwise confidence >= 0.9" in beside
+    assert "0.05  x fade x u_fp_mc: fp of unlabeled, labeled by maskclip, pixelwise confidence >= 0.9" in beside
 
 
 def test_clock_leaves_out_compilation_and_evaluations():
@@ -183,7 +185,7 @@ def test_bar_on_a_terminal():
     terminal = Terminal()
     progress = Progress(100, 10, terminal)
     progress.show(50, {"loss": 0.123456}, 87.65, 61)
-    progress.say("words")
+    progress.write("words")
     progress.close()
     shown = terminal.getvalue()
     assert "50/100 [" in shown

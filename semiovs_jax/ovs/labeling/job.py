@@ -158,7 +158,7 @@ class Job:
         image = None if self.store.is_labeled(record.id) else self._read(record, decode_image)
         if image is None:
             return _Image(record.id, None, (0, 0))
-        return _Image(record.id, self.ovs.prepare(image), image.shape[:2])
+        return _Image(record.id, self.ovs.preprocess(image), image.shape[:2])
 
     def _compute(self, decoded: Iterable[tuple[Batch, list[_Image]]]) -> Iterator[tuple[list[_Image], Any]]:
         """Starts the computation of each batch; yields its images with labels and confidences still on the devices."""
@@ -172,7 +172,7 @@ class Job:
         def label_planes(
             weights: Any, image: jax.Array, size: jax.Array, *, canvas: Size
         ) -> tuple[jax.Array, jax.Array]:
-            found = self.ovs.label(weights, image.astype(jnp.float32), canvas=canvas, size=size)
+            found = self.ovs.label(weights, image.astype(jnp.float32), label_size=canvas, size=size)
             label = jnp.where(found.valid, found.label, self.store.dataset.ignore_index)
             confidence = jnp.where(found.valid, jnp.round(255 * found.confidence), 0)
             return label.astype(jnp.uint8), confidence.astype(jnp.uint8)
@@ -182,7 +182,7 @@ class Job:
     @functools.cached_property
     def _blank(self) -> np.ndarray:
         """A model input without content, with the shape and dtype that all inputs have."""
-        return self.ovs.prepare(np.zeros((8, 8, 3), np.uint8))
+        return self.ovs.preprocess(np.zeros((8, 8, 3), np.uint8))
 
     def _inputs(self, canvas: Size, images: Sequence[_Image]) -> tuple[Any, Any]:
         """Squares [rows, S, S, 3] and sizes int32 [rows, 2] on the devices; empty rows are zeros."""

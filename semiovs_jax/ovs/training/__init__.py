@@ -1,1 +1,1 @@
-"""Training of OVS heads: SED on any labeled dataset, and the tiny models of the embedded benchmark."""
+"""Training of OVS models: SED on any labeled dataset, and the tiny models for the embedded benchmark."""

@@ -1,4 +1,4 @@
-"""What trainings of open-vocabulary models share: the state, the loop, and what they say when they are done."""
+"""Shared parts of OVS training: the state, the loop, and the metadata of trained weights."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ from semiovs_jax.runtime.preemption import Preemption
 
 
 class TrainState(NamedTuple):
-    """The one pytree of a run.
+    """The state of a run, one pytree.
 
     Attributes:
-      step: int32 [], updates done.
+      step: int32 [], number of updates done.
       params: trained parameters by part ("visual", "text", ...), pure dicts.
-      opt_state: the optimizer's.
+      opt_state: state of the optimizer.
     """
 
     step: jax.Array
@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(cls, params: dict[str, Any], optimizer: optax.GradientTransformation) -> "TrainState":
-        """State before the first update."""
+        """The state before the first update."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -46,14 +46,14 @@ def run_steps(
     config: ml_collections.ConfigDict,
     after_step: Callable[[int, TrainState], bool] = lambda number, state: True,
 ) -> TrainState:
-    """Steps from `state.step` to `config.train.steps`, under a progress bar with the latest metrics.
+    """Trains from `state.step` to `config.train.steps`, with a progress bar that shows the latest metrics.
 
     Args:
-      step: (state, batch) -> (state, metrics); the first metric is shown as the loss.
-      state: where to start.
+      step: (state, batch) -> (state, metrics).
+      state: the initial state.
       batches: one per step.
-      config: `train.steps` and `train.log_every_steps`, the only steps after which the host waits.
-      after_step: called with the number of updates done and the state; False ends the loop.
+      config: `train.steps` and `train.log_every_steps`. The host waits for the device only after logged steps.
+      after_step: called with the number of updates done and the state. False ends the loop.
 
     Returns:
       The state after the last step.
@@ -77,19 +77,19 @@ def run_restorable(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
 ) -> TrainState:
-    """`run_steps` that goes on where a checkpoint in `workdir` ends.
+    """Does the same as `run_steps`, with checkpoints in `workdir`. Resumes from the latest one.
 
-    The state after a step is a function of config, data and step alone, however often the run was stopped.
+    The state after a step depends on config, data and step only, not on how often the run was interrupted.
 
     Args:
       step: as in `run_steps`.
-      state: before the first update; its shardings are kept.
+      state: the state before the first update. Restored states get its shardings.
       batches: their position is part of the checkpoint.
       config: as in `run_steps`, and `train.checkpoint_every_steps`.
-      workdir: holds `checkpoints/`.
+      workdir: folder of `checkpoints/`.
 
     Returns:
-      The state after the last step, or after an earlier one if the machine is taken away.
+      The state after the last step, or after an earlier step if the machine is preempted.
     """
     every, last = config.train.checkpoint_every_steps, config.train.steps
     meta = describe_run(config, {"kind": config.kind})
@@ -108,7 +108,7 @@ def run_restorable(
 
 
 def report_quality(quality: Scores, classes: Sequence[str], count: int) -> None:
-    """Prints mIoU and IoU of the labels of `count` held-out images."""
+    """Prints mIoU and the IoU of each class, of the labels of `count` held-out images."""
     print(f"labels of {count} held-out images: mIoU {quality.mean_iou:.3f}")
     for name, iou in zip(classes, quality.iou, strict=True):
         print(f"  {name:<12}{iou:.3f}")
@@ -117,13 +117,13 @@ def report_quality(quality: Scores, classes: Sequence[str], count: int) -> None:
 def provenance(
     config: ml_collections.ConfigDict, quality: Scores | None, classes: Sequence[str], data: dict[str, str]
 ) -> dict[str, str]:
-    """Metadata of trained weights: how to make them again, from what, and what their labels are worth.
+    """Metadata of trained weights: the command and config that reproduce them, the data, and the quality of labels.
 
     Args:
       config: the whole config.
-      quality: of the labels of held-out images, if there are any.
-      classes: their names.
-      data: what the training saw, and its own "command" if it has one.
+      quality: scores of the labels of held-out images; None without held-out images.
+      classes: class names.
+      data: facts about the training data. Its entries replace entries of the same name, such as "command".
     """
     made = {
         "command": "python -m semiovs_jax.ovs.train --config=CONFIG --workdir=WORKDIR, where CONFIG gives `experiment`",

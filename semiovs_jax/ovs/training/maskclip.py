@@ -1,13 +1,13 @@
-"""Trains the tiny CLIP that dense CLIP labels the embedded benchmark with.
+"""Trains the tiny CLIP with which MaskCLIP labels the embedded benchmark.
 
-It sees drawn scenes of the out-of-distribution domain only: none of the target domain, none that a benchmark
-holds. Its vocabulary is that of the target and the distractors, its labels are dense, as published OVS heads (SED)
-learn from the dense labels of a base vocabulary.
+Training data are drawn scenes of the out-of-distribution domain: none of the target domain, and none of the benchmark's
+own scenes. The vocabulary contains the target classes and the distractors. The labels are dense, like those that
+published OVS models (SED) are trained on.
 
-The loss is contrastive per pixel: the embedding of every patch on the value path (MaskCLIP) is compared with
-the text embeddings of all concepts, the cosines are resized to the labels as dense CLIP resizes them, and
-their softmax at the shipped logit scale meets the label in a cross-entropy. Each step words every concept by
-one of its synonyms in one of the templates. There is no image-level term: dense CLIP reads patches alone.
+The loss is contrastive per pixel. The embedding of every patch on the value path (MaskCLIP) is compared with the text
+embeddings of all concepts. The cosines are resized to the labels as MaskCLIP resizes them, and multiplied by the CLIP's
+logit scale; the loss is their cross-entropy. Each step draws, for every concept, one synonym in one template. There is
+no image-level term, because MaskCLIP reads patch embeddings only.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from semiovs_jax.models.clip.file import CLIP, Clip, ClipConfig, normalize
 from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.ovs.maskclip import make_dense_clip
+from semiovs_jax.ovs.maskclip import make_maskclip
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.training.loop import Step, TrainState, provenance, report_quality, run_steps
 from semiovs_jax.ovs.training.quality import label_quality
@@ -47,7 +47,7 @@ FILE_NAME = "shapes_clip.safetensors"
 
 
 def clip_config(model: Mapping[str, Any]) -> ClipConfig:
-    """The architecture that `config.model` describes; its text tower reads bytes."""
+    """The architecture that `config.model` describes. Its text tower reads bytes."""
     size, embed_dim, context = model["image_size"], model["embed_dim"], model["text"]["context_length"]
     vocab_size = make_tokenizer("bytes", context).vocab_size
     return ClipConfig(
@@ -61,9 +61,9 @@ def clip_config(model: Mapping[str, Any]) -> ClipConfig:
 
 
 def prompt_table(vocabulary: Vocabulary, context_length: int) -> np.ndarray:
-    """Byte ids of every wording of every concept, int32 [C, P, L], cut to the longest.
+    """Byte ids of all prompts of every concept, int32 [C, P, L], where L is the length of the longest.
 
-    P is the largest number of wordings; concepts with fewer repeat theirs.
+    P is the largest number of prompts of a concept. Concepts with fewer prompts repeat them.
     """
     tokenizer = make_tokenizer("bytes", context_length)
     vocabulary.check_prompts(tokenizer)
@@ -74,7 +74,7 @@ def prompt_table(vocabulary: Vocabulary, context_length: int) -> np.ndarray:
 
 
 def mirrored(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mirrors each scene with probability 1/2; its classes stay what they are.
+    """Mirrors each scene and its label with probability 1/2.
 
     Args:
       key: random key.
@@ -89,10 +89,10 @@ def mirrored(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Ar
 
 
 def sine_positions(config: ClipVitConfig) -> jax.Array:
-    """Start of the position table, float32 [1 + h * w, width]: sines and cosines of row and column.
+    """Initial position embeddings, float32 [1 + h * w, width]: sines and cosines of row and column.
 
-    A tower this small, trained this shortly, does not learn from random positions which patches are neighbors.
-    Wavelengths go from two grids down to three patches; the class token gets zeros.
+    With random position embeddings, a tower this small does not learn in so few steps which patches are neighbors.
+    Wavelengths range from twice the grid down to three patches. The class token gets zeros.
     """
     h, w = config.grid
     waves = np.geomspace(0.5, max(h, w) / 3, config.width // 4)
@@ -106,7 +106,7 @@ def sine_positions(config: ClipVitConfig) -> jax.Array:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW after warmup and with cosine decay to zero; only matrices and kernels decay."""
+    """AdamW with warmup and cosine decay to zero. Weight decay applies to matrices and kernels only."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(config.warmup_steps, config.steps - 1), config.steps
     )
@@ -123,12 +123,12 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 def make_train_step(
     config: ml_collections.ConfigDict, clip: ClipConfig, prompts: np.ndarray
 ) -> tuple[TrainState, Step]:
-    """The state before the first update, and the jitted (state, scenes) -> (state, {"loss"}).
+    """Returns the state before the first update, and the jitted (state, scenes) -> (state, {"loss"}).
 
-    A step draws its batch, its views and its wordings from `fold_in(seed, step)` alone.
+    The batch, its mirroring and its prompts depend on `fold_in(seed, step)` only.
 
     Args:
-      config: the experiment's config.
+      config: the whole config of the experiment.
       clip: the architecture.
       prompts: int32 [C, P, L] of `prompt_table`.
     """
@@ -167,16 +167,20 @@ def make_train_step(
     return TrainState.create(params, optimizer), step
 
 
-def train_clip(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Trains, measures the labels, and writes `shapes_clip.safetensors` in half precision.
+def train_maskclip(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Trains a CLIP, evaluates its labels on held-out scenes, and writes `shapes_clip.safetensors` in half precision.
 
-    Takes minutes: nothing is saved before the end.
+    It takes minutes and saves no checkpoint.
+
+    Args:
+      config: the whole config of an experiment such as `configs/ovs_shapes.py`.
+      workdir: folder of the file.
 
     Returns:
       The path of the file.
 
     Raises:
-      InputError: the vocabulary does not name the scenes' classes, or a prompt is too long.
+      InputError: the vocabulary does not match the scenes' classes, or a prompt is too long.
     """
     vocabulary = load_vocabulary(config.vocabulary)
     clip = clip_config(config.model)
@@ -190,7 +194,7 @@ def train_clip(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     params = jax.tree.map(lambda p: np.asarray(p, np.float16), state.params)
     widened = jax.tree.map(lambda p: p.astype(np.float32), params)
     loaded = Clip(clip, widened["visual"], widened["text"], sha256="")
-    model = make_dense_clip(loaded, vocabulary, image_size=size)
+    model = make_maskclip(loaded, vocabulary, image_size=size)
     held_out = held_out_scenes(config.seed, config.data.held_out)
     quality = label_quality(model, held_out, (MAX_SIDE, MAX_SIDE), IGNORE_INDEX)
     report_quality(quality, vocabulary.classes, config.data.held_out)

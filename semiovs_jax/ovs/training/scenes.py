@@ -1,4 +1,4 @@
-"""Drawn scenes to train a tiny open-vocabulary model on: out-of-distribution domain only, labels by concept."""
+"""Training data for tiny OVS models: drawn scenes of the out-of-distribution domain, labeled by concept."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class Scenes(NamedTuple):
 
     Attributes:
       image: uint8 [M, S, S, 3].
-      label: uint8 [M, s, s], indices of the vocabulary's concepts, 255 is ignored.
+      label: uint8 [M, s, s], indices of the vocabulary's concepts; 255 is the ignore index.
     """
 
     image: np.ndarray | jax.Array
@@ -35,10 +35,10 @@ class Scenes(NamedTuple):
 
 
 def concept_of_scene_class(vocabulary: Vocabulary) -> np.ndarray:
-    """Index of the concept that stands for each class a scene may show, int [len(SCENE_CLASSES)].
+    """Index of the concept of each scene class, int [len(SCENE_CLASSES)].
 
     Raises:
-      InputError: the first synonyms of the concepts are not the names of the scenes' classes.
+      InputError: the first synonyms of the concepts differ from `SCENE_CLASSES`.
     """
     names = [concept.synonyms[0] for concept in vocabulary.concepts]
     if sorted(names) != sorted(SCENE_CLASSES):
@@ -50,7 +50,7 @@ def concept_of_scene_class(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def draw_scenes(seed: int, count: int, image_size: int, label_size: int, concept_of_class: np.ndarray) -> Scenes:
-    """Draws scenes and squares them, as the models square images."""
+    """Draws scenes and resizes them to squares, as the models resize images."""
     lookup = np.full(256, IGNORE_INDEX, np.uint8)
     lookup[: len(concept_of_class)] = concept_of_class
     image = np.empty((count, image_size, image_size, 3), np.uint8)
@@ -69,9 +69,9 @@ def scene_batches(
 
     Args:
       scenes: on the host.
-      batch_size: scenes of a global batch, a multiple of `process_count`.
-      seed: a batch is a function of it and of the number of the batch.
-      process_index: this process; it gets its block of rows of each batch.
+      batch_size: number of scenes in a global batch, a multiple of `process_count`.
+      seed: a batch depends on the seed and its own number only.
+      process_index: index of this process, which gets one block of rows of each batch.
       process_count: number of processes.
 
     Returns:
@@ -85,7 +85,7 @@ def scene_batches(
 
 
 class _SceneBatches:
-    """The batch of every step, whole: grain's own shuffling and batching would cost more than the copying."""
+    """A whole batch for every step. Grain's own shuffling and batching would cost more than the copies here."""
 
     def __init__(self, scenes: Scenes, batch_size: int, seed: int, rows: slice):
         self._scenes = scenes
@@ -107,10 +107,10 @@ class _SceneBatches:
 
 
 def held_out_scenes(seed: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of the out-of-distribution part of the benchmark of that seed; no training draws them.
+    """Scenes of the out-of-distribution part of the benchmark with this seed. Training never draws them.
 
     Yields:
-      Image uint8 [H, W, 3] and label uint8 [H, W] over the target classes: distractors are background.
+      Image uint8 [H, W, 3] and label uint8 [H, W]. Distractors are labeled as background.
     """
     for index in range(count):
         scene, classes = draw_scene(scene_rng(seed, "ood", index), OOD_DOMAIN)
@@ -119,7 +119,7 @@ def held_out_scenes(seed: int, count: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def data_sha256(vocabulary: Vocabulary) -> str:
-    """Hex digest of what the scenes are drawn from: outlines, domain and words."""
+    """Hex digest of everything that decides the scenes: class names, outlines, domain and vocabulary."""
     domain = {
         name: [texture.__name__ for texture in value] if name in ("grounds", "fills") else value
         for name, value in vars(OOD_DOMAIN).items()

@@ -1,10 +1,12 @@
-"""Trains a SED: towers and aggregator learn from the dense labels of a base vocabulary.
+"""Trains a SED: CLIP's towers and the aggregator, on images with dense labels.
 
-Source: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024; its code,
-xb534/SED at 250b495f (`sed/sed_model.py`, `train_net.py`).
+Source: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic Segmentation", 2024; xb534/SED at
+250b495f, `sed/sed_model.py` and `train_net.py`.
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from semiovs_jax.models.clip.text import ClipText
 from semiovs_jax.models.layers import DTYPES
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights
-from semiovs_jax.ovs.text import embed_by_template, embed_text, encode_prompts
+from semiovs_jax.ovs.options import check_choices
+from semiovs_jax.ovs.text import Prompts, embed_by_template, embed_text, encode_prompts
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.ovs.training.loop import Step, TrainState, provenance, report_quality, run_restorable
 from semiovs_jax.ovs.training.sed_init import initial_sed
@@ -36,79 +39,119 @@ from semiovs_jax.runtime.workdir import check_workdir
 _FILE_DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
+@dataclasses.dataclass(frozen=True)
+class LossSpec:
+    """The static side of the loss.
+
+    Attributes:
+      graphs: graphs of the parts "visual", "text" and "aggregator".
+      prompts: token ids of the vocabulary.
+      end_id: the token id that ends a prompt.
+      normalization: of the image tower's input, a key of `NORMALIZATIONS`.
+      class_of_concept: the class of each concept, ascending.
+      ignore_index: the label of pixels to leave out.
+      options: `config.train`; read are aggregator_stride, detach_guides, pooling, ignore_as_negative and
+        contrastive_weight.
+    """
+
+    graphs: Mapping[str, nnx.GraphDef]
+    prompts: Prompts
+    end_id: int
+    normalization: str
+    class_of_concept: tuple[int, ...]
+    ignore_index: int
+    options: ml_collections.ConfigDict
+
+
+def total_loss(
+    params: dict[str, Any], *, frozen: dict[str, Any], batch: dict[str, jax.Array], spec: LossSpec
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a batch: the sum over the aggregator's heads, plus the weighted contrastive loss.
+
+    Args:
+      params: parameters of the trained parts.
+      frozen: parameters of the frozen parts; of a frozen text tower, its text embeddings float [T, P, D] instead.
+      batch: "image" uint8 [N, S, S, 3], "label" uint8 [N, s, s] and "valid" bool [N, S, S].
+      spec: the static side.
+
+    Returns:
+      The loss, and the metrics: "loss" and every summand by name.
+    """
+    options = spec.options
+    visual, aggregator = (nnx.merge(spec.graphs[part], (params | frozen)[part]) for part in ("visual", "aggregator"))
+    text = _embed_text(params["text"], spec) if "text" in params else frozen["text"]
+    image = normalize(batch["image"].astype(jnp.float32), spec.normalization)
+    features = visual(jnp.where(batch["valid"][..., None], image, 0))  # padding gets the mean color
+    label = batch["label"].astype(jnp.int32)
+    chosen = jax.tree.map(lambda x: x[:: options.aggregator_stride], features)
+    guides = chosen.levels[-2::-1]
+    if options.detach_guides:
+        guides = jax.lax.stop_gradient(guides)
+    losses = sed_losses(
+        aggregator(chosen.dense, text, guides, pooling=options.pooling),
+        label[:: options.aggregator_stride],
+        spec.class_of_concept,
+        ignore_index=spec.ignore_index,
+        ignore_as_negative=options.ignore_as_negative,
+    )
+    total = sum(losses.values(), start=jnp.zeros(()))
+    if options.contrastive_weight:
+        losses["contrastive"] = contrastive_loss(features.dense, text, label, spec.class_of_concept)
+        total += options.contrastive_weight * losses["contrastive"]
+    return total, {"loss": total} | losses
+
+
+def _embed_text(params: Any, spec: LossSpec) -> jax.Array:
+    tower = nnx.merge(spec.graphs["text"], params)
+    return embed_by_template(lambda ids: tower(ids, end_id=spec.end_id), spec.prompts)
+
+
 def make_train_step(
     config: ml_collections.ConfigDict, sed: SedWeights, task: Task, mesh: Mesh
 ) -> tuple[TrainState, Step]:
-    """The state before the first update, and the jitted (state, batch) -> (state, metrics).
+    """Returns the state before the first update, and the jitted (state, batch) -> (state, metrics).
 
-    A step has no randomness of its own: what it sees was drawn from seed and step by the data pipeline. Parts with
-    learning rate 0 are constants, without gradient or optimizer state; a frozen text tower embeds its prompts once.
+    The step draws no random numbers: the data pipeline draws all of them. Parts with learning rate 0 are constants
+    without gradient or optimizer state. A frozen text tower embeds its prompts once.
 
     Args:
-      config: the experiment's config.
-      sed: where training starts.
-      task: vocabulary and ignore index are read.
+      config: the whole config of the experiment.
+      sed: the initial weights.
+      task: its vocabulary and its ignore index are read.
       mesh: batches are split over it, the state is replicated.
 
     Raises:
-      InputError: an unknown dtype, or a prompt that the text tower cannot read.
+      InputError: `config.model.dtype` is invalid, or a prompt is too long for the text tower.
     """
-    train, vocabulary = config.train, task.vocabulary
-    if config.model.dtype not in DTYPES:
-        raise InputError(f"config.model.dtype is {config.model.dtype!r}; choose one of {', '.join(sorted(DTYPES))}")
+    check_choices("config.model", config.model, {"dtype": DTYPES})
     dtype = DTYPES[config.model.dtype]
     modules = {
         "visual": lambda: ClipConvNext(sed.config.visual, dtype=dtype, rngs=nnx.Rngs(0)),
         "text": lambda: ClipText(sed.config.text, dtype=dtype, rngs=nnx.Rngs(0)),
         "aggregator": lambda: SedAggregator(sed.config.aggregator, dtype=dtype, rngs=nnx.Rngs(0)),
     }
-    graphs = {part: nnx.graphdef(nnx.eval_shape(module)) for part, module in modules.items()}
     tokenizer = make_tokenizer(sed.config.text.tokenizer, sed.config.text.context_length)
-    prompts = encode_prompts(vocabulary, tokenizer)
-
-    def encode_text(params: Any, ids: jax.Array) -> jax.Array:
-        return nnx.merge(graphs["text"], params)(ids, end_id=tokenizer.end_id)
-
+    spec = LossSpec(
+        graphs={part: nnx.graphdef(nnx.eval_shape(module)) for part, module in modules.items()},
+        prompts=encode_prompts(task.vocabulary, tokenizer),
+        end_id=tokenizer.end_id,
+        normalization=sed.config.normalization,
+        class_of_concept=task.vocabulary.class_of_concept,
+        ignore_index=task.ignore_index,
+        options=config.train,
+    )
     trained = rate_multipliers(config.optim)
     frozen = {part: getattr(sed, part) for part in modules if part not in trained}
     if "text" in frozen:
-        frozen["text"] = embed_text(sed.config.text, sed.text, vocabulary)
+        frozen["text"] = embed_text(sed.config.text, sed.text, task.vocabulary)
     frozen = jax.device_put(frozen, replicated(mesh))
-    optimizer = make_optimizer(config.optim, train.steps)
-
-    def loss_fn(
-        params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        visual, aggregator = (nnx.merge(graphs[part], (params | frozen)[part]) for part in ("visual", "aggregator"))
-        text = (
-            embed_by_template(lambda ids: encode_text(params["text"], ids), prompts)
-            if "text" in params
-            else frozen["text"]
-        )
-        image = normalize(batch["image"].astype(jnp.float32), sed.config.normalization)
-        features = visual(jnp.where(batch["valid"][..., None], image, 0))  # padding has the mean color
-        label = batch["label"].astype(jnp.int32)
-        chosen = jax.tree.map(lambda x: x[:: train.aggregator_stride], features)
-        guides = chosen.levels[-2::-1]
-        if train.detach_guides:
-            guides = jax.lax.stop_gradient(guides)
-        losses = sed_losses(
-            aggregator(chosen.dense, text, guides, pooling=train.pooling),
-            label[:: train.aggregator_stride],
-            vocabulary.class_of_concept,
-            ignore_index=task.ignore_index,
-            ignore_as_negative=train.ignore_as_negative,
-        )
-        total = sum(losses.values(), start=jnp.zeros(()))
-        if train.contrastive_weight:
-            losses["contrastive"] = contrastive_loss(features.dense, text, label, vocabulary.class_of_concept)
-            total += train.contrastive_weight * losses["contrastive"]
-        return total, {"loss": total} | losses
+    optimizer = make_optimizer(config.optim, config.train.steps)
 
     def step(
         state: TrainState, batch: dict[str, jax.Array], frozen: dict[str, Any]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch)
+        loss_fn = functools.partial(total_loss, frozen=frozen, batch=batch, spec=spec)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
@@ -119,17 +162,17 @@ def make_train_step(
 
 
 def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None:
-    """Trains, measures the labels of held-out images, and writes `config.file`; goes on from a checkpoint.
+    """Trains a SED, evaluates its labels on held-out images, and writes `config.file`. Resumes from checkpoints.
 
     Args:
-      config: an experiment such as `configs/ovs_coco_stuff.py`.
+      config: the whole config of an experiment such as `configs/ovs_coco_stuff.py`.
       workdir: folder of checkpoints and weights.
 
     Returns:
-      The path of the file; None if the machine was taken away before the last step.
+      The path of the file; None if the machine was preempted before the last step.
 
     Raises:
-      InputError: something a person has to mend.
+      InputError: a config value, an input file or the workdir is invalid.
     """
     workdir = check_workdir(workdir)
     mesh = make_mesh()
@@ -138,8 +181,7 @@ def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | 
             f"config.train.batch_size={config.train.batch_size} cannot be split over {mesh.size} devices; "
             f"set it to a multiple of {mesh.size}"
         )
-    if config.precision not in _FILE_DTYPES:
-        raise InputError(f"config.precision={config.precision!r}: choose one of {', '.join(sorted(_FILE_DTYPES))}")
+    check_choices("config", config, {"precision": _FILE_DTYPES})
     task = make_task(config)
     sed = initial_sed(config, len(task.vocabulary.templates))
     state, step = make_train_step(config, sed, task, mesh)

@@ -1,4 +1,4 @@
-"""The SED a training starts from: another SED, a CLIP with a ConvNeXt, or random weights."""
+"""Initial weights of a SED training: another SED, a CLIP with a ConvNeXt, or random weights."""
 
 import dataclasses
 from typing import Any
@@ -15,27 +15,27 @@ from semiovs_jax.models.clip.text import ClipText, ClipTextConfig
 from semiovs_jax.models.sed import file as sed_weights
 from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig
 from semiovs_jax.models.sed.file import SedWeights, SedWeightsConfig
+from semiovs_jax.ovs.options import check_choices, multiples_of
 from semiovs_jax.ovs.tokenizer import make_tokenizer
 from semiovs_jax.weights.keys import flatten, unflatten
 from semiovs_jax.weights.parts import weights_kind
 
 
 def initial_sed(config: ml_collections.ConfigDict, num_templates: int) -> SedWeights:
-    """A SED before training; what no file gives is drawn from `config.seed`.
+    """A SED before training. Parts that no file provides are drawn from `config.seed`.
 
     Args:
-      config: `init`, the path of a file of kind "sed" or "clip", or "" for random weights, and `model`:
-        image_size, short_side, aggregator (not read where `init` is a SED), and for random weights visual, text,
-        layer_scale, embed_dim and normalization.
-      num_templates: prompt templates of the vocabulary.
+      config: `init`, the path of a file of kind "sed" or "clip", or "" for random weights; and `model`: image_size,
+        short_side, aggregator (unless `init` is a SED), and for random weights visual, text, layer_scale, embed_dim
+        and normalization.
+      num_templates: number of prompt templates of the vocabulary.
 
     Raises:
-      InputError: `init` is missing or of another kind, its CLIP has no ConvNeXt, its SED reads another number of
-        templates, or image_size is no multiple of 32.
+      InputError: `init` is missing or of another kind, its CLIP has no ConvNeXt, its SED was trained with another
+        number of templates, or image_size is not a multiple of 32.
     """
     model = config.model
-    if model.image_size % 32:
-        raise InputError(f"config.model.image_size is {model.image_size}; SED needs a multiple of 32")
+    check_choices("config.model", model, {"image_size": multiples_of(32)})
     if config.init and weights_kind(config.init) == sed_weights.SED.kind:
         return _from_sed(config, num_templates)
     rngs = nnx.Rngs(config.seed)
@@ -90,9 +90,10 @@ def _parameters(module: nnx.Module) -> dict[Any, Any]:
 
 
 def _scaled_to_width(visual: dict[Any, Any], rng: np.random.Generator) -> dict[Any, Any]:
-    """Draws the blocks' matrices anew with variance 1 / inputs.
+    """Redraws the matrices of the blocks with variance 1 / inputs.
 
-    ConvNeXt's own 0.02 suits hundreds of channels; branches of a few tens would say nothing for hundreds of steps.
+    ConvNeXt's own standard deviation of 0.02 suits hundreds of channels. With a few tens of channels, the branches
+    would contribute almost nothing for hundreds of steps.
     """
     flat = flatten(visual)
     for path in sorted(flat):

@@ -1,4 +1,4 @@
-"""SED's training losses, first of all a binary cross-entropy per class on each of its heads.
+"""SED's training losses: a binary cross-entropy per class on each head, and an optional contrastive loss.
 
 Source: xb534/SED at 250b495f, `sed/sed_model.py`.
 """
@@ -18,16 +18,16 @@ _CONTRASTIVE_SCALE = 20.0  # of the cosines before their softmax
 def binary_cross_entropy(
     logits: jax.Array, label: jax.Array, *, ignore_index: int, ignore_as_negative: bool = False
 ) -> jax.Array:
-    """Mean over pixels and classes of the cross-entropy of "this pixel is of this class".
+    """Mean over pixels and classes of the binary cross-entropy of "this pixel belongs to this class".
 
     Args:
       logits: float [N, K, H, W].
       label: int [N, H, W], 0..K-1 or `ignore_index`.
-      ignore_index: the label of pixels that are left out.
-      ignore_as_negative: count them, as pixels of no class (the reference).
+      ignore_index: the label of pixels to leave out.
+      ignore_as_negative: include those pixels, as negatives of every class (the reference does).
 
     Returns:
-      float scalar; 0 if no pixel counts.
+      float scalar; 0 if all pixels are left out.
     """
     is_class = label[:, None] == jnp.arange(logits.shape[1])[:, None, None]
     loss = jax.nn.softplus(logits) - jnp.where(is_class, logits, 0)
@@ -37,11 +37,11 @@ def binary_cross_entropy(
 
 
 def best_concept(logits: jax.Array, class_of_concept: Sequence[int]) -> jax.Array:
-    """Logits of concepts [N, T, h, w] to those of classes [N, K, h, w]: the best of each class's.
+    """Logits of classes, float [N, K, h, w]: the maximum over the concepts of each class.
 
     Args:
-      logits: float [N, T, h, w].
-      class_of_concept: the class of each concept, ascending, every class at least once.
+      logits: of concepts, float [N, T, h, w].
+      class_of_concept: the class of each concept, ascending. Every class occurs.
     """
     num_classes = class_of_concept[-1] + 1
     if num_classes == len(class_of_concept):
@@ -60,7 +60,7 @@ def sed_losses(
     ignore_index: int,
     ignore_as_negative: bool = False,
 ) -> dict[str, jax.Array]:
-    """One loss per head, each head resized to the label; the reference minimizes their plain sum.
+    """One loss per head, on logits resized to the label. The reference minimizes the plain sum.
 
     Args:
       logits: of T concepts.
@@ -86,15 +86,15 @@ def sed_losses(
 
 
 def contrastive_loss(dense: jax.Array, text: jax.Array, label: jax.Array, class_of_concept: Sequence[int]) -> jax.Array:
-    """Cross-entropy over classes of the image tower's own embeddings, before any aggregation.
+    """Cross-entropy over classes, on the cosines of the image tower's embeddings and the text embeddings.
 
-    Not in the reference: it gives a tower that starts from random weights the words' meaning sooner. Every class
-    in the batch counts alike, however few its pixels: else the ground would drown the objects.
+    Not in the reference. It helps a tower with random initial weights to align with the text embeddings early. Every
+    class in the batch has the same weight, whatever its number of pixels, so that background does not dominate.
 
     Args:
       dense: float [N, h, w, D], embeddings of pixels.
-      text: float [T, P, D], unit embeddings; their mean over templates counts.
-      label: int [N, H, W], class indices; other values are left out.
+      text: float [T, P, D], unit embeddings, which are averaged over templates.
+      label: int [N, H, W], class indices. Pixels with other values are left out.
       class_of_concept: the class of each concept, ascending.
     """
     cosine = jnp.einsum("nhwd,td->nthw", unit(dense), unit(text.mean(1)))

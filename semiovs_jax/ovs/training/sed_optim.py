@@ -1,6 +1,7 @@
-"""AdamW for SED: a learning rate for each part, weight decay on kernels alone.
+"""AdamW for SED, with a learning rate for each part, and weight decay on kernels only.
 
-Source: xb534/SED at 250b495f, `train_net.py` and `configs/config.yaml`, which decays biases and layer scales too.
+Source: xb534/SED at 250b495f, `train_net.py` and `configs/config.yaml`. The reference also decays biases and layer
+scales.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from data_pipelines.errors import InputError
 
 
 def rate_multipliers(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Learning rate of each trained part over `learning_rate`; parts with 0 are left out: they are frozen.
+    """Multiplier of `learning_rate` for each trained part. Parts with multiplier 0 are frozen and left out.
 
     Args:
       config: `config.optim`.
@@ -39,10 +40,10 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
     Args:
       config: `config.optim` with learning_rate (of the aggregator), visual_multiplier and text_multiplier,
         warmup_steps, weight_decay and clip_norm (of the gradient of all trained parts together).
-      steps: length of the decay, in updates.
+      steps: number of updates until the learning rate is zero.
 
     Returns:
-      An optimizer of parameters by part.
+      An optimizer for a dict of parameters by part.
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(config.warmup_steps, steps - 1), steps)
     multipliers = rate_multipliers(config)

@@ -1,4 +1,4 @@
-"""What a SED is trained on and measured with: drawn scenes, or a dataset's files."""
+"""Training and evaluation data of a SED: drawn scenes, or the files of a dataset."""
 
 import dataclasses
 import itertools
@@ -17,6 +17,7 @@ from data_pipelines.pipeline import Options, ValidationRecords, make_train_itera
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models.sed.file import SedWeights
+from semiovs_jax.ovs.options import check_choices
 from semiovs_jax.ovs.sed import make_sed
 from semiovs_jax.ovs.training.quality import label_quality
 from semiovs_jax.ovs.training.scenes import (
@@ -31,12 +32,12 @@ from semiovs_jax.ovs.vocabulary import Concept, Vocabulary, load_vocabulary
 
 
 class Task(NamedTuple):
-    """What a SED is trained on.
+    """Training data of a SED.
 
     Attributes:
-      vocabulary: its classes are what training labels count.
-      ignore_index: the training label that is left out.
-      batches: yields {"labeled": {"image", "label", "valid", ...}}, this process's rows.
+      vocabulary: training labels are indices of its classes.
+      ignore_index: the label of pixels to leave out.
+      batches: yields {"labeled": {"image", "label", "valid", ...}}, the rows of this process.
     """
 
     vocabulary: Vocabulary
@@ -45,18 +46,23 @@ class Task(NamedTuple):
 
 
 def one_class_per_concept(vocabulary: Vocabulary) -> Vocabulary:
-    """The same words with every concept a class of its own, named by its first synonym."""
+    """The vocabulary with every concept as a class of its own, named after its first synonym."""
     concepts = tuple(Concept(index, concept.synonyms) for index, concept in enumerate(vocabulary.concepts))
     return dataclasses.replace(vocabulary, classes=tuple(c.synonyms[0] for c in concepts), concepts=concepts)
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-    """Opens what `config.data` names: drawn scenes, labeled by concept, or the labeled split of a dataset.
+    """Opens the training data: drawn scenes with labels by concept, or the labeled split of a dataset.
+
+    Args:
+      config: the whole config. `config.data.source` is "scenes" or "files".
 
     Raises:
-      InputError: `config.data.source` is neither, the vocabulary does not fit, or a file is missing or malformed.
+      InputError: `config.data.source` is invalid, the vocabulary does not match the classes, or a file is missing or
+        malformed.
     """
     data, seed = config.data, config.seed
+    check_choices("config.data", data, {"source": ("scenes", "files")})
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if data.source == "scenes":
         vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
@@ -64,12 +70,10 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         scenes = draw_scenes(seed, data.images, side, side // config.train.label_stride, concepts)
         batches = scene_batches(scenes, config.train.batch_size, seed, **processes)
         return Task(one_class_per_concept(vocabulary), IGNORE_INDEX, batches)
-    if data.source != "files":
-        raise InputError(f"config.data.source={data.source!r}: choose 'scenes' or 'files'")
     if data.crop_size != config.model.image_size:
         raise InputError(
             f"config.data.crop_size={data.crop_size} is not config.model.image_size={config.model.image_size}; "
-            "set both to the side of the square that the image tower sees"
+            "set both to the side of the image tower's square input"
         )
     dataset = dataset_info(data.dataset)
     vocabulary = load_vocabulary(config.vocabulary, dataset.num_classes, templates=config.templates)
@@ -80,9 +84,12 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
 
 
 def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tuple[Scores | None, tuple[str, ...]]:
-    """Scores the labels of the `config.data.held_out` first held-out images, and names their classes.
+    """Scores the labels of the first `config.data.held_out` held-out images; None if that number is 0.
 
-    They are scenes of a stream that training never draws from, or the validation split; None if there are none.
+    Held-out images are scenes that training never draws, or the validation split.
+
+    Returns:
+      The scores, and the class names.
     """
     data = config.data
     vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
@@ -91,19 +98,19 @@ def held_out_quality(config: ml_collections.ConfigDict, sed: SedWeights) -> tupl
     samples: Iterator[tuple[np.ndarray, np.ndarray]]
     if data.source == "scenes":
         samples = held_out_scenes(config.seed, data.held_out)
-        canvas, ignore_index = (MAX_SIDE, MAX_SIDE), IGNORE_INDEX
+        label_size, ignore_index = (MAX_SIDE, MAX_SIDE), IGNORE_INDEX
     else:
         dataset = dataset_info(data.dataset)
         records = ValidationRecords(open_config_split(data, "val"), dataset)
         sizes = records.sizes[: data.held_out]
-        canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        label_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
         ignore_index = dataset.ignore_index
         samples = ((record["image"], record["label"]) for record in itertools.islice(records, data.held_out))
-    return label_quality(make_sed(sed, vocabulary), samples, canvas, ignore_index), vocabulary.classes
+    return label_quality(make_sed(sed, vocabulary), samples, label_size, ignore_index), vocabulary.classes
 
 
 def data_facts(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """What the training saw, for the metadata of the weights."""
+    """Facts about the training data, for the metadata of the weights."""
     vocabulary = load_vocabulary(config.vocabulary, templates=config.templates)
     if config.data.source == "scenes":
         return {

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNextConfig
 from semiovs_jax.models.clip.file import ClipConfig, load_clip, parameter_shapes
-from semiovs_jax.ovs.maskclip import make_dense_clip
+from semiovs_jax.ovs.maskclip import make_maskclip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import flatten
@@ -36,7 +36,7 @@ def test_a_convnext_is_read_back_as_one(tmp_path):
     assert clip.config == config
     assert flatten(clip.visual).keys() == parameter_shapes(config)["visual"].keys()
     with pytest.raises(InputError, match=r"config\.ovs\.weights is a CLIP with a ConvNeXt"):
-        make_dense_clip(clip, load_vocabulary(write_vocabulary(tmp_path / "words.json")), image_size=32)
+        make_maskclip(clip, load_vocabulary(write_vocabulary(tmp_path / "words.json")), image_size=32)
 
 
 def test_towers_of_different_models_are_refused():

@@ -219,7 +219,7 @@ def test_a_whole_huggingface_clip_reads_the_facts_beside_it(tmp_path):
     assert sum(path.startswith("text/") for path in converted.values) == 21
 
 
-def test_the_command_writes_what_dense_clip_loads(tmp_path):
+def test_the_command_writes_what_maskclip_loads(tmp_path):
     source, out = tmp_path / "model.safetensors", tmp_path / "clip.safetensors"
     save_file(huggingface(openai_visual() | openai_text()), source)
     facts = {"vision_config": {"num_attention_heads": 2}, "text_config": {"num_attention_heads": 2}}

@@ -65,12 +65,12 @@ def test_every_image_has_its_planes(images, undisturbed):
 
 def test_planes_are_the_models_at_the_images_own_size(images, undisturbed):
     ovs = ColorOVS()
-    model = jax.jit(ovs.label, static_argnames="canvas")
+    model = jax.jit(ovs.label, static_argnames="label_size")
     for path in sorted(images.rglob("*.*"))[:3]:
         id_ = path.relative_to(images).with_suffix("")
         with Image.open(path) as image:
             square = np.asarray(image.convert("RGB").resize((24, 24), Image.Resampling.BILINEAR), np.float32)
-            found = model(ovs.weights, square[None], canvas=(image.height, image.width))
+            found = model(ovs.weights, square[None], label_size=(image.height, image.width))
         with Image.open(undisturbed / "labels" / f"{id_}.png") as label:
             expected = np.where(found.valid[0], found.label[0], 255)
             assert np.mean(np.asarray(label) != expected) < 2e-3
@@ -79,10 +79,10 @@ def test_planes_are_the_models_at_the_images_own_size(images, undisturbed):
             assert np.abs(np.asarray(confidence, np.int32) - expected).max() <= 1
 
 
-def test_a_model_may_prepare_images_in_float(images, undisturbed, tmp_path):
+def test_a_model_may_preprocess_images_to_float(images, undisturbed, tmp_path):
     class FloatOVS(ColorOVS):
-        def prepare(self, image):
-            return super().prepare(image).astype(np.float32)
+        def preprocess(self, image):
+            return super().preprocess(image).astype(np.float32)
 
     fake_ovs.label(label_config(images, tmp_path), FloatOVS())
     found, expected = contents(tmp_path), contents(undisturbed)
@@ -177,9 +177,9 @@ def test_few_shapes_are_compiled(tmp_path, monkeypatch):
     shapes = []
     ovs = ColorOVS()
 
-    def counted(weights, image, *, canvas, size):
-        shapes.append((image.shape, canvas))
-        return ColorOVS.label(ovs, weights, image, canvas=canvas, size=size)
+    def counted(weights, image, *, label_size, size):
+        shapes.append((image.shape, label_size))
+        return ColorOVS.label(ovs, weights, image, label_size=label_size, size=size)
 
     monkeypatch.setattr(ovs, "label", counted, raising=False)
     fake_ovs.label(label_config(tmp_path / "ood", tmp_path / "labels"), ovs)

@@ -12,7 +12,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from data_pipelines.shapes.outlines import TARGETS
 from semiovs_jax.models.clip.file import load_clip
-from semiovs_jax.ovs.maskclip import build_dense_clip, make_dense_clip
+from semiovs_jax.ovs.maskclip import build, make_maskclip
 from semiovs_jax.ovs.training import maskclip as train
 from semiovs_jax.ovs.training.quality import label_quality
 from semiovs_jax.ovs.training.scenes import (
@@ -43,7 +43,7 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def test_two_runs_write_the_same_file(tiny: ml_collections.ConfigDict, tmp_path: Path) -> None:
-    first, second = (train.train_clip(tiny, tmp_path / name) for name in ("first", "second"))
+    first, second = (train.train_maskclip(tiny, tmp_path / name) for name in ("first", "second"))
     tensors, metadata = read_safetensors(first)
     # The metadata holds the digest of the tensors; its order in the file is not fixed.
     assert read_safetensors(second)[1] == metadata
@@ -105,27 +105,28 @@ def test_nothing_is_written_for_unusable_words(tmp_path: Path) -> None:
     config = ovs_shapes.get_config().unlock()
     config.vocabulary = "voc21"
     with pytest.raises(InputError, match="voc21"):
-        train.train_clip(config, tmp_path)
+        train.train_maskclip(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_shipped_weights_say_where_they_come_from() -> None:
     assert SHIPPED.stat().st_size <= 2_000_000
     _, metadata = read_safetensors(SHIPPED)
-    assert json.loads(metadata["experiment"]) == ovs_shapes.get_config().to_dict()
+    # They were trained when this kind was called "dense_clip".
+    assert json.loads(metadata["experiment"]) == ovs_shapes.get_config().to_dict() | {"kind": "dense_clip"}
     assert metadata["data_sha256"] == data_sha256(load_vocabulary("shapes"))
     assert "semiovs_jax.ovs.train" in metadata["command"]
 
 
 def test_shipped_weights_label_unseen_scenes() -> None:
-    model = make_dense_clip(load_clip("shapes_clip"), load_vocabulary("shapes"), image_size=112)
+    model = make_maskclip(load_clip("shapes_clip"), load_vocabulary("shapes"), image_size=112)
     quality = label_quality(model, held_out_scenes(5, 60), (MAX_SIDE, MAX_SIDE), IGNORE_INDEX)
     assert quality.mean_iou > 0.75  # 0.83 on the 200 scenes of the file's own metadata
 
 
 def test_shipped_weights_build_by_the_names_of_a_config() -> None:
     config = {"weights": "shapes_clip", "vocabulary": "shapes", "image_size": 112}
-    model = build_dense_clip(config, 1 + len(TARGETS))
-    found = model.label(model.weights, jnp.zeros((1, 112, 112, 3)), canvas=(50, 40))
+    model = build(config, 1 + len(TARGETS))
+    found = model.label(model.weights, jnp.zeros((1, 112, 112, 3)), label_size=(50, 40))
     assert found.label.shape == (1, 50, 40)
     assert np.all(np.isfinite(found.confidence))

@@ -72,7 +72,7 @@ def test_a_run_writes_weights_that_label(whole_run: Path, tiny: ml_collections.C
     assert set(json.loads(metadata["held_out_iou"])) == {"background", *TARGETS}
     assert metadata["data_sha256"] == data_sha256(load_vocabulary("shapes"))
     model = build_ovs({"name": "sed", "weights": str(whole_run), "vocabulary": "shapes"}, 1 + len(TARGETS))
-    found = model.label(model.weights, jnp.zeros((1, 64, 64, 3)), canvas=(50, 40))
+    found = model.label(model.weights, jnp.zeros((1, 64, 64, 3)), label_size=(50, 40))
     assert found.label.shape == (1, 50, 40)
     assert np.all(np.isfinite(found.confidence))
 
@@ -196,9 +196,9 @@ def test_shipped_weights_label_unseen_scenes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "maskclip"}, r"config.kind='maskclip': choose one of dense_clip, sed"),
-        ({"precision": "float8"}, r"config.precision='float8'"),
-        ({"data.source": "web"}, r"config.data.source='web'"),
+        ({"kind": "catseg"}, r"config.kind is 'catseg'; choose one of 'maskclip', 'sed'"),
+        ({"precision": "float8"}, r"config.precision is 'float8'"),
+        ({"data.source": "web"}, r"config.data.source is 'web'"),
         ({"train.batch_size": 3}, r"config.train.batch_size=3 cannot be split over 2 devices"),
         ({"model.image_size": 60}, r"config.model.image_size is 60"),
         ({"vocabulary": "voc21"}, r"voc21.json: the first synonyms"),
