@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import ml_collections
 
+from data_pipelines.datasets import DatasetInfo
 from semiovs_jax.labelers.base import Facts, Labeler, View
 from semiovs_jax.labelers.ovs import label_crop
 from semiovs_jax.ovs.base import OVS, PseudoLabel
 from semiovs_jax.ovs.maskclip import build_maskclip_labeler
+from semiovs_jax.ovs.maskclip import faults as model_faults
 
 SECTION = "clip"
 
@@ -18,6 +20,12 @@ def reads_words(config: ml_collections.ConfigDict) -> bool:
     """The vocabulary of `config.clip` is used."""
     del config
     return True
+
+
+def faults(config: ml_collections.ConfigDict, dataset: DatasetInfo | None, crop_size: int) -> list[str]:
+    """What is wrong with `config.clip`."""
+    del dataset
+    return model_faults(config, "config.clip", image_size=crop_size)
 
 
 def build(config: ml_collections.ConfigDict, facts: Facts) -> Labeler:

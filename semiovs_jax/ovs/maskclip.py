@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
-from semiovs_jax.models.clip.file import NORMALIZATIONS, Clip, load_clip, normalize
+from semiovs_jax.models.clip.file import CLIP, NORMALIZATIONS, Clip, ClipConfig, load_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
+
+_LAYERS = {"layers": ("", "maskclip")}  # of `config.clip`
 
 
 def class_scores(dense: jax.Array, text: jax.Array, concepts_per_class: Sequence[int]) -> jax.Array:
@@ -142,15 +144,8 @@ def make_maskclip(
     Raises:
       InputError: the image tower is not a ViT, a setting is invalid, or a prompt is too long for the text tower.
     """
-    vision = clip.config.visual
-    if not isinstance(vision, ClipVitConfig):
-        raise InputError(f"{section}.weights is a CLIP with a ConvNeXt; MaskCLIP needs a CLIP with a ViT")
+    vision = _check(clip.config, section, image_size=image_size, normalization=normalization, dtype=dtype)
     normalization = normalization or clip.config.normalization
-    check_choices(
-        section,
-        {"image_size": image_size, "normalization": normalization, "dtype": dtype},
-        {"image_size": at_least(vision.patch_size), "normalization": NORMALIZATIONS, "dtype": DTYPES},
-    )
     words = vocabulary.split_synonyms()
     settings = {
         "model": "dense_clip",  # the former name: another string would make all cached labels stale
@@ -197,6 +192,40 @@ def build(config: Mapping[str, Any], num_classes: int) -> MaskClip:
     )
 
 
+def faults(config: Mapping[str, Any], section: str = "config.ovs", *, image_size: int | None = None) -> list[str]:
+    """Everything wrong with the weights and settings of a config section, from the header of the weight file.
+
+    Args:
+      config: the section: `config.ovs` or `config.clip`.
+      section: its name.
+      image_size: side of the tower's square input where the section does not have it.
+    """
+    found = Faults()
+    with found.collected():
+        size = config["image_size"] if image_size is None else image_size
+        settings = {key: config[key] for key in ("normalization", "dtype") if key in config}
+        _check(CLIP.load_config(config["weights"]), section, image_size=size, **settings)
+    if "layers" in config:
+        with found.collected():
+            check_choices(section, config, _LAYERS)
+    return found.found
+
+
+def _check(
+    config: ClipConfig, section: str, *, image_size: int, normalization: str = "", dtype: str = "float32"
+) -> ClipVitConfig:
+    """The architecture of the image tower; raises `InputError` if it or a setting is invalid."""
+    vision = config.visual
+    if not isinstance(vision, ClipVitConfig):
+        raise InputError(f"{section}.weights is a CLIP with a ConvNeXt; MaskCLIP needs a CLIP with a ViT")
+    check_choices(
+        section,
+        {"image_size": image_size, "normalization": normalization or config.normalization, "dtype": dtype},
+        {"image_size": at_least(vision.patch_size), "normalization": NORMALIZATIONS, "dtype": DTYPES},
+    )
+    return vision
+
+
 def build_maskclip_labeler(config: Mapping[str, Any], num_classes: int, *, image_size: int) -> MaskClip:
     """Builds SemiVL's frozen MaskCLIP, which labels crops inside the train step, from `config.clip`.
 
@@ -209,7 +238,7 @@ def build_maskclip_labeler(config: Mapping[str, Any], num_classes: int, *, image
     Raises:
       InputError: as `build`, or `layers` is invalid.
     """
-    check_choices("config.clip", config, {"layers": ("", "maskclip")})
+    check_choices("config.clip", config, _LAYERS)
     clip = load_clip(config["weights"])
     if config["layers"]:
         visual: Any = dataclasses.replace(cast(Any, clip.config.visual), **MASKCLIP)

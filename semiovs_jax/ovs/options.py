@@ -34,7 +34,7 @@ def check_choices(section: str, values: Mapping[str, Any], tables: Mapping[str, 
         if values[key] not in allowed
     ]
     if faults:
-        raise InputError("\n".join(faults))
+        raise InputError(*faults)
 
 
 def _describe(allowed: Collection[Any]) -> str:

@@ -5,6 +5,7 @@ Sources: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic
 reference discards the probability of a label; here it is the label's confidence.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
 from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
 from semiovs_jax.models.sed.aggregator import SedAggregator
-from semiovs_jax.models.sed.file import SED, SedWeights, load_sed
+from semiovs_jax.models.sed.file import SED, SedWeights, SedWeightsConfig, load_sed
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices, multiples_of
 from semiovs_jax.ovs.text import embed_text
@@ -183,15 +184,9 @@ def make_sed(
     config = sed.config
     image_size = image_size or config.image_size
     normalization = normalization or config.normalization
-    settings: dict[str, Any] = {"image_size": image_size, "normalization": normalization}
-    settings |= {"dtype": dtype, "top_k": top_k}
-    check_choices("config.ovs", settings | {"class_chunk": class_chunk}, _ALLOWED)
-    if len(vocabulary.templates) != config.aggregator.num_templates:
-        raise InputError(
-            f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
-            f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
-        )
-    settings |= {
+    hashed: dict[str, Any] = {"image_size": image_size, "normalization": normalization, "dtype": dtype, "top_k": top_k}
+    _check(config, vocabulary, hashed | {"class_chunk": class_chunk})
+    hashed |= {
         "model": "sed",
         "vocabulary": vocabulary.sha256,
         "weights": sed.sha256,
@@ -207,7 +202,7 @@ def make_sed(
         weights=jax.tree.map(jnp.asarray, weights),
         num_classes=len(vocabulary.classes),
         image_size=image_size,
-        fingerprint=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
         visual=nnx.graphdef(parts["visual"]),
         aggregator=nnx.graphdef(parts["aggregator"]),
         class_of_concept=vocabulary.class_of_concept,
@@ -230,8 +225,37 @@ def build(config: Mapping[str, Any], num_classes: int) -> Sed:
         a setting is invalid.
     """
     vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
-    settings = ("image_size", "normalization", "dtype", "class_chunk", "top_k")
-    return make_sed(load_sed(config["weights"]), vocabulary, **{key: config[key] for key in settings if key in config})
+    return make_sed(load_sed(config["weights"]), vocabulary, **_settings(config))
+
+
+def faults(config: Mapping[str, Any]) -> list[str]:
+    """Everything wrong with the weights and settings of `config.ovs`, from the header of the weight file."""
+    found, vocabulary = Faults(), None
+    with contextlib.suppress(InputError):  # reported by those who check the vocabulary
+        vocabulary = load_vocabulary(config["vocabulary"], templates=config.get("templates", ""))
+    with found.collected():
+        weights, settings = SED.load_config(config["weights"]), _settings(config)
+        own = {key: getattr(weights, key) for key in ("image_size", "normalization") if not settings.get(key)}
+        _check(weights, vocabulary, settings | own)
+    return found.found
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in _ALLOWED if key in config}
+
+
+def _check(config: SedWeightsConfig, vocabulary: Vocabulary | None, settings: Mapping[str, Any]) -> None:
+    found = Faults()
+    with found.collected():
+        check_choices("config.ovs", settings, {key: _ALLOWED[key] for key in settings})
+    if vocabulary and len(vocabulary.templates) != config.aggregator.num_templates:
+        found.add(
+            [
+                f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
+                f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
+            ]
+        )
+    found.refuse()
 
 
 def _interpolate(x: np.ndarray, length: int, axis: int) -> np.ndarray:

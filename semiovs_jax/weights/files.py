@@ -1,7 +1,8 @@
 """Weight files: safetensors of arrays by "/" path, with provenance and a checksum in the metadata."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,22 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     Raises:
       InputError: The file is missing or is not safetensors.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Reads the metadata of any safetensors file, but no array; raises as `read_safetensors`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such weights file; check the path in the config or on the command line")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or convert it again") from error

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from semiovs_jax.weights.files import load_weights, save_weights
+from semiovs_jax.weights.files import load_weights, read_metadata, save_weights
 from semiovs_jax.weights.keys import flatten, match_exactly, unflatten
 
 Config = TypeVar("Config")
@@ -115,17 +115,32 @@ class FileKind(Generic[Config]):
         """
         path = weights_path(name_or_path)
         tensors, metadata = load_weights(path)
+        config = self._config(path, metadata)
+        values = match_exactly(tensors, flatten(self.shapes(config)), name=str(path))
+        return config, unflatten(values), metadata["sha256"]
+
+    def load_config(self, name_or_path: str) -> Config:
+        """Reads the configuration alone, from the file's header.
+
+        Args:
+          name_or_path: Name of shipped weights, or path of a file.
+
+        Raises:
+          InputError: The file is missing, no weight file, or of another kind.
+        """
+        path = weights_path(name_or_path)
+        return self._config(path, read_metadata(path))
+
+    def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:
         if metadata.get("kind") != self.kind:
             raise InputError(
                 f"{path}: holds weights of kind {metadata.get('kind')!r}, not {self.kind!r}; convert weights with "
                 f"`python -m semiovs_jax.convert SOURCE OUT --kind={self.kind}`"
             )
         try:
-            config = self.read(metadata["config"])
-            shapes = flatten(self.shapes(config))
+            return self.read(metadata["config"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: its metadata has no architecture of kind {self.kind!r} that this version can read ({error}); "
                 "convert the weights again"
             ) from error
-        return config, unflatten(match_exactly(tensors, shapes, name=str(path))), metadata["sha256"]
