@@ -24,7 +24,7 @@ from semiovs_jax.evaluation.evaluator import check_evaluation
 from semiovs_jax.experiment import Experiment, make_student, range_faults, read_sections
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
-from semiovs_jax.methods import Method, make_method
+from semiovs_jax.methods import Method, make_unchecked, method_faults
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
@@ -80,11 +80,11 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     faults = Faults()
     vocabularies: dict[str, Vocabulary] = {}
     cached: dict[str, int] = {}
-    dataset = method = options = student = None
+    dataset = options = student = None
     with faults.collected():
         dataset = dataset_info(config.data.dataset)
-    with faults.collected():
-        method = make_method(config.method)
+    faults.add(method_faults(config.method))
+    method = make_unchecked(config.method)
     with faults.collected():
         options = Options.read(config.data)
     faults.add(range_faults(config, devices))
@@ -116,7 +116,10 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
         check_evaluation(config.eval, report.val_sizes, student.size_multiple if student else 1)
     experiment = None
     if not faults.found:
-        assert None not in (dataset, method, options, student)
+        assert dataset is not None
+        assert method is not None
+        assert options is not None
+        assert student is not None
         experiment = Experiment(dataset, method, options, student, sources, report)
     warnings = list(report.warnings)
     if dataset is not None:

@@ -66,8 +66,8 @@ def range_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[st
     """What is wrong with lengths and sizes that no part checks by itself."""
     if config.batch_size < 1 or config.batch_size % devices:
         yield (
-            f"config.batch_size={config.batch_size} cannot be split over {devices} device(s); set it to a positive "
-            f"multiple of {devices}, such as {max(1, round(config.batch_size / devices)) * devices}"
+            f"config.batch_size={config.batch_size} cannot be split over {devices} devices; set it to a positive "
+            f"multiple of {devices}, such as --config.batch_size={max(1, round(config.batch_size / devices)) * devices}"
         )
     if config.data.make not in ("", "shapes"):
         yield f"config.data.make={config.data.make!r}: choose 'shapes', or '' to make nothing"

@@ -198,11 +198,11 @@ BROKEN = [
     (text_for_a_photograph, ["unlabeled: 1 file", "05.jpg", "damaged or not an image", "mend or remove them"]),
     (vocabulary_with_a_class_missing, ["vocabulary.json", "2 classes, but the dataset has 3", "one entry for each"]),
     (vocabulary_in_another_order, ["vocabulary.json", "class 1 is 'bar', in the dataset 'blob'", "dataset's order"]),
-    (no_vocabulary, ["config.ovs.vocabulary", "data/custom/vocabulary.json", "No such file", "Name a JSON file"]),
+    (no_vocabulary, ["config.ovs.vocabulary", "data/custom/vocabulary.json", "No such file", "path of a JSON file"]),
     (no_ood_image, ["config.data.ood_root=data/custom/ood", "no image below", "put images there"]),
     (
         labels_dir_among_images,
-        ["config.ovs.labels_dir=data/custom/ood/labels", "lies below", "put labels_dir elsewhere"],
+        ["config.ovs.labels_dir=data/custom/ood/labels", "is below", "choose another labels_dir"],
     ),
 ]
 
@@ -326,7 +326,11 @@ def test_only_what_the_method_reads_is_looked_at(root, capsys):
 
 
 def test_the_words_of_semivl_are_looked_at(root, capsys):
-    semivl = {"method.name": "semivl", "clip.vocabulary": "data/custom/vocabulary.json"}
+    semivl = {
+        "method.name": "semivl",
+        "clip.weights": "shapes_clip",
+        "clip.vocabulary": "data/custom/vocabulary.json",
+    }
     assert "clip vocabulary custom: 3 classes" in check(capsys, **semivl)[1]
     status, text = check(capsys, **{**semivl, "clip.vocabulary": "voc21_semivl"})
     assert status == 1
@@ -359,7 +363,7 @@ def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys)
 def test_a_config_of_something_else_is_refused(root, capsys):
     from configs import ovs_shapes
 
-    with pytest.raises(InputError, match="no section method, ovs; name an experiment"):
+    with pytest.raises(InputError, match="no section method, ovs, eval; name an experiment"):
         check_data.main(SimpleNamespace(config=ovs_shapes.get_config(), json=""))
 
 
@@ -378,7 +382,8 @@ def _run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 def test_the_command_tells_faults_by_its_status(root, tmp_path):
     config = f"--config={Path(custom.__file__)}"
     foreground_mask(root)
-    done = _run(tmp_path, config)
+    weights = [f"--config.{key}={value}" for key, value in WEIGHTS.items()]
+    done = _run(tmp_path, config, *weights)
     assert done.returncode == 1, done.stderr
     assert "07.png: label image holds only the values 0 and 255" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 fault"

@@ -1,14 +1,12 @@
 """Base classes of the builders: the units of a split, and the way from files to examples."""
 
 import abc
-import dataclasses
 import functools
 import hashlib
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
@@ -16,6 +14,8 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from data_pipelines.builders.archives import Members, member_path, opened_members
 from data_pipelines.builders.downloads import Archive, describe, locate, origin
 from data_pipelines.builders.downloads import download_config as verified
+from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
+from data_pipelines.builders.units import Preparation, prepare_in_turn
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.images.decode import probe_image
 from data_pipelines.sources.folders import IMAGE_SUFFIXES, collisions, is_image
@@ -23,44 +23,6 @@ from data_pipelines.sources.records import UnreadableError, record_id
 
 UNIT_IMAGES = 1000
 _LABEL_MODES = ("P", "L")  # the modes that `decode.decode_label` reads
-
-
-class Sample(NamedTuple):
-    """One image of a dataset.
-
-    Attributes:
-        id: As in `sources.records.Record`: path of the image in a folder of the same files, without suffix.
-        image: The bytes of the encoded photograph.
-        label: The bytes of the encoded label mask; None without labels.
-    """
-
-    id: str
-    image: bytes
-    label: bytes | None = None
-
-
-class BadFile(NamedTuple):
-    """A file that cannot be used.
-
-    Attributes:
-        name: Its path, or "ARCHIVE: MEMBER".
-        reason: Why it cannot be used.
-    """
-
-    name: str
-    reason: str
-
-
-class Unit(NamedTuple):
-    """A part of a split that becomes one shard.
-
-    Attributes:
-        name: Name in messages: the path of a tar, or "FOLDER: images 0-999".
-        samples: Yields the samples. It can be pickled, and opens files only when called.
-    """
-
-    name: str
-    samples: Callable[[], Iterator[Sample | BadFile]]
 
 
 class Row(NamedTuple):
@@ -83,7 +45,7 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
     An example holds `image`, `id` (text), `sha256` (of the image's bytes, hexadecimal) and, if LABELED, `label`. Image
     and label are the bytes of the source's files: read them with `tfds.decode.SkipDecoding`. A list beside the shards
     has the ids of a split (`shard_files.ids_path`). `info.metadata` holds `source` (see `origin`) and `bad`, the files
-    left out and why. `prepare.units` writes the files.
+    left out and why. `units` writes the files.
 
     Attributes:
         LABELED: Whether the samples have labels.
@@ -144,7 +106,6 @@ class ImageBuilder(FileReaderBuilder, skip_registration=True):  # type: ignore[c
         )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        from data_pipelines.prepare.units import Preparation, prepare_in_turn  # they import this module
 
         units = self.units(dl_manager)
         prepare_in_turn(Preparation(self, Path(self.data_path), self.origin(dl_manager)), units)
@@ -186,22 +147,6 @@ def id_fault(id_: str) -> str | None:
     except UnicodeEncodeError:  # the name of the file is not UTF-8
         return f"its id {id_!r} is not UTF-8; rename it"
     return None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Content:
-    """An `EncodedImage` whose bytes are in memory."""
-
-    name: str
-    data: bytes
-
-    def open(self) -> BinaryIO:
-        """A stream over the bytes."""
-        return io.BytesIO(self.data)
-
-    def read(self) -> bytes:
-        """The bytes."""
-        return self.data
 
 
 def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sample | BadFile:

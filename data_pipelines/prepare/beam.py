@@ -29,13 +29,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines.builders.base import Unit
+from data_pipelines.builders.leakage import DISTANCE, hash_evaluation_images
+from data_pipelines.builders.report import Report
+from data_pipelines.builders.samples import Unit
+from data_pipelines.builders.units import Part, Preparation, begin, finish, prepare_part
 from data_pipelines.errors import InputError
 from data_pipelines.loading.streams import open_split
-from data_pipelines.prepare.leakage import DISTANCE, hash_evaluation_images
 from data_pipelines.prepare.local import DATASETS, make_builder, open_preparation
-from data_pipelines.prepare.report import Report
-from data_pipelines.prepare.units import Part, Preparation, begin, finish, prepare_part
 
 
 def prepare_on_beam(

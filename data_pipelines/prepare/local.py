@@ -17,12 +17,13 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.builders.base import ImageBuilder, SourceBuilder, Unit
+from data_pipelines.builders.base import ImageBuilder, SourceBuilder
 from data_pipelines.builders.downloads import download_config
+from data_pipelines.builders.leakage import EvaluationImages
+from data_pipelines.builders.report import Report
+from data_pipelines.builders.samples import Unit
+from data_pipelines.builders.units import Preparation, finished_report, prepare_in_turn, remove_leftovers
 from data_pipelines.errors import InputError
-from data_pipelines.prepare.leakage import EvaluationImages
-from data_pipelines.prepare.report import Report
-from data_pipelines.prepare.units import Preparation, finished_report, prepare_in_turn, remove_leftovers
 
 DATASETS = ("voc2012_semi", "pascal_context60", "coco_ood", "image_folder", "webdataset_ood")
 

@@ -47,8 +47,8 @@ class Ema(Labeler):
         self._decay = decay
 
     def init(self, params: Any, batch_stats: Any) -> Average:
-        """The student itself."""
-        return Average(params, batch_stats)
+        """The student itself, in memory of its own: the step donates both."""
+        return jax.tree.map(jnp.copy, Average(params, batch_stats))
 
     def label(self, state: Average, weights: Any, views: Mapping[str, View], key: jax.Array) -> dict[str, PseudoLabel]:
         """See `Labeler.label`."""

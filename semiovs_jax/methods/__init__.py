@@ -14,7 +14,7 @@ import ml_collections
 from data_pipelines.errors import InputError
 from semiovs_jax.methods.table import STUDENT, Method, Progress, Term
 
-__all__ = ["OOD", "STUDENT", "Method", "Progress", "Term", "make_method", "names"]
+__all__ = ["OOD", "STUDENT", "Method", "Progress", "Term", "make_method", "make_unchecked", "method_faults", "names"]
 
 OOD = ("none", "unlabeled", "ovs")
 
@@ -32,25 +32,39 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
         reads. With ood "unlabeled" the OOD images join the unlabeled stream, and the table is that of "none".
 
     Raises:
-      InputError: no such method, or values out of range; all of them in one message.
+      InputError: all of `method_faults`, in one message.
     """
+    if faults := method_faults(config):
+        raise InputError(*faults)
+    return _module(config.name).make(config)
+
+
+def make_unchecked(config: ml_collections.ConfigDict) -> Method | None:
+    """The method of a `config.method` with values that may be out of range, for further checks; None without one."""
+    return _module(config.name).make(config) if config.name in names() else None
+
+
+def method_faults(config: ml_collections.ConfigDict) -> list[str]:
+    """Everything wrong with `config.method`: an unknown name or use of OOD images, values out of range."""
     if config.name not in names():
-        raise InputError(f"config.method.name={config.name!r}: no such method; choose one of {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{config.name}")
-    choices = getattr(module, "OOD", OOD)
-    faults = [] if config.ood in choices else [
-        f"config.method.ood={config.ood!r}: {config.name} has no such way to use OOD images; choose one of "
-        f"{', '.join(choices)}"
-    ]  # fmt: skip
+        return [f"config.method.name={config.name!r}: no such method; choose one of {', '.join(names())}"]
+    module = _module(config.name)
+    faults = module.faults(config) if hasattr(module, "faults") else []
     faults += [
         f"config.method.{key}={value}: set it between 0 (accepts all) and 1"
         for key, value in _thresholds(config)
         if not 0 <= value <= 1
     ]
-    faults += module.faults(config) if hasattr(module, "faults") else []
-    if faults:
-        raise InputError(*faults)
-    return module.make(config)
+    if config.ood not in (choices := getattr(module, "OOD", OOD)):
+        faults.append(
+            f"config.method.ood={config.ood!r}: {config.name} has no such way to use OOD images; choose one of "
+            f"{', '.join(choices)}"
+        )
+    return faults
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _thresholds(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

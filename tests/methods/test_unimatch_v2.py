@@ -10,20 +10,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 from semiovs_jax import train_step
 from semiovs_jax.labelers.ema import Ema
 from semiovs_jax.labelers.ovs import CachedLabels
 from semiovs_jax.methods.table import Method, Rule
-from semiovs_jax.models import Functional, build_student
+from semiovs_jax.models import Functional
+from semiovs_jax.models.layers import masked_variants, split_variants
 from semiovs_jax.runtime import sharding
 from semiovs_jax.train import evaluated_weights
 from semiovs_jax.train_state import TrainState
 
-CLASSES, SIZE, BATCH, IGNORE = 4, 33, 4, 255
+CLASSES, SIZE, BATCH, IGNORE = 4, 17, 2, 255
 SHARES = {"s1": 0.5, "s2": 0.5}
+
+
+class TinyStudent(nnx.Module):
+    """A convolution, batch normalization, and a classifier whose input takes channel masks."""
+
+    perturbed_channels = (8,)
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.classifier = nnx.Conv(8, CLASSES, (1, 1), rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, channel_masks: tuple[jax.Array, ...] | None = None) -> jax.Array:
+        features = jax.nn.relu(self.norm(self.conv(x)))
+        if channel_masks is None:
+            return self.classifier(features)
+        (masks,) = channel_masks
+        return split_variants(self.classifier(masked_variants(features, masks)), len(masks))
 
 
 def complementary(key: jax.Array, images: int, channels: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -39,8 +57,8 @@ def complementary(key: jax.Array, images: int, channels: Sequence[int]) -> tuple
     return tuple(level(k, n) for k, n in zip(jax.random.split(draw_key, len(channels)), channels, strict=True))
 
 
-TEACHER = Rule(stream="unlabeled", labeler="ema", threshold=0.3)
-OVS = Rule(stream="ood", labeler="ovs", pasted_labeler="ema", threshold=0.3)
+TEACHER = Rule(stream="unlabeled", labeler="ema", threshold=0.0)
+OVS = Rule(stream="ood", labeler="ovs", pasted_labeler="ema", threshold=0.0)
 V2 = Method(
     "unimatch_v2",
     TEACHER.expand(SHARES),
@@ -58,9 +76,7 @@ WITH_OOD = Method(
 
 
 def _setup(method: Method) -> tuple[train_step.StepSpec, TrainState, dict]:
-    model = build_student(
-        {"backbone": "resnet_tiny", "dtype": "float32", "remat": False}, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0)
-    )
+    model = TinyStudent(nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     labelers = {"ema": Ema(student), "ovs": CachedLabels(IGNORE)}
     labelers = {name: labelers[name] for name in method.labelers}
@@ -94,9 +110,8 @@ def test_masks_of_the_two_views_are_complementary_or_both_keep_everything():
     assert set(np.unique(first[~whole])) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("method", [V2, WITH_OOD], ids=["v2", "with-ood"])
-def test_it_takes_steps_and_the_teacher_follows(method: Method):
-    spec, state, batch = _setup(method)
+def test_it_takes_steps_and_the_teacher_follows():
+    spec, state, batch = _setup(WITH_OOD)
     mesh = sharding.make_mesh(jax.devices()[:1])
     step = train_step.make_train_step(spec, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
@@ -107,11 +122,9 @@ def test_it_takes_steps_and_the_teacher_follows(method: Method):
         students.append(jax.device_get(state.params))
         assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
     assert step._cache_size() == 1
-    assert 0 < metrics["mask_ratio"] <= 1
-    total = metrics["loss_x"] + 0.5 * (metrics["loss_u_s1"] + metrics["loss_u_s2"])
-    if method is WITH_OOD:
-        total += 0.5 * (metrics["loss_u_s1_ood"] + metrics["loss_u_s2_ood"])
-    np.testing.assert_allclose(metrics["loss"], total / (3 if method is WITH_OOD else 2), rtol=1e-6)
+    assert metrics["mask_ratio"] == 1
+    total = metrics["loss_x"] + 0.5 * sum(metrics[f"loss_u_{name}"] for name in ("s1", "s2", "s1_ood", "s2_ood"))
+    np.testing.assert_allclose(metrics["loss"], total / 3, rtol=1e-6)
     # After update i the teacher keeps min(1 - 1 / (i + 1), 0.996): the first one copies the student.
     teacher, _ = evaluated_weights(spec, state)
     expected = jax.tree.map(lambda a, b, c: 2 / 3 * (a / 2 + b / 2) + c / 3, *students)
@@ -121,7 +134,7 @@ def test_it_takes_steps_and_the_teacher_follows(method: Method):
 def test_an_image_is_pasted_from_the_reversed_batch_with_the_teachers_label():
     spec, state, batch = _setup(WITH_OOD)
     key = spec.key(state.step)
-    views = train_step.make_views(key, batch, spec.method, spec.perturbed_channels)
+    views = jax.jit(lambda k, b: train_step.make_views(k, b, spec.method, spec.perturbed_channels))(key, batch)
     mixed, _ = train_step.mixed_views(views, "unlabeled", spec.method)
     expected = np.where(views.box1[..., None], views.s1["unlabeled"][::-1], views.s1["unlabeled"])
     np.testing.assert_array_equal(mixed, expected)

@@ -24,7 +24,7 @@ def compile_toy(extra, devices=8, dtype=jnp.float32):
         return weights - gradient, loss + extra(batch)
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-    return ahead.compile_step(jitted, (weights, batch), mesh)
+    return ahead.report_step(jitted, (weights, batch), mesh)
 
 
 def test_a_clean_step_reports_its_memory_flops_and_collectives():
@@ -141,7 +141,7 @@ def test_a_step_that_does_not_fit_says_what_to_make_smaller(error):
 
     mesh = make_mesh(ahead.topology_devices("cpu:1"))
     with pytest.raises(InputError, match=r"does not fit .*Used 20G of 15\.75G\n.*batch_size"):
-        ahead.compile_step(Step(), (), mesh)
+        ahead.report_step(Step(), (), mesh)
 
 
 def test_the_command_prints_an_input_error_and_exits_with_2():

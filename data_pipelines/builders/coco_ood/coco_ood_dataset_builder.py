@@ -6,8 +6,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.builders.archives import opened_members
-from data_pipelines.builders.base import ImageBuilder, Unit, image_rows, row_units
+from data_pipelines.builders.base import ImageBuilder, image_rows, row_units
 from data_pipelines.builders.downloads import Archive
+from data_pipelines.builders.samples import Unit
 
 IMAGES = Archive(("train2017.zip",), "http://images.cocodataset.org/zips/train2017.zip", "train2017")
 

@@ -7,8 +7,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.builders.archives import opened_members
-from data_pipelines.builders.base import SourceBuilder, Unit, image_rows, row_units
+from data_pipelines.builders.base import SourceBuilder, image_rows, row_units
 from data_pipelines.builders.downloads import files_in
+from data_pipelines.builders.samples import Unit
 from data_pipelines.errors import InputError
 from data_pipelines.sources.folders import is_image
 

@@ -7,8 +7,9 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.builders import voc
 from data_pipelines.builders.archives import opened_members
-from data_pipelines.builders.base import ImageBuilder, Unit, names_by_stem, row_units
+from data_pipelines.builders.base import ImageBuilder, names_by_stem, row_units
 from data_pipelines.builders.downloads import Archive
+from data_pipelines.builders.samples import Unit
 
 LABELS = Archive(
     ("SegmentationClassContext60.zip", "ground_truth_pascal_context.zip"),

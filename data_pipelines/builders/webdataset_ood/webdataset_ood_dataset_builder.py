@@ -8,17 +8,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.builders.archives import tar_files
-from data_pipelines.builders.base import (
-    BadFile,
-    Content,
-    Sample,
-    SourceBuilder,
-    Unit,
-    checked_sample,
-    is_shown_image,
-    reason,
-)
+from data_pipelines.builders.base import SourceBuilder, checked_sample, is_shown_image, reason
 from data_pipelines.builders.downloads import files_in
+from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.errors import InputError
 from data_pipelines.sources.records import UnreadableError
 

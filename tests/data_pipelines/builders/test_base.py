@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_pipelines.builders import base
 from data_pipelines.builders.archives import open_members
-from data_pipelines.builders.base import BadFile, ImageBuilder, Sample, id_fault, image_rows, row_units
+from data_pipelines.builders.base import ImageBuilder, id_fault, image_rows, row_units
+from data_pipelines.builders.samples import BadFile, Sample
 from data_pipelines.errors import InputError
 from data_pipelines.sources.shard_files import ids_path
 from data_pipelines.sources.shards import open_shards

@@ -15,7 +15,7 @@ from data_pipelines.prepare import beam
 from data_pipelines.prepare.beam import prepare_on_beam
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from data_pipelines.sources.shards import open_shards
-from tests.data_pipelines.prepare.unit_builder import contents, preparation, run_killed, unit
+from tests.data_pipelines.builders.unit_builder import contents, preparation, run_killed, unit
 
 TARS, IMAGES = 6, 10
 

@@ -11,7 +11,7 @@ from data_pipelines.prepare import __main__ as prepare
 from data_pipelines.sources.shards import open_shards
 from tests.data_pipelines.builders.test_archives import write_tar
 from tests.data_pipelines.builders.test_base import encoded
-from tests.data_pipelines.prepare.unit_builder import contents, run_killed
+from tests.data_pipelines.builders.unit_builder import contents, run_killed
 
 
 def run(monkeypatch, *arguments: object) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines.builders.base import BadFile, ImageBuilder, Sample, Unit
+from data_pipelines.builders.base import ImageBuilder
+from data_pipelines.builders.leakage import EvaluationImages
+from data_pipelines.builders.samples import BadFile, Sample, Unit
+from data_pipelines.builders.units import Preparation
 from data_pipelines.errors import InputError
-from data_pipelines.prepare.leakage import EvaluationImages
-from data_pipelines.prepare.units import Preparation
 
 KILLED = """
 import importlib, os, signal, sys

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.builders.base import Content, Unit
+from data_pipelines.builders import units as unit_shards
+from data_pipelines.builders.leakage import EvaluationImages, perceptual_hash
+from data_pipelines.builders.samples import Content, Unit
+from data_pipelines.builders.units import Dropped, Preparation, Report, begin, finish, prepare_part
 from data_pipelines.errors import InputError
-from data_pipelines.prepare import units as unit_shards
-from data_pipelines.prepare.leakage import EvaluationImages, perceptual_hash
-from data_pipelines.prepare.units import Dropped, Preparation, Report, begin, finish, prepare_part
 from data_pipelines.sources.shards import open_shards
-from tests.data_pipelines.prepare.unit_builder import contents, image, preparation, unit
+from tests.data_pipelines.builders.unit_builder import contents, image, preparation, unit
 
 UNITS = {"train": [unit("first", 0, 3), unit("none", 0, bad=("x.jpg", "y.jpg")), unit("last", 3, 5)]}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.builders.base import Content
+from data_pipelines.builders.leakage import Duplicate, EvaluationImages, hash_evaluation_images, perceptual_hash
+from data_pipelines.builders.samples import Content
 from data_pipelines.errors import InputError
 from data_pipelines.loading.streams import open_split
-from data_pipelines.prepare.leakage import Duplicate, EvaluationImages, hash_evaluation_images, perceptual_hash
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from data_pipelines.sources.records import Source, UnreadableError
 from tests.data_pipelines.sources.test_shards import encoded, prepare

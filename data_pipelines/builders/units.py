@@ -19,20 +19,33 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from data_pipelines.builders.base import BadFile, Content, ImageBuilder, Unit
+from data_pipelines.builders.leakage import EvaluationImages
+from data_pipelines.builders.report import Dropped, Report, read_report
+from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.files import replace_file
-from data_pipelines.prepare.leakage import EvaluationImages
-from data_pipelines.prepare.report import Dropped, Report, read_report
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, shard_path, write_metadata, write_shard
 
 _PLAN = "preparation.json"
 _UNITS = "units"
+
+
+class Builder(Protocol):
+    """The structure of a dataset, a builder of TensorFlow Datasets; see `base.ImageBuilder`."""
+
+    name: str
+    version: Any
+    info: Any
+    data_path: Any
+
+    def example(self, sample: Sample) -> dict[str, Any]:
+        """A sample as the features of an example."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +72,11 @@ class Preparation:
     Attributes:
         builder: Gives the structure of the examples.
         folder: Folder of the dataset.
-        source: Its source (see `ImageBuilder.origin`).
+        source: Its source (see `base.ImageBuilder.origin`).
         evaluation: Evaluation images whose duplicates are dropped; None: no search.
     """
 
-    builder: ImageBuilder
+    builder: Builder
     folder: Path
     source: Mapping[str, str]
     evaluation: EvaluationImages | None = None
@@ -142,7 +155,7 @@ def prepare_in_turn(preparation: Preparation, units: Mapping[str, Sequence[Unit]
     return finish(preparation, units)
 
 
-def finished_report(builder: ImageBuilder) -> Report | None:
+def finished_report(builder: Builder) -> Report | None:
     """The report of the dataset in the builder's folder; None if it is missing or incomplete."""
     folder = Path(builder.data_path)
     if (folder / _PLAN).exists() or not builder.info.splits:

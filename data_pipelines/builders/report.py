@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.builders.base import BadFile
+from data_pipelines.builders.samples import BadFile
 from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file
 

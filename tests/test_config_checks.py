@@ -1,0 +1,128 @@
+"""One judge of a config: a start tells everything that is wrong with it at once, and `check_data` tells the same."""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.errors import InputError
+from data_pipelines.sources import folders
+from semiovs_jax import check_data, experiment, train
+from semiovs_jax.config_checks import inspect
+from semiovs_jax.runtime.sharding import make_mesh
+from tests.experiment import shrunk_demo
+
+TEN_FAULTS = {
+    "batch_size": 0,
+    "data.crop_size": -1,
+    "data.val_split": "splits/nowhere.txt",
+    "model.backbone": "vgg",
+    "method.confidence_threshold": 9.0,
+    "ovs.vocabulary": "pets",
+    "ovs.weights": "none.safetensors",
+    "optim.name": "lion",
+    "train.log_every_steps": 0,
+    "eval.max_shapes": 0,
+}
+
+
+def test_ten_faults_are_told_by_one_start_and_by_check_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    config = shrunk_demo(tmp_path, **TEN_FAULTS)
+    monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    start = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert time.monotonic() - start < 10
+    faults = list(map(str, caught.value.args))
+    assert len(faults) == len(TEN_FAULTS)
+    for key in TEN_FAULTS:
+        told = [fault for fault in faults if f"config.{key}" in fault or TEN_FAULTS[key] == "none.safetensors" in fault]
+        assert len(told) == 1 or key == "ovs.weights", (key, faults)
+    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "labels").exists()
+
+    with pytest.raises(SystemExit) as stopped:
+        check_data.main(SimpleNamespace(config=config, json=""))
+    assert stopped.value.code == 1
+    text = capsys.readouterr().out
+    assert [line.strip() for line in text.split("\nfaults\n")[1].splitlines()[:10]] == faults
+    assert text.splitlines()[-1] == "10 faults"
+
+
+def test_a_config_without_faults_gives_the_parts_of_a_run(tmp_path: Path):
+    found = inspect(shrunk_demo(tmp_path))
+    run = found.usable()
+    assert found.faults == ()
+    assert set(run.sources) == {"labeled", "unlabeled", "val", "ood"}
+    assert run.report.val_sizes
+    assert found.cached == {"labeled": 0, "bad": 0, "missing": 8}
+
+
+@pytest.fixture
+def external(tmp_path: Path):
+    """A config with labels of another tool, at first without a file."""
+    config = shrunk_demo(tmp_path, **{"ovs.labels": "external", "ovs.weights": "", "ovs.vocabulary": ""})
+    for image in sorted(Path(config.data.ood_root).iterdir()):
+        plane = np.full(Image.open(image).size[::-1], 3, np.uint8)
+        path = Path(config.ovs.labels_dir) / "labels" / f"{image.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(plane).save(path)
+    return config
+
+
+def test_external_labels_are_read_without_a_model_or_a_manifest(external):
+    run = inspect(external).usable()
+    batch = next(experiment.open_batches(external, run).iterator)
+    assert set(batch["ood"]) == {"image", "valid", "index", "substituted", "label"}
+    np.testing.assert_array_equal(batch["ood"]["label"][batch["ood"]["valid"]], 3)
+    assert experiment.make_labelers(external, run.dataset, run.method, run.student)["ovs"].weights == ()
+
+
+def test_faults_of_external_labels_are_told_at_once(external):
+    labels = sorted((Path(external.ovs.labels_dir) / "labels").iterdir())
+    labels[0].unlink()
+    Image.fromarray(np.full((5, 5), 3, np.uint8)).save(labels[1])
+    Image.fromarray(np.full(np.array(Image.open(labels[2])).shape, 99, np.uint8)).save(labels[2])
+    faults = inspect(external).faults
+    assert len(faults) == 3
+    assert "1 of 8 OOD images have no label" in faults[0] + faults[1] + faults[2]
+
+
+def test_a_threshold_needs_external_confidences(external):
+    config = external.unlock()
+    config.method.ovs_threshold = 0.5
+    (fault,) = inspect(config.lock()).faults
+    assert "config.method.ovs_threshold=0.5 needs one for each" in fault
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_ood_files_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = shrunk_demo(tmp_path, **{"ovs.labels": "online", "data.ood_root": str(tmp_path / "many")})
+    for index in range(100_000):
+        if index % 1000 == 0:
+            folder = tmp_path / "many" / str(index // 1000)
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / f"{index}.jpg")
+        else:
+            os.link(folder / f"{index // 1000 * 1000}.jpg", folder / f"{index}.jpg")
+    listed: Counter[str] = Counter()
+    walk = os.walk
+
+    def counted(top, *arguments, **options):
+        listed[str(top)] += 1
+        return walk(top, *arguments, **options)
+
+    monkeypatch.setattr(folders.os, "walk", counted)
+    run = inspect(config).usable()
+    data = experiment.open_batches(config, run)
+    assert data.lengths["ood"] == 100_000
+    assert next(data.iterator)["ood"]["image"].shape == (2, 33, 33, 3)
+    assert listed == {str(tmp_path / "many"): 1}
