@@ -1,11 +1,11 @@
 """Views of a batch, made on the device inside the train step: photometric augmentation and CutMix.
 
-Images are float NHWC on the 0..255 scale until `normalize`. The recipe and its constants are UniMatch's, which
-SemiOVS keeps (reference: `dataset/semi.py`, `dataset/transform.py`); PIL's 8-bit rounding after every operation
+Images are float NHWC on the 0..255 scale until `normalize`. The operations and their constants are those of UniMatch,
+which SemiOVS keeps (reference: `dataset/semi.py`, `dataset/transform.py`). PIL's 8-bit rounding after every operation
 and its box approximation of the Gaussian are not reproduced.
 
-Every random parameter is a vector with one entry an image and every operation acts on the whole batch, so a batch
-sharded over devices needs no communication and gives the same views on any number of them.
+Every random parameter is a vector with one entry per image, and every operation acts on the whole batch. A batch that
+is sharded over devices therefore needs no communication, and its views do not depend on the number of devices.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Statistics of ImageNet on the 0..1 scale, with which the pretrained backbones were trained.
+# Statistics of ImageNet on the 0..1 scale. The pretrained backbones expect images normalized with them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,7 +30,7 @@ BLUR_SIGMA = (0.1, 2.0)
 
 BOX_AREA = (0.02, 0.4)
 BOX_RATIO = (0.3, 1 / 0.3)
-# A candidate of the largest area fits with probability 0.07 or more: none of these does in less than 1e-7 of the draws.
+# A candidate of the largest area fits with probability 0.07 or more: all of them miss in less than 1e-7 of the draws.
 BOX_CANDIDATES = 256
 
 
@@ -46,7 +46,7 @@ def normalize(image: jax.Array) -> jax.Array:
       image: float [..., 3], 0..255.
 
     Returns:
-      float [..., 3], about zero mean and unit variance a channel.
+      float [..., 3], about zero mean and unit variance per channel.
     """
     mean = 255 * jnp.array(IMAGENET_MEAN, image.dtype)
     std = 255 * jnp.array(IMAGENET_STD, image.dtype)
@@ -57,16 +57,6 @@ def grayscale(image: jax.Array) -> jax.Array:
     """Returns the luma of RGB images: [..., 3] to [..., 1]."""
     red, green, blue = (image[..., i : i + 1] for i in range(3))
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-
-
-def adjust_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends images [N, H, W, 3] with black; `factor` [N], 1 leaves them unchanged."""
-    return _blend(image, jnp.zeros_like(image), factor)
-
-
-def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends images [N, H, W, 3] with their mean luma; `factor` [N], 1 leaves them unchanged."""
-    return _blend(image, grayscale(image).mean((1, 2), keepdims=True), factor)
 
 
 def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -122,10 +112,10 @@ class Jitter(NamedTuple):
 def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     """Applies brightness, contrast, saturation and hue to each image in its own order.
 
-    The first three are blends with different partners, so one blend serves whichever of them an image has in a
-    place. The blends are laid out before and again after a single hue shift, with factor 1 where an image has them
-    on the other side: 6 blends and 1 hue shift for the batch, where choosing among four operations in four places
-    would evaluate all 16.
+    The first three are blends with different partners (black, the mean luma, the luma), so one blend computes any of
+    them. Three blends come before a single hue shift and three after it; a blend that an image has on the other side of
+    the shift gets factor 1. These are 6 blends and 1 hue shift for the batch; a choice among four operations at each of
+    four positions would compute 16.
 
     Args:
       image: float [N, H, W, 3], 0..255.
@@ -166,20 +156,20 @@ def draw_jitter(key: jax.Array, n: int) -> Jitter:
 
 
 def gaussian_blur(image: jax.Array, sigma: jax.Array, max_sigma: float = BLUR_SIGMA[1]) -> jax.Array:
-    """Blurs each image with its own Gaussian; borders are repeated outward.
+    """Blurs each image with its own Gaussian; pixels at the border are repeated outward.
 
     Args:
       image: float [N, H, W, C].
       sigma: float [N], standard deviation in pixels; 0 leaves an image unchanged.
-      max_sigma: bound on `sigma`; the kernel reaches three times as far.
+      max_sigma: largest value of `sigma`; the kernel's radius is three times this.
 
     Returns:
       float [N, H, W, C].
     """
     radius = math.ceil(3 * max_sigma)
     padded = jnp.pad(image, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="edge")
-    # Products with band matrices: they split over the batch, which a convolution with a kernel per image does not,
-    # and the compiler does not repeat the jitter before them for every tap, as it does for sums of shifted images.
+    # Products with band matrices: they split over the batch, unlike a convolution with a kernel per image, and the
+    # compiler does not recompute the jitter for every tap, as it does for sums of shifted images.
     rows, columns = (_blur_matrix(sigma.astype(image.dtype), size, radius) for size in image.shape[1:3])
     exact = jax.lax.Precision.HIGHEST
     blurred = jnp.einsum("nyi,nijc->nyjc", rows, padded, precision=exact)
@@ -189,14 +179,14 @@ def gaussian_blur(image: jax.Array, sigma: jax.Array, max_sigma: float = BLUR_SI
 def _blur_matrix(sigma: jax.Array, size: int, radius: int) -> jax.Array:
     """Weight of each pixel of a line padded by `radius` in each blurred one: [N, size, size + 2 * radius]."""
     distance = jnp.arange(size + 2 * radius) - radius - jnp.arange(size)[:, None]
-    # As small a sigma underflows every weight but the central one.
+    # A sigma of 1e-3 underflows every weight but the central one.
     scaled = distance / jnp.maximum(sigma, 1e-3)[:, None, None]
     weight = jnp.where(abs(distance) <= radius, jnp.exp(-(scaled**2) / 2), 0)
     return weight / weight.sum(-1, keepdims=True)
 
 
 def weak_view(image: jax.Array) -> jax.Array:
-    """Returns the normalized image; the geometric augmentation was made by the input pipeline.
+    """Returns the normalized image; the input pipeline has already scaled, cropped and flipped it.
 
     Args:
       image: uint8 [N, H, W, 3].
@@ -208,7 +198,7 @@ def weak_view(image: jax.Array) -> jax.Array:
 
 
 def strong_view(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Returns a photometrically augmented view, drawn for each image independently.
+    """Returns a photometrically augmented view of each image, drawn independently.
 
     Color jitter with probability 0.8, grayscale with 0.2, Gaussian blur with 0.5 (reference: `dataset/semi.py`).
 
@@ -234,8 +224,8 @@ def strong_view(key: jax.Array, image: jax.Array) -> jax.Array:
 def cutmix_boxes(key: jax.Array, n: int, size: int, probability: float = 0.5) -> jax.Array:
     """Draws one CutMix box for each of `n` square images.
 
-    The area is drawn once, 2 to 40 % of the image; aspect ratio (uniform in 0.3 to 1/0.3) and corner are drawn anew
-    until the box lies inside (reference: `obtain_cutmix_box`).
+    The area is drawn once, 2 to 40 % of the image. The aspect ratio (uniform in 0.3 to 1/0.3) and the corner are drawn
+    again until the box is inside the image (reference: `obtain_cutmix_box`).
 
     Args:
       key: random key.
@@ -264,7 +254,7 @@ def cutmix_boxes(key: jax.Array, n: int, size: int, probability: float = 0.5) ->
 def first_box_inside(
     area: jax.Array, ratio: jax.Array, corner: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Chooses for each image the first candidate box that lies inside it.
+    """Chooses for each image the first candidate box that is inside it.
 
     Args:
       area: float [N], in pixels.
@@ -273,9 +263,9 @@ def first_box_inside(
       size: side of the image in pixels.
 
     Returns:
-      top, left, height, width: int32 [N] each. A square at the image's corner where no candidate fits.
+      top, left, height, width: int32 [N] each. If no candidate fits, a square at the image's corner.
     """
-    # A square always fits: appended as the last candidate, it is what argmax falls back to.
+    # A square always fits: it is appended as the last candidate, which argmax chooses if no other fits.
     ratio = jnp.pad(ratio, ((0, 0), (0, 1)), constant_values=1)
     corner = jnp.pad(corner, ((0, 0), (0, 1), (0, 0)))
     height = jnp.sqrt(area[:, None] * ratio).astype(jnp.int32)

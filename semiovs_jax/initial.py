@@ -1,4 +1,4 @@
-"""The initial weights of a student: a pretrained backbone, a random head, and text embeddings of its classes."""
+"""Initial weights of a student: a pretrained backbone, a random head, and text embeddings of its class names."""
 
 from typing import Any
 
@@ -16,15 +16,19 @@ from semiovs_jax.weights.parts import weights_path
 
 
 def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, student: Student) -> tuple[Any, Any]:
-    """A student's parameters and running statistics before training.
+    """Returns the parameters and the running statistics of a student before training.
 
     Args:
-      config: an experiment; its model and clip sections are read.
+      config: an experiment's config; the sections model and clip are read.
       dataset: the classes.
-      student: the student of the config, with random weights, or its shapes.
+      student: the config's student with random weights, or its shapes.
+
+    Returns:
+      (params, batch_stats), pure dicts.
 
     Raises:
-      InputError: the weights are missing (and `random_init` is off), or do not fit the student.
+      InputError: the pretrained weights are missing, and `config.model.random_init` is off, or they do not fit the
+        student.
     """
     _, params, batch_stats = Functional.create(student)
     if student.class_embedding_dim is not None:
@@ -37,12 +41,12 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
 
 
 def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, embed_dim: int) -> jax.Array:
-    """Embeds the dataset's class names with the text tower of `config.clip`, [K, embed_dim]."""
+    """Text embeddings of the dataset's class names, [K, embed_dim], by the text encoder of `config.clip`."""
     clip = load_clip(config.clip.weights)
     if clip.config.text.embed_dim != embed_dim:
         raise InputError(
             f"config.clip.weights={config.clip.weights!r} embeds text in {clip.config.text.embed_dim} channels, "
-            f"config.model.backbone={config.model.backbone!r} images in {embed_dim}; take both from one CLIP"
+            f"config.model.backbone={config.model.backbone!r} images in {embed_dim}; take both from the same CLIP"
         )
     names = vocabulary_of_names("config.clip.class_prompt", dataset.classes, config.clip.class_prompt)
     return jnp.asarray(mean_over_templates(embed_text(clip.config.text, clip.text, names)))

@@ -1,4 +1,4 @@
-"""The reference's optimizers: one rate a group of parameters, the same decay of all of them, some frozen."""
+"""The reference's optimizers: a learning rate for each group of parameters, one weight decay, frozen parameters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ def poly_learning_rate(
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     """Polynomial decay to zero, one update late.
 
-    The reference sets the learning rate after an update from that update's index, so updates 0 and 1 both use `base`
-    and update i uses base * (1 - (i - 1) / total_steps) ** power (reference: `semiovs_unimatch.py`).
+    The reference sets the learning rate after each update, from the index of that update. Updates 0 and 1 therefore
+    both use `base`, and update i uses base * (1 - (i - 1) / total_steps) ** power (reference: `semiovs_unimatch.py`).
 
     Args:
       base: the first learning rate.
@@ -27,7 +27,7 @@ def poly_learning_rate(
       power: exponent.
 
     Returns:
-      A schedule: update index, from 0, to learning rate.
+      A schedule, from the index of an update, starting at 0, to its learning rate.
     """
 
     def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -38,11 +38,11 @@ def poly_learning_rate(
 
 
 def learning_rate_schedules(config: ml_collections.ConfigDict, total_steps: int) -> dict[str, optax.Schedule]:
-    """Learning rate by update of each group that is trained.
+    """The learning rate schedule of each trained group.
 
     Args:
-      config: `config.optim` with keys learning_rate, backbone_multiplier, head_multiplier (the groups' rates over
-        it) and power (of the polynomial decay).
+      config: `config.optim` with the keys learning_rate, backbone_multiplier and head_multiplier (factors of the
+        groups' rates) and power (of the polynomial decay).
       total_steps: length of the decay, in updates.
     """
     multipliers = {"backbone": config.backbone_multiplier, "head": config.head_multiplier}
@@ -75,19 +75,19 @@ _OPTIMIZERS: Mapping[str, Callable[[ml_collections.ConfigDict, optax.Schedule], 
 def make_optimizer(
     config: ml_collections.ConfigDict, total_steps: int, parameter_groups: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-    """The optimizer that `config.optim` describes; frozen parameters have no state and do not move.
+    """The optimizer of `config.optim`; frozen parameters have no optimizer state and keep their values.
 
-    "sgd" is that of `semiovs/semiovs_unimatch.py`: momentum, decay added to the gradient. "adamw" is that of
-    `semiovs_semivl/semivl.py`: decay apart from the gradient, at the group's rate.
+    "sgd" is that of `semiovs/semiovs_unimatch.py`: momentum, and weight decay that is added to the gradient. "adamw" is
+    that of `semiovs_semivl/semivl.py`: decoupled weight decay, scaled by the group's learning rate.
 
     Args:
       config: name ("sgd" or "adamw"), momentum (of "sgd"), weight_decay (of every trained parameter, normalization
-        and biases too), and the keys of `learning_rate_schedules`.
+        and biases included), and the keys of `learning_rate_schedules`.
       total_steps: length of the decay, in updates.
-      parameter_groups: from the parameters to the group of each: "backbone", "head" or "frozen".
+      parameter_groups: maps the parameters to a tree of their groups: "backbone", "head" or "frozen".
 
     Raises:
-      InputError: an unknown optimizer, or values out of range; all of them in one message.
+      InputError: an unknown optimizer or values out of range, all in one error.
     """
     faults = [
         f"config.optim.{key}={config[key]}: set it to 0 or more"

@@ -1,7 +1,7 @@
-"""Reading goldens: numbers the official PyTorch code computed on weights made by a formula.
+"""Reads goldens: outputs of the official PyTorch code, on weights that are made by a formula.
 
-The formula and the tolerances are those under which the goldens were published; `python -m tests.replay`
-writes what this project computes from the same inputs.
+The formula and the tolerances are those that the goldens were published with. `python -m tests.replay` writes what this
+project computes from the same inputs.
 """
 
 import functools
@@ -19,7 +19,7 @@ import pytest
 _HERE = Path(__file__).parent / "golden"
 _SHARED = Path(__file__).parents[2] / "shared" / "goldens"
 
-# Inputs and accidents of the reference, by family: never compared.
+# Inputs and accidental values of the reference, by family: never compared.
 _INPUTS = {
     "deeplab": r"^(x|even/x|fp/keep_)",
     "losses_unimatch": r"^(cwl/(loss|conf|ignore|thresholds)$|cutmix/(img|img_mix|box|mask|mask_mix|conf|conf_mix)$"
@@ -38,7 +38,7 @@ _INPUTS = {
     "vlg_head": r"^(feat\d|emb|text)$",
     "zegclip_sliding_window": r"(_img|resize_in|resize_mask_in)$",
 }
-# Probes of the reference's inside: compared when the replay offers them, not missed otherwise.
+# Intermediate values of the reference: compared if the replay has them, optional otherwise.
 _OPTIONAL = {
     "deeplab": r"(feature_stats|buffer_norms|_stats|/c\d_s|/aspp_s|/classifier|/b4)$",
     "losses_unimatch": r"^(iou_label_K|color_map|ohem/(min_kept_|weighted)|cwl/value_(all_)?ignored|ce/mean_all_)",
@@ -59,26 +59,26 @@ _OPTIONAL = {
 }
 
 
-# Goldens that hold published text embeddings, which the repository must not.
+# Goldens with published text embeddings, which the repository must not contain.
 _NOT_SHIPPED = {"maskclip_labels", "vlg_head", "semiovs_semivl_step"}
 
 
 def golden_path(name: str) -> Path:
-    """Where the golden `name` lies; skips the calling test if it must not be shipped, and is not beside the project.
+    """The path of the golden `name`; skips the calling test if it is missing and must not be shipped.
 
     Raises:
-      FileNotFoundError: any other golden is missing.
+      FileNotFoundError: another golden is missing.
     """
     for folder in (_HERE, _SHARED):
         if (path := folder / f"{name}.npz").exists():
             return path
     if name not in _NOT_SHIPPED:
         raise FileNotFoundError(f"golden {_HERE / name}.npz is missing; restore it from the repository")
-    pytest.skip(f"golden {name}.npz holds published text embeddings and is not shipped with the repository")
+    pytest.skip(f"golden {name}.npz contains published text embeddings and is not shipped with the repository")
 
 
 def formula_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The value of the state-dict entry `name`: float32, int64 for step counters, a function of its arguments alone."""
+    """The value of the state-dict entry `name`, float32 or, for step counters, int64; a function of the arguments."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     leaf = name.split(".")[-1]
     match leaf:
@@ -97,7 +97,7 @@ def formula_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 class Golden:
-    """One golden file: `meta` (what was run), `shapes` (the state dict's tensors), and arrays by key."""
+    """One golden file: `meta` (what was run), `shapes` (of the state dict's tensors), and arrays by key."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -119,12 +119,12 @@ class Golden:
         return {name: tuple(shape) for name, shape in json.loads(str(self._arrays["shapes"])).items()}
 
     def state_dict(self, seed: int | None = None) -> dict[str, np.ndarray]:
-        """Formula-made weights under their published names, scaled as `meta` says; None for the file's own seed."""
+        """Formula-made weights by published name, with the scales of `meta`; by default with the file's own seed."""
         seed = self.meta["fill_seed"] if seed is None else seed
         return {name: self._tensor(name, shape, seed) for name, shape in self.shapes.items()}
 
     def stored(self, key: str, value: np.ndarray) -> np.ndarray:
-        """The part of `value` that the file holds under `key`: `meta` says which rows and columns."""
+        """The part of `value` that the file contains under `key`: the rows and columns that `meta` gives."""
         text = self.meta.get("arrays", {}).get(key, {}).get("slice", "")
         bounds = (part.split(":") for part in text.strip("[]").split(",") if part.strip())
         return value[tuple(slice(*(int(n) if n.strip() else None for n in part)) for part in bounds)]
@@ -139,7 +139,7 @@ class Golden:
 
 
 def family(path: str | Path, families: Mapping[str, Any]) -> str:
-    """The longest family name that begins the file's name."""
+    """The longest family name that the file's name starts with."""
     stem = Path(path).stem
     fitting = [name for name in families if stem.startswith(name)]
     if not fitting:
@@ -210,7 +210,7 @@ def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: fl
 
 
 def _comes_later(key: str, iterations: int) -> bool:
-    """Whether a key of SemiVL's golden is of a later iteration, or of the state after all of them."""
+    """Whether a key of SemiVL's golden belongs to a later iteration, or to the state after all iterations."""
     number = re.search(r"it(\d+)", key)
     return int(number[1]) >= iterations if number else key.startswith(("param_", "delta_", "probe_"))
 
@@ -218,10 +218,14 @@ def _comes_later(key: str, iterations: int) -> bool:
 def assert_matches(
     golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, iterations: int = 0
 ) -> None:
-    """Asserts that every compared key of `golden` is in `outputs` and inside the published tolerance.
+    """Asserts that every compared key of `golden` is in `outputs`, within the published tolerance.
 
-    Outputs of the first `iterations` alone lack what later ones give, and arrays with a row an iteration are shorter;
-    0 stands for all.
+    Args:
+      golden: the expected values.
+      outputs: the results of a replay.
+      double: whether they were computed in float64.
+      iterations: how many iterations were replayed, 0 for all. Keys of later iterations are not compared, and arrays
+        with one row per iteration are shorter.
     """
     name = family(golden.path, _INPUTS)
     inputs, optional = re.compile(_INPUTS[name]), re.compile(_OPTIONAL[name])

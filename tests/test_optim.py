@@ -55,7 +55,7 @@ def _adamw(leaf: Any, gradients: list[Any], multiplier: float) -> np.ndarray:
 
 
 def _sgd(leaf: Any, gradients: list[Any], multiplier: float) -> np.ndarray:
-    """torch.optim.SGD's update with momentum, likewise."""
+    """torch.optim.SGD's update with momentum, as its documentation states it."""
     x, momentum = np.asarray(leaf, np.float64), 0.0
     for step, gradient in enumerate(np.asarray(gradients, np.float64)):
         momentum = 0.9 * momentum + gradient + 0.01 * x

@@ -1,1 +1,1 @@
-"""Checkpoints: written in the background, verified when read."""
+"""Checkpoints: written in the background, verified before they are restored."""

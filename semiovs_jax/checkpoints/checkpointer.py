@@ -1,10 +1,10 @@
 """Checkpoints: the state, the data position and a JSON description, saved in the background.
 
-A checkpoint is a directory `WORKDIR/checkpoints/STEP` with the items `state` (a pytree of arrays), `data` (the
-Grain position of every process) and `meta` (JSON), and `checksums.json` over their files. The latest few and the
-best by mIoU are kept; a broken one is skipped and set aside.
+A checkpoint is a directory `WORKDIR/checkpoints/STEP` with the items `state` (a pytree of arrays), `data` (the Grain
+position of every process) and `meta` (JSON), and with `checksums.json` of their files. The latest few checkpoints and
+the best by mIoU are kept. A damaged checkpoint is skipped and renamed.
 
-Every process calls every method, with the same arguments; `WORKDIR` is on storage all processes share.
+Every process must call every method with the same arguments. All processes must share the storage of `WORKDIR`.
 """
 
 import hashlib
@@ -46,18 +46,18 @@ class Best(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gave back: `state` as the target asked, `meta` as it was saved."""
+    """A restored checkpoint: `state` with the structure and shardings of the target, `meta` as it was saved."""
 
     state: Any
     meta: dict[str, Any]
 
 
 def describe_run(config: ml_collections.ConfigDict, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The `meta` of a run's checkpoints: its config with a hash, its model, and the versions that ran it.
+    """The `meta` of a run's checkpoints: config with a hash, model, and package versions.
 
     Args:
       config: the run's whole config.
-      model: what tells this model from another one, for a person to read (backbone, number of classes, ...).
+      model: a readable description of the model (backbone, number of classes, ...), quoted in errors.
 
     Returns:
       A JSON-serializable dict with the keys config, config_sha256, model and versions.
@@ -81,30 +81,29 @@ def describe_run(config: ml_collections.ConfigDict, model: Mapping[str, Any]) ->
 class Checkpointer:
     """Saves and restores the checkpoints of one run.
 
-    Use as a context manager, or call `close`: leaving waits for a save that is still being written.
+    Use as a context manager, or call `close`: both wait until the last save is on disk.
 
     Attributes:
-      directory: where the checkpoints lie.
-      best: step and mIoU of the best evaluated checkpoint on disk, None before the first.
+      directory: the directory of the checkpoints.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_latest: int = 2):
         """Opens (and creates) `workdir/checkpoints`.
 
         Args:
-          workdir: the run's directory, local or any path `etils.epath` understands.
-          keep_latest: how many of the newest checkpoints to keep, besides the best.
+          workdir: the run's directory, a local path or any other that `etils.epath` supports.
+          keep_latest: number of the newest checkpoints to keep, besides the best.
 
         Raises:
-          InputError: the directory cannot be made.
+          InputError: the directory cannot be created.
         """
         self.directory = epath.Path(workdir).absolute() / SUBDIR
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"workdir {workdir}: cannot make {self.directory} ({error.strerror or error}); "
-                "pass a --workdir that this user can write to"
+                f"--workdir={workdir}: cannot create {self.directory} ({error.strerror or error}); "
+                "choose a folder you may write to"
             ) from error
         self._saving = 0
         policies = ocp.checkpoint_managers
@@ -129,11 +128,6 @@ class Checkpointer:
         """Step and mIoU of the best evaluated checkpoint on disk, None before the first."""
         return _best(read_scores(self.directory))
 
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None before the first."""
-        return self._manager.latest_step()
-
     def save(
         self,
         step: int,
@@ -144,22 +138,22 @@ class Checkpointer:
     ) -> bool:
         """Copies the state to the host, then writes it in the background.
 
-        The state may be donated as soon as this returns. A save that is still being written is waited for.
+        The state may be donated as soon as this returns. Waits first until the previous save is on disk.
 
         Args:
           step: updates done.
           state: pytree of arrays.
-          data_iterator: its position is saved; it must stand where the state does.
-          meta: JSON-serializable description, see `describe_run`. Saved with step, miou and best added.
-          miou: the state's mIoU in [0, 1] if it was evaluated. Not-a-number counts as not evaluated.
+          data_iterator: its position is saved; its next batch must be the one of update `step` + 1.
+          meta: JSON-serializable description, see `describe_run`; step, miou and best are added.
+          miou: the state's mIoU in 0..1, None if it was not evaluated; NaN counts as None.
 
         Returns:
-          False if this step (or a later one) is saved already and nothing was done.
+          False if this step or a later one is already saved; nothing is written then.
         """
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
             return False
-        # Orbax would wait too, but the callback of the previous save must not see this save's step.
+        # Orbax waits, too, but only after `_saving` has changed, which the callback of the previous save reads.
         self._manager.wait_until_finished()
         self._saving = step
         miou = float(miou) if miou is not None and math.isfinite(miou) else None
@@ -176,21 +170,21 @@ class Checkpointer:
         )
 
     def restore(self, target: Any, data_iterator: grain.DatasetIterator) -> Restored | None:
-        """Restores the newest whole checkpoint; sets `data_iterator` to its position.
+        """Restores the newest undamaged checkpoint and sets `data_iterator` to its position.
 
-        Checkpoints that are broken are reported in the log, and renamed to `broken-STEP` once an older one was
-        restored, so that the run can save these steps again.
+        Damaged checkpoints are logged. Once an older one is restored, they are renamed to `broken-STEP`, so that the
+        run can save these steps again.
 
         Args:
-          target: pytree of arrays or shape structs like the saved state; the shardings decide where the state
-            goes, whatever devices saved it.
-          data_iterator: the iterator of the same data pipeline, over any number of processes.
+          target: pytree of arrays or shape structs like the saved state. Its shardings place the restored arrays; the
+            devices that saved them do not matter.
+          data_iterator: an iterator of the same data pipeline, for any number of processes.
 
         Returns:
-          (state, meta), or None if there is no checkpoint at all.
+          (state, meta), or None if there is no checkpoint.
 
         Raises:
-          InputError: the checkpoint is of another model, or there are checkpoints and all are broken.
+          InputError: the checkpoint is of another model, or all checkpoints are damaged.
         """
         steps = list_steps(self.directory)
         if not steps:
@@ -206,11 +200,11 @@ class Checkpointer:
         return restored
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what went wrong while writing it."""
+        """Blocks until the last save is on disk; raises the error if it failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and frees the manager."""
+        """Waits for the last save and releases Orbax's manager."""
         self._manager.close()
 
     def _set_aside(self, steps: Sequence[int]) -> None:
@@ -225,27 +219,27 @@ class Checkpointer:
             self._manager.reload()
 
     def _write_checksums(self) -> None:
-        """Runs in Orbax's writing thread of the first process, when all files are written but not committed."""
+        """Called by Orbax, in the first process's writing thread, after all files are written and before the commit."""
         names = {path.name for path in self.directory.iterdir() if path.name.split(".")[0] == str(self._saving)}
-        (name,) = names  # STEP.SUFFIX where Orbax commits by renaming, STEP where it commits by a marker file
+        (name,) = names  # STEP.SUFFIX if Orbax commits by renaming, STEP if it commits by a marker file
         write_checksums(self.directory / name)
 
 
 def restore_weights(
     source: epath.PathLike, target: Mapping[str, Any], which: Literal["best", "latest"] = "best"
 ) -> Restored:
-    """Restores a part of a state, such as params and batch_stats, from a run that may be going on.
+    """Restores a part of a state, such as params and batch_stats; the run may still be writing.
 
     Args:
       source: a workdir, or the directory of one checkpoint in it.
-      target: {"params": ..., "batch_stats": ...} as pytrees of arrays or shape structs; their shardings count.
-      which: "best" by mIoU (the latest if none was evaluated) or "latest". A broken one falls back to the next.
+      target: such as {"params": ..., "batch_stats": ...}: pytrees of arrays or shape structs, whose shardings are used.
+      which: "best" by mIoU (the latest if none was evaluated) or "latest". If it is damaged, the next one is tried.
 
     Returns:
       (weights like `target`, meta).
 
     Raises:
-      InputError: no checkpoint, none that is whole, or a checkpoint of another model.
+      InputError: no checkpoint, no undamaged one, or a checkpoint of another model.
     """
     source = epath.Path(source).absolute()
     if (source / "state").is_dir():
@@ -256,7 +250,7 @@ def restore_weights(
         newest_first = sorted(list_steps(directory), reverse=True)
         steps = sorted(newest_first, key=lambda step: -scores.get(step, -math.inf))
     if not steps:
-        raise InputError(f"{source}: no checkpoint in {directory}; pass the --workdir of a run that has saved")
+        raise InputError(f"{source}: no checkpoint in {directory}; pass the --workdir of a run that has saved one")
     _, restored = first_whole(
         directory,
         steps,
@@ -266,14 +260,14 @@ def restore_weights(
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which reads the metric of a checkpoint on disk from `meta`: it has no item of its own."""
+    """Orbax's manager, which reads the metric of a checkpoint from `meta` in place of an item of its own."""
 
     def metrics(self, step: int) -> float | None:
         return read_miou(self.directory / str(step))
 
 
 def _best(scores: Mapping[int, float]) -> Best | None:
-    """The highest score; of equal ones the latest."""
+    """The highest score; the latest step among equal ones."""
     if not scores:
         return None
     step = max(scores, key=lambda step: (scores[step], step))

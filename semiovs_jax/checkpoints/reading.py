@@ -1,12 +1,13 @@
-"""Finding and reading whole checkpoints: what Orbax leaves to its caller.
+"""Finds, verifies and reads checkpoints.
 
-Orbax makes a save atomic but takes any finished directory for a good checkpoint. Here every file has a checksum,
-written before the commit and verified before anything is restored; a walk over the candidates says which ones were
-skipped and why; and a checkpoint of another model is told from a broken one.
+Orbax saves atomically, but accepts any finished directory as a checkpoint. Here every file has a checksum, which is
+written before the commit and verified before anything is restored. Damaged checkpoints are skipped with the reason in
+the log; a checkpoint of another model is an error.
 """
 
 import json
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.weights.keys import flatten
 
 _CHECKSUMS = "checksums.json"
-_LISTED = 4  # keys quoted per kind of difference
+_LISTED = 4  # keys listed per kind of difference
 
 T = TypeVar("T")
 
@@ -29,24 +30,24 @@ _logger = logging.getLogger(__name__)
 
 
 def list_steps(directory: epath.Path) -> list[int]:
-    """Steps of the finished checkpoints of a directory, whole or not, in no order."""
+    """Steps of the committed checkpoints of a directory, damaged or not, in any order."""
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
 
 
 def read_scores(directory: epath.Path) -> dict[int, float]:
-    """Maps the step to the mIoU, for the checkpoints that were evaluated and whose meta can be read."""
+    """Maps step to mIoU, for the checkpoints that were evaluated and have a readable meta."""
     scores = {step: read_miou(directory / str(step)) for step in list_steps(directory)}
     return {step: miou for step, miou in scores.items() if miou is not None}
 
 
 def read_miou(step_dir: epath.Path) -> float | None:
-    """The mIoU saved with a checkpoint; None if it was not evaluated or its meta cannot be read."""
+    """The mIoU saved with a checkpoint; None if it was not evaluated or its meta is unreadable."""
     try:
         return read_meta(step_dir)["miou"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # broken: restoring will say so
+        return None  # damaged, which is reported when it is restored
 
 
 def read_meta(step_dir: epath.Path) -> dict[str, Any]:
@@ -55,10 +56,12 @@ def read_meta(step_dir: epath.Path) -> dict[str, Any]:
 
 
 def read_data_position(step_dir: epath.Path) -> dict[str, Any]:
-    """The Grain state of this process, also when another number of processes saved.
+    """The Grain state of this process, also if another number of processes saved the checkpoint.
 
-    The position is the number of the next batch, the same for all processes, so that any one's file serves. Where
-    they differ (files were mixed up) the count must match.
+    The position is the number of the next batch, which is the same for all processes.
+
+    Raises:
+      InputError: another number of processes saved, and their positions differ.
     """
     files = sorted(path for path in (step_dir / "data").iterdir() if path.name.startswith("process_"))
     own = step_dir / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
@@ -67,20 +70,20 @@ def read_data_position(step_dir: epath.Path) -> dict[str, Any]:
     positions = [json.loads(path.read_text()) for path in files]
     if not positions or any(position != positions[0] for position in positions):
         raise InputError(
-            f"{step_dir}: saved by {len(files)} processes at differing data positions, cannot be resumed by "
-            f"{jax.process_count()}; run it on {len(files)} processes"
+            f"{step_dir}/data: the data positions of {len(files)} processes differ, so {jax.process_count()} processes "
+            f"cannot resume; run on {len(files)} processes"
         )
     return positions[0]
 
 
 def first_whole(directory: epath.Path, steps: Sequence[int | str], load: Callable[[epath.Path], T]) -> tuple[Any, T]:
-    """Loads the first of `steps` that can be, and logs why the ones before it could not.
+    """Loads the first undamaged checkpoint of `steps`, and logs why the ones before it are skipped.
 
     Returns:
-      The step and what `load` made of it.
+      The step and the result of `load`.
 
     Raises:
-      InputError: raised by `load`, or none could be loaded.
+      InputError: raised by `load`, or no checkpoint can be restored.
     """
     skipped = []
     for step in steps:
@@ -93,20 +96,20 @@ def first_whole(directory: epath.Path, steps: Sequence[int | str], load: Callabl
         skipped.append(f"{step_dir}: {trouble}")
         _logger.warning("Skipping checkpoint %s: %s", step_dir, trouble)
     raise InputError(
-        f"no checkpoint of {directory} can be read:\n  "
+        f"{directory}: no checkpoint can be restored:\n  "
         + "\n  ".join(skipped)
         + f"\nremove {directory} to start from the beginning, or pass another --workdir"
     )
 
 
 def _attempt(load: Callable[[epath.Path], T], step_dir: epath.Path) -> tuple[Any, str | None]:
-    """(result, None), or (None, why) when any process failed: all must go on with the same checkpoint."""
+    """(result, None), or (None, reason) if any process failed, because all must restore the same checkpoint."""
     result, trouble = None, None
     try:
         result = load(step_dir)
     except InputError:
         raise
-    except Exception as error:  # Orbax, TensorStore, JSON and Grain each have their own ways to fail
+    except Exception as error:  # Orbax, TensorStore, JSON and Grain raise errors of their own
         trouble = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     if jax.process_count() > 1:
         whole = multihost_utils.process_allgather(np.array(trouble is None))
@@ -116,12 +119,12 @@ def _attempt(load: Callable[[epath.Path], T], step_dir: epath.Path) -> tuple[Any
 
 
 def _verify(step_dir: epath.Path) -> str | None:
-    """What is wrong with a checkpoint's files, None if nothing. The first process looks, all get its answer."""
+    """The damage of a checkpoint's files, or None. The first process reads them; all processes get the result."""
     trouble = _find_damage(step_dir) if jax.process_index() == 0 else None
     if jax.process_count() > 1:
         damaged = bool(multihost_utils.broadcast_one_to_all(np.array(trouble is not None)))
         if damaged and trouble is None:
-            trouble = "found damaged by process 0"
+            trouble = "is damaged, as process 0 reports"
     return trouble
 
 
@@ -129,35 +132,45 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
     """Reads the arrays of `target` onto its shardings; with `partial` the checkpoint may hold more.
 
     Raises:
-      InputError: the checkpoint lacks arrays of the target, has others, or of another shape or dtype.
+      InputError: the checkpoint lacks arrays of the target, has others, or has them in another shape or dtype.
     """
     handler = ocp.PyTreeCheckpointHandler()
-    saved = flatten(handler.metadata(step_dir / "state").tree)
+    tree = handler.metadata(step_dir / "state").tree
+    saved = {_current(key): leaf for key, leaf in flatten(tree).items()}
     wanted = flatten(target)
     if partial:
         saved = {key: leaf for key, leaf in saved.items() if _root(key) in {_root(other) for other in wanted}}
-    differences = _differences(saved, wanted)
-    if differences:
+    if differences := _differences(saved, wanted):
         raise InputError(
-            f"{step_dir} holds another model than this config builds"
+            f"{step_dir}: a checkpoint of another model than the config's"
             f" (saved model: {read_meta(step_dir).get('model', 'not described')}):\n  "
             + "\n  ".join(differences)
-            + "\npass another --workdir, or the config the run was started with"
+            + "\npass another --workdir, or the config that started the run"
         )
-    structs = jax.tree.map(_struct, target)
+    # Read with the structure of the checkpoint, in which None and empty nodes may differ from the target's.
+    structs = {key: _struct(leaf) for key, leaf in wanted.items()}
+    item = _map_keys(lambda key: structs.get(_current(key), ocp.PLACEHOLDER), tree)
     with ocp.Checkpointer(handler) as checkpointer:
-        return checkpointer.restore(
+        restored = checkpointer.restore(
             step_dir / "state",
-            args=ocp.args.PyTreeRestore(
-                item=structs,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(structs),
-                partial_restore=partial,
-            ),
+            args=ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
         )
+    arrays = {_current(key): array for key, array in flatten(restored).items()}
+    return _map_keys(arrays.__getitem__, target)
+
+
+def _current(key: str) -> str:
+    """The key in today's train state; snapshots were once saved below "bank", before other labelers had a state."""
+    return re.sub("^bank/", "labelers/snapshots/", key)
+
+
+def _map_keys(value: Callable[[str], Any], tree: Any) -> Any:
+    """The tree with each leaf replaced by `value` of its "/" path."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [value(key) for key in flatten(tree)])
 
 
 def _root(key: str) -> str:
-    """The part of a train state that a key is in: its first name; below "labelers" the first two."""
+    """The part of a train state that a key belongs to: its first name, or below "labelers" its first two."""
     names = key.split("/")
     return "/".join(names[: 2 if names[0] == "labelers" else 1])
 
@@ -168,10 +181,10 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One line per kind of difference between two flat trees, a few keys each; empty if they agree."""
+    """One line per kind of difference between two flat trees, with a few keys each; empty if they agree."""
 
     def listed(entries: list[str]) -> str:
-        # The optimizer's copies of a parameter differ when the parameter does: say it of the parameter.
+        # The optimizer's copies of a parameter differ if the parameter does: list the parameter first.
         entries = sorted(entries, key=lambda entry: entry.startswith("opt_state"))
         more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
         return ", ".join(entries[:_LISTED]) + more
@@ -195,7 +208,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 
 def write_checksums(step_dir: epath.Path) -> None:
-    """Records size and CRC-32 of every file of a checkpoint that is written but not yet committed."""
+    """Writes size and CRC-32 of every file of a checkpoint; called before the commit."""
     sums = {str(path.relative_to(step_dir)): _checksum(path) for path in _item_files(step_dir)}
     (step_dir / _CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
@@ -203,10 +216,10 @@ def write_checksums(step_dir: epath.Path) -> None:
 def _find_damage(step_dir: epath.Path) -> str | None:
     missing = [item for item in ("state", "data", "meta") if not (step_dir / item).is_dir()]
     if missing:
-        return f"incomplete, without {', '.join(missing)}"
+        return f"incomplete, {', '.join(missing)} missing"
     checksums = step_dir / _CHECKSUMS
     if not checksums.exists():
-        return f"incomplete, without {_CHECKSUMS}"
+        return f"incomplete, {_CHECKSUMS} missing"
     try:
         expected = json.loads(checksums.read_text())
     except ValueError:
@@ -224,7 +237,7 @@ def _find_damage(step_dir: epath.Path) -> str | None:
 
 
 def _item_files(step_dir: epath.Path) -> Iterator[epath.Path]:
-    """Files of the items; those beside the items are Orbax's own and still change at the commit."""
+    """Files of the items; Orbax's own files, beside the items, still change at the commit."""
     folders = [path for path in step_dir.iterdir() if path.is_dir()]
     while folders:
         for path in folders.pop().iterdir():

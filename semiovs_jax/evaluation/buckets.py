@@ -1,4 +1,4 @@
-"""A few padded shapes for images of many sizes, so that a jitted function compiles a few times only."""
+"""Buckets: a few padded shapes for images of many sizes, so that a jitted function compiles only a few times."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,18 +7,18 @@ import numpy as np
 
 Size = tuple[int, int]  # height, width
 
-DEFAULT_MULTIPLE = 32  # pixels; a smaller one saves little padding
+DEFAULT_MULTIPLE = 32  # pixels; a smaller value saves little padding
 
 
 def choose_buckets(sizes: Iterable[Size], maximum: int, multiple: int = DEFAULT_MULTIPLE) -> list[Size]:
     """Chooses at most `maximum` shapes such that every image fits one and little area is padding.
 
-    Starts with the sizes themselves, rounded up, and joins the two shapes whose union adds the fewest padded
-    pixels over all their images until few enough are left.
+    Starts with the sizes, rounded up. Then joins the two shapes whose union adds the fewest padded pixels over all
+    their images, until at most `maximum` shapes are left.
 
     Args:
       sizes: (height, width) of every image.
-      maximum: most shapes to return, at least 1.
+      maximum: largest number of shapes, at least 1.
       multiple: heights and widths are rounded up to multiples of it.
 
     Returns:
@@ -42,7 +42,7 @@ def choose_buckets(sizes: Iterable[Size], maximum: int, multiple: int = DEFAULT_
 
 
 def bucket_of(size: Size, buckets: Sequence[Size]) -> int:
-    """Index of the first of `buckets` that holds an image of `size`."""
+    """Index of the first bucket that is large enough for an image of `size`."""
     return next(i for i, (height, width) in enumerate(buckets) if size[0] <= height and size[1] <= width)
 
 

@@ -1,14 +1,16 @@
-"""Evaluates a student against labels of the images' own sizes.
+"""Evaluates a student on the validation images, against labels of the images' own sizes.
 
-The references evaluate one image at a time: whole (`evaluate.py`, mode "original"), or, SemiVL's, with the short side
-at 512 and in sliding windows (`third_party/unimatch/supervised.py`, mode "zegclip_sliding_window"). Here images share
-a few padded shapes, and the logits of every pixel are those of the unpadded image.
+The references evaluate one image at a time. UniMatch evaluates whole images (`evaluate.py`, mode "original"); SemiVL
+resizes the short side to 512 and uses sliding windows (`third_party/unimatch/supervised.py`, mode
+"zegclip_sliding_window"). Here images share a few padded shapes, and the logits of every pixel are those of the image
+without padding.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -26,7 +28,7 @@ from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.evaluation.sliding import sliding_logits
 from semiovs_jax.models import Functional
 from semiovs_jax.models.layers import resize_bilinear
-from semiovs_jax.runtime.sharding import batch_sharding, replicated
+from semiovs_jax.runtime.sharding import replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
 
@@ -40,8 +42,8 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], s
       size_multiple: see `Student`.
 
     Raises:
-      InputError: values out of range, windows with gaps between them, windows larger than an image, or windows that
-        the student cannot take; all in one.
+      InputError: values out of range, gaps between windows, windows larger than an image, or windows of a size that
+        the student does not accept; all in one error.
     """
     least = {"batch_size": 1, "max_shapes": 1, "short_side": 0, "window": 0}
     faults = [
@@ -58,12 +60,12 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], s
 def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int) -> Iterator[str]:
     if not 0 < config.stride <= config.window:
         yield (
-            f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and the "
-            "window, beyond which pixels have no window"
+            f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and "
+            f"{config.window}; a larger stride leaves pixels between windows without logits"
         )
     if config.window % size_multiple:
         yield (
-            f"config.eval.window={config.window}: this backbone takes sides that are multiples of {size_multiple}; set "
+            f"config.eval.window={config.window}: this backbone needs sides that are multiples of {size_multiple}; set "
             f"it to {config.window // size_multiple * size_multiple or size_multiple}"
         )
     if config.short_side:
@@ -82,9 +84,9 @@ def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], siz
 
 
 def resize_levels(image: jax.Array, shape: Size, source_size: jax.Array, target_size: jax.Array) -> jax.Array:
-    """Resizes 8-bit images as the reference does with cv2: linear without antialiasing, rounded to whole levels.
+    """Resizes 8-bit images as the reference does with cv2: bilinear without antialiasing, rounded to whole levels.
 
-    cv2's fixed-point arithmetic is not reproduced: in a twentieth of the pixels it is one level off.
+    cv2's fixed-point arithmetic is not reproduced: one pixel in twenty differs from cv2's by one level.
 
     Args:
       image: float [N, h, w, C], whole levels 0..255.
@@ -96,16 +98,16 @@ def resize_levels(image: jax.Array, shape: Size, source_size: jax.Array, target_
       float [N, *shape, C], whole levels; zero outside the true size.
     """
     resized = resize_bilinear(image, shape, align_corners=False, source_size=source_size, target_size=target_size)
-    # Halves, which simple ratios of sizes make often, go up whatever rounding errors they carry: a level must not
-    # depend on the padded shape or the device.
+    # Values halfway between two levels, frequent at simple ratios of sizes, are rounded up in spite of rounding errors:
+    # a level must not depend on the padded shape or the device.
     return jnp.floor(resized + (0.5 + 1e-3))
 
 
 class Evaluator:
-    """Scores of a student on the validation records.
+    """Computes the scores of a student on the validation records.
 
     Attributes:
-      protocol: how images are evaluated and scores averaged, in a sentence.
+      protocol: how images are evaluated and scores averaged, in one sentence.
     """
 
     def __init__(
@@ -119,20 +121,20 @@ class Evaluator:
         size_multiple: int,
         num_threads: int = 2,
     ):
-        """Chooses a few padded shapes for the images that the student sees.
+        """Chooses a few padded shapes for the student's inputs.
 
         Args:
           student: the student as a pure function.
           records: the validation images and labels.
           dataset: class count and ignore index.
-          config: `config.eval` with keys batch_size (images at a time over all devices; rounded up to a multiple of
-            their number), max_shapes, short_side, window and stride.
+          config: `config.eval` with the keys batch_size (images per batch over all devices, rounded up to a multiple
+            of the number of devices), max_shapes, short_side, window and stride.
           mesh: the devices.
           size_multiple: see `Student`; the sides of padded shapes are multiples of it.
-          num_threads: threads that decode ahead.
+          num_threads: threads that decode records; 0 for none.
 
         Raises:
-          InputError: as `check_evaluation`.
+          InputError: see `check_evaluation`.
         """
         sizes = records.sizes
         check_evaluation(config, sizes, size_multiple)
@@ -144,42 +146,41 @@ class Evaluator:
         self._short_side, self._window, self._stride = config.short_side, config.window, config.stride
         self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
         self.protocol = _protocol(config)
-        seen = [self._seen_size(size) for size in sizes]
+        input_sizes = [self._input_size(size) for size in sizes]
         multiple = -(-DEFAULT_MULTIPLE // size_multiple) * size_multiple
-        self._seen_shapes = choose_buckets(seen, config.max_shapes, multiple)
-        buckets = [bucket_of(size, self._seen_shapes) for size in seen]
-        self._label_shapes = self._seen_shapes
+        self._input_shapes = choose_buckets(input_sizes, config.max_shapes, multiple)
+        buckets = [bucket_of(size, self._input_shapes) for size in input_sizes]
+        self._label_shapes = self._input_shapes
         if self._short_side:
-            self._label_shapes = _enclosing(sizes, buckets, len(self._seen_shapes))
+            self._label_shapes = _enclosing(sizes, buckets, len(self._input_shapes))
         self._groups = _group(buckets, self._batch_size)
         self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=replicated(mesh))
 
     def run(self, params: Any, batch_stats: Any) -> Scores:
-        """Evaluates a student with these parameters and running statistics.
+        """Evaluates the student with these parameters and running statistics.
 
-        Every process calls this; each decodes its rows of every batch.
+        Every process must call this; each decodes its own rows of every batch.
+
+        Raises:
+          InputError: an image or a label cannot be read or is invalid.
         """
         total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
         pending: list[jax.Array] = []
         for bucket, batch in self._batches():
-            sharded = {
-                name: jax.make_array_from_process_local_data(batch_sharding(self._mesh), array)
-                for name, array in batch.items()
-            }
-            pending.append(self._confusion(params, batch_stats, sharded, shape=self._seen_shapes[bucket]))
-            if len(pending) > 1:  # one batch is computed while the next is decoded
+            sharded = shard_batch(batch, self._mesh)
+            pending.append(self._confusion(params, batch_stats, sharded, shape=self._input_shapes[bucket]))
+            if len(pending) > 1:  # the devices compute one batch while the host decodes the next
                 total += np.asarray(pending.pop(0))
         return metrics.scores(total + sum(np.asarray(counts, np.int64) for counts in pending))
 
-    def _seen_size(self, size: Size) -> Size:
-        """The size at which the student sees an image."""
+    def _input_size(self, size: Size) -> Size:
         return short_side_size(size, self._short_side) if self._short_side else size
 
     def _logits(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
-        """Logits at the labels' sizes, of images that the student sees in this padded shape."""
+        """Logits at the labels' sizes; `shape` is the padded shape of the student's input."""
         image, size = augment.as_float(batch["image"]), batch["size"]
         if self._short_side:
-            image, size = resize_levels(image, shape, size, batch["seen_size"]), batch["seen_size"]
+            image, size = resize_levels(image, shape, size, batch["input_size"]), batch["input_size"]
         image = augment.normalize(image)
         if self._window:
             logits = sliding_logits(
@@ -205,20 +206,18 @@ class Evaluator:
         return metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), valid, self._dataset.num_classes)
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
-        """This process's rows of every batch and the batch's bucket, decoded one batch ahead."""
+        """The bucket of every batch with this process's rows, decoded one batch ahead."""
         rows = self._batch_size // jax.process_count()
         mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            ahead: tuple[int, list[Future]] | None = None
-            for bucket, indices in self._groups:
-                current, ahead = ahead, (bucket, [pool.submit(self._records.__getitem__, i) for i in indices[mine]])
-                if current is not None:
-                    yield current[0], self._stack(*current, rows)
-            if ahead is not None:
-                yield ahead[0], self._stack(*ahead, rows)
+        groups = [(bucket, indices[mine]) for bucket, indices in self._groups]
+        order = [index for _, indices in groups for index in indices]
+        options = grain.ReadOptions(self._num_threads, max(self._num_threads, rows))
+        records = iter(grain.MapDataset.source(order).map(self._records.__getitem__).to_iter_dataset(options))
+        for bucket, indices in groups:
+            yield bucket, self._stack(bucket, itertools.islice(records, len(indices)), rows)
 
-    def _stack(self, bucket: int, records: list[Future], rows: int) -> Batch:
-        """Puts records in the top left of their shape; the rest, and rows without a record, are ignored pixels."""
+    def _stack(self, bucket: int, records: Iterable[dict[str, Any]], rows: int) -> Batch:
+        """Puts each record in the top left of its shape; padding, and rows without a record, have the ignore index."""
         shape = self._label_shapes[bucket]
         batch: Batch = {
             "image": np.zeros((rows, *shape, 3), np.uint8),
@@ -226,15 +225,14 @@ class Evaluator:
             "size": np.tile(np.array(shape, np.int32), (rows, 1)),
         }
         if self._short_side:
-            batch["seen_size"] = np.tile(np.array(self._seen_shapes[bucket], np.int32), (rows, 1))
-        for row, future in enumerate(records):
-            record = future.result()
+            batch["input_size"] = np.tile(np.array(self._input_shapes[bucket], np.int32), (rows, 1))
+        for row, record in enumerate(records):
             height, width = record["label"].shape
             batch["image"][row, :height, :width] = record["image"]
             batch["label"][row, :height, :width] = record["label"]
             batch["size"][row] = height, width
             if self._short_side:
-                batch["seen_size"][row] = self._seen_size((height, width))
+                batch["input_size"][row] = self._input_size((height, width))
         return batch
 
 
@@ -250,7 +248,7 @@ def _protocol(config: ml_collections.ConfigDict) -> str:
 
 
 def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> list[Size]:
-    """The smallest shape for the sizes in each of `count` buckets; (1, 1) for one without any."""
+    """The smallest shape for the sizes in each of `count` buckets; (1, 1) for an empty bucket."""
     shapes = [(1, 1)] * count
     for bucket, (height, width) in zip(buckets, sizes, strict=True):
         shapes[bucket] = max(shapes[bucket][0], height), max(shapes[bucket][1], width)
@@ -258,7 +256,7 @@ def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> lis
 
 
 def _group(buckets: list[int], batch_size: int) -> list[tuple[int, list[int]]]:
-    """Batches of record indices that share a bucket, as (bucket, indices)."""
+    """Splits the record indices of each bucket into batches, as (bucket, indices)."""
     groups = []
     for bucket in sorted(set(buckets)):
         indices = [i for i, other in enumerate(buckets) if other == bucket]

@@ -1,4 +1,4 @@
-"""Segmentation metrics: a confusion matrix counted on the device, and the scores read from it on the host."""
+"""Segmentation metrics: a confusion matrix, counted on the device, and its scores, computed on the host."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ import numpy as np
 def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
     """Counts the pixels of each (true, predicted) pair of classes.
 
-    Batches are to be added up in int64 on the host: a whole data set may exceed int32.
+    Sum the matrices of batches in int64 on the host: the counts of a whole dataset may exceed int32.
 
     Args:
-      label: int [N, H, W], true classes; what it holds on invalid pixels does not matter.
+      label: int [N, H, W], true classes; values of invalid pixels are not used.
       prediction: int [N, H, W].
       valid: bool [N, H, W]; False pixels are not counted.
       num_classes: K.
@@ -25,22 +25,22 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, 
     classes = jnp.arange(num_classes)
     is_label = (label[..., None] == classes) & valid[..., None]
     is_prediction = prediction[..., None] == classes
-    # A matrix product, as accelerators do those quickly and scatter-adds slowly. Counts are exact in float32 below
-    # 2**24 pixels, so images are counted apart.
+    # A matrix product, because scatter-adds are slow on accelerators. Each image is counted separately: float32 counts
+    # are exact below 2**24 pixels.
     is_label, is_prediction = (v.reshape(n, -1, num_classes).astype(jnp.float32) for v in (is_label, is_prediction))
     counts = jnp.einsum("npk,npj->nkj", is_label, is_prediction)
     return counts.astype(jnp.int32).sum(0)
 
 
 class Scores(NamedTuple):
-    """What a confusion matrix says; all in 0..1.
+    """Scores of a confusion matrix, all in 0..1.
 
     Attributes:
       iou: float64 [K], intersection over union of each class; 0 for absent classes.
-      present: bool [K], False for absent classes: those neither in the labels nor in the predictions.
-      mean_iou: mean over all classes, absent ones counting as 0 (the reference's mIoU).
-      mean_iou_present: mean over the classes present; 0 if there are none.
-      pixel_accuracy: share of pixels predicted right; 0 if there are none.
+      present: bool [K], False for absent classes, which are neither in the labels nor in the predictions.
+      mean_iou: mean over all classes, with absent ones as 0 (the reference's mIoU).
+      mean_iou_present: mean over the present classes; 0 if there are none.
+      pixel_accuracy: share of valid pixels with the right prediction; 0 if there are none.
     """
 
     iou: np.ndarray
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 def scores(confusion: np.ndarray) -> Scores:
-    """Reads the scores from a confusion matrix (int [K, K], rows by true class)."""
+    """Computes the scores of a confusion matrix (int [K, K], rows by true class)."""
     confusion = np.asarray(confusion, np.int64)
     intersection = np.diagonal(confusion)
     union = confusion.sum(0) + confusion.sum(1) - intersection

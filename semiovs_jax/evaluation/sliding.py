@@ -1,8 +1,8 @@
-"""Logits by sliding windows: a network sees windows of one size, and its logits are averaged where they overlap.
+"""Sliding-window inference: logits of overlapping windows of one size, averaged at each pixel.
 
-SemiVL evaluates this way (google-research/semivl, `third_party/unimatch/supervised.py`, mode
-"zegclip_sliding_window"), one image at a time. Here a batch of images of several true sizes shares one padded
-shape, and each image has the windows that it would have alone.
+SemiVL evaluates this way, one image at a time (google-research/semivl, `third_party/unimatch/supervised.py`, mode
+"zegclip_sliding_window"). Here images of several true sizes share a batch with one padded shape, and each image has the
+same windows as without padding.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ class Windows(NamedTuple):
 
     Attributes:
       start: int32 [M, N], first pixel of each of M windows in each of N images.
-      share: float [M, N, L], the window's share in the mean of each pixel. Shares of a pixel add up to one inside
-        the image, and are zero outside. Windows that an image does not need have no share.
+      share: float [M, N, L], the window's weight in the mean of each pixel. The weights of a pixel sum to 1 inside the
+        image and are 0 outside. Windows that an image does not need have weight 0.
     """
 
     start: jax.Array
@@ -28,18 +28,18 @@ class Windows(NamedTuple):
 
 
 def windows_along(length: jax.Array, padded: int, window: int, stride: int) -> Windows:
-    """Lays windows along one axis: one every `stride` pixels, the last one shifted back inside.
+    """Places windows along one axis: one every `stride` pixels, the last one shifted back inside the image.
 
     Args:
       length: int32 [N], true lengths, at least `window`.
-      padded: the length L that images are padded to.
+      padded: the padded length L.
       window: length of a window, at most `padded`.
       stride: at most `window`.
     """
     count = -(-(padded - window) // stride) + 1
     unshifted = stride * jnp.arange(count, dtype=jnp.int32)[:, None]
     start = jnp.minimum(unshifted, length - window)
-    needed = (unshifted == 0) | (unshifted - stride + window < length)  # the window before does not reach the end
+    needed = (unshifted == 0) | (unshifted - stride + window < length)  # the previous window ends before the image does
     pixel = jnp.arange(padded, dtype=jnp.int32)
     covers = needed[..., None] & (start[..., None] <= pixel) & (pixel < start[..., None] + window)
     return Windows(start, covers / jnp.maximum(covers.sum(0), 1))
@@ -55,20 +55,20 @@ def sliding_logits(
 ) -> jax.Array:
     """Mean logits of the windows that cover each pixel.
 
-    One window of every image is computed at a time, so memory does not grow with their number, and no image
-    leaves its device. Windows are cut out and put back by matrix products: where they lie differs by image, and
-    slices that do would be gathers and scatters.
+    One window of every image is computed at a time, so memory does not grow with the number of windows, and no image
+    moves to another device. Windows are cut out and put back by matrix products: their positions differ by image, and
+    slices at such positions would be gathers and scatters.
 
     Args:
-      predict: maps images [N, h, w, C] to logits [N, h, w, K].
+      predict: the network, from images [N, h, w, C] to logits [N, h, w, K].
       image: float [N, H, W, C].
-      window: side of the square windows; an axis shorter than it has one window, of the axis's length.
-      stride: distance of windows, 1..`window`.
-      size: int32 [N, 2], true heights and widths of images in the top left corner of padded ones, each at least
-        as long as a window; None if nothing is padded.
+      window: side of the square windows, in pixels; an axis shorter than this has one window of the axis's length.
+      stride: distance between the starts of windows, 1..`window`, in pixels.
+      size: int32 [N, 2], true heights and widths, each at least `window`; an image is in the top left corner of its
+        padded shape. None without padding.
 
     Returns:
-      [N, H, W, K], float32 where `predict` returns less; zero outside the true size.
+      [N, H, W, K], in float32 or the wider type of `predict`; zero outside the true size.
     """
     n, *shape, channels = image.shape
     if size is None:
@@ -97,23 +97,23 @@ def sliding_logits(
 
 
 def _cut(x: jax.Array, window: Windows, length: int, axis: int) -> jax.Array:
-    """One window of every image: [N, H, W, C] to `length` along the axis."""
+    """Cuts one window out of every image; `axis` of [N, H, W, C] gets `length`."""
     matrix = _places(window, length).astype(x.dtype)
     return _product("nwl,nlxc->nwxc" if axis == 1 else "nwl,nylc->nywc", matrix, x)
 
 
 def _put(x: jax.Array, window: Windows, axis: int) -> jax.Array:
-    """Puts a window back in its place, weighted by its shares; zero elsewhere."""
+    """Puts a window back at its position, weighted by its shares; zero elsewhere."""
     matrix = (_places(window, x.shape[axis]) * window.share[:, None]).astype(x.dtype)
     return _product("nwl,nwxc->nlxc" if axis == 1 else "nwl,nywc->nylc", matrix, x)
 
 
 def _places(window: Windows, length: int) -> jax.Array:
-    """As bool [N, length, L], which pixel of the image each pixel of the window is."""
+    """Maps pixels of the window to pixels of the image, bool [N, length, L]."""
     pixel = jnp.arange(window.share.shape[-1], dtype=jnp.int32)
     return window.start[:, None, None] + jnp.arange(length, dtype=jnp.int32)[:, None] == pixel
 
 
 def _product(subscripts: str, matrix: jax.Array, x: jax.Array) -> jax.Array:
-    # Single-pass bfloat16 products, the default for float32 on TPUs, would round pixels and logits.
+    # The default for float32 on TPUs is a single bfloat16 pass, which would round pixels and logits.
     return jnp.einsum(subscripts, matrix, x, precision=jax.lax.Precision.HIGHEST)

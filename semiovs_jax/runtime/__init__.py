@@ -1,1 +1,1 @@
-"""How a program runs on machines: commands, devices, signals, compilation."""
+"""The runtime of the commands: process settings, config files, devices, signals, ahead-of-time compilation."""

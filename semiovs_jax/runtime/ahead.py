@@ -1,4 +1,4 @@
-"""Compiles a train step ahead of time for devices that need not be there, and reports memory, FLOPs and collectives."""
+"""Compiles a train step ahead of time, without the target devices, and reports memory, FLOPs and collectives."""
 
 import collections
 import contextlib
@@ -18,11 +18,10 @@ from semiovs_jax.runtime import hlo
 
 _GIB = 2**30
 
-
-# HBM of one device, by jax.Device.device_kind; cloud.google.com/tpu/docs/system-architecture-tpu-vm
+# HBM of one device by jax.Device.device_kind, from cloud.google.com/tpu/docs/system-architecture-tpu-vm.
 _HBM_BYTES = {"TPU v5 lite": 16 * _GIB, "TPU v5": 95 * _GIB, "TPU v6 lite": 32 * _GIB}
 
-
+# Without these, libtpu asks the network for this machine's TPU and complains if there is none.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -32,22 +31,22 @@ _NO_TPU_HERE = {
 
 @dataclass(frozen=True)
 class Report:
-    """What compiling told; sizes are bytes a device.
+    """The result of compiling a train step; sizes are in bytes per device.
 
     Attributes:
-      seconds: of compiling.
-      devices: how many.
+      seconds: compile time.
+      devices: number of devices.
       device_kind: their kind.
-      parameters: scalars the student learns.
-      arguments: of state, batch and OVS weights.
-      outputs: of the new state and the metrics.
-      temporaries: what else is alive at the peak.
-      donated: of the arguments that the outputs reuse.
-      code: of the program.
-      total: peak of a device.
-      flops: a device and step; the body of a loop counts once.
-      collectives: those of one step; one in a loop counts once.
-      faults: what must not be, see `hlo.find_faults`.
+      parameters: number of the student's scalars.
+      arguments: size of state, batch and OVS weights.
+      outputs: size of the new state and the metrics.
+      temporaries: size of all other buffers at the peak.
+      donated: size of the arguments that the outputs reuse.
+      code: size of the program.
+      total: peak memory.
+      flops: per device and step; the body of a loop counts once.
+      collectives: of one step; one in a loop counts once.
+      faults: see `hlo.find_faults`.
     """
 
     seconds: float
@@ -66,10 +65,13 @@ class Report:
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """Devices of a topology: descriptions to compile for, or this host's CPU split into fake ones.
+    """Devices of a topology: descriptions of TPUs to compile for, or fake devices on this host's CPU.
+
+    Args:
+      name: libtpu's name of a topology, such as "v5e:2x4", or "cpu:N".
 
     Raises:
-      InputError: libtpu is not installed, or the name is not known.
+      InputError: libtpu is missing or used by another process, the name is unknown, or there are fewer CPU devices.
     """
     if match := re.fullmatch(r"cpu:([1-9]\d*)", name):
         return _cpu_devices(int(match[1]))
@@ -77,7 +79,6 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise InputError(
             f"--topology={name}: compiling for TPU needs libtpu; run pip install '.[tpu]', or pass --topology=cpu:8"
         )
-    # Keeps libtpu from asking the network about this machine's TPU, and from complaining that it has none.
     for variable, value in _NO_TPU_HERE.items():
         os.environ.setdefault(variable, value)
     try:
@@ -85,8 +86,8 @@ def topology_devices(name: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         if "lockfile" in str(error):
             raise InputError(
-                f"--topology={name}: another process of this machine uses libtpu, which serves one at a time; wait "
-                "for it to end, and if none runs, remove /tmp/libtpu_lockfile"
+                f"--topology={name}: another process uses libtpu, which allows one process at a time; wait until it "
+                "ends, or remove /tmp/libtpu_lockfile if there is no such process"
             ) from error
         raise InputError(
             f"--topology={name}: {str(error).splitlines()[0]}; pass one such as v5e:2x2, v5e:2x4, v5e:4x4, "
@@ -96,12 +97,12 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 def _cpu_devices(count: int) -> list[jax.Device]:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX has started: what it has must do
+        with contextlib.suppress(RuntimeError):  # JAX has already started its backends
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise InputError(
-            f"--topology=cpu:{count}: this process has {len(devices)} CPU devices; "
+            f"--topology=cpu:{count}: this process has only {len(devices)} CPU devices; "
             f"set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     return devices[:count]
@@ -111,12 +112,12 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
     """Compiles a jitted step.
 
     Args:
-      step: what `jax.jit` returned.
+      step: the jitted step.
       arguments: its arguments, or shape structs with shardings.
       mesh: the devices.
 
     Raises:
-      InputError: the compiler found that the step does not fit into the devices' memory.
+      InputError: the step does not fit into the devices' memory.
     """
     try:
         return cast(jax.stages.Wrapped, step).lower(*arguments).compile()
@@ -124,30 +125,31 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"the step does not fit into {mesh.devices.size} x {mesh.devices.flat[0].device_kind}: "
+            f"the train step does not fit into the memory of {mesh.devices.size} x "
+            f"{mesh.devices.flat[0].device_kind}: "
             f"{str(error).splitlines()[0]}\n"
             "pass a smaller --config.batch_size, --config.model.dtype=bfloat16 or --config.model.remat=True"
         ) from error
 
 
 def bytes_per_device(compiled: jax.stages.Compiled) -> int:
-    """Peak memory of a device in a compiled step, its program included."""
+    """Peak memory of a device during a compiled step, in bytes, with the program."""
     memory = cast(Any, compiled.memory_analysis())
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return used + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
 
 
 def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0) -> Report:
-    """Compiles a jitted step over a mesh whose only axis splits the batch, and inspects the program.
+    """Compiles a jitted step for a mesh whose only axis splits the batch, and inspects the program.
 
     Args:
-      step: as of `compile_step`.
-      arguments: as of `compile_step`.
+      step: see `compile_step`.
+      arguments: see `compile_step`.
       mesh: the devices.
-      parameters: reported as it is.
+      parameters: number of the student's scalars, for the report.
 
     Raises:
-      InputError: as `compile_step`.
+      InputError: see `compile_step`.
     """
     start = time.monotonic()
     compiled = compile_step(step, arguments, mesh)
@@ -172,8 +174,8 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
 
 
 def format_report(report: Report) -> str:
-    """The report as the table a person reads."""
-    rows = [("memory a device", "MiB")]
+    """Formats the report as a table of text."""
+    rows = [("memory per device", "MiB")]
     sizes = {
         "arguments": report.arguments,
         "outputs": report.outputs,
@@ -185,8 +187,8 @@ def format_report(report: Report) -> str:
     rows += [(f"  {name}", f"{size / 2**20:,.1f}") for name, size in sizes.items()]
     if hbm := _HBM_BYTES.get(report.device_kind):
         rows.append((f"  of {hbm // _GIB} GiB HBM", f"{report.total / hbm:.1%}"))
-    rows.append(("GFLOPs a device and step", f"{report.flops / 1e9:,.1f}"))
-    rows.append(("collectives a step", "count, MiB"))
+    rows.append(("GFLOPs per device and step", f"{report.flops / 1e9:,.1f}"))
+    rows.append(("collectives per step", "count, MiB"))
     counts = collections.Counter(c.kind for c in report.collectives)
     for kind, count in sorted(counts.items()):
         num_bytes = sum(c.num_bytes for c in report.collectives if c.kind == kind)

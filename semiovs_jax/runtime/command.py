@@ -1,4 +1,4 @@
-"""Settings of the process that must stand before JAX is imported, and the frame of every command."""
+"""Process settings that must be set before JAX is imported, and the entry point of all commands."""
 
 import contextlib
 import ctypes
@@ -16,28 +16,28 @@ from ml_collections import config_flags
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime.config_files import find_configs
 
-# Hands XLA's CPU reductions and matrix products to a library: half the step time of batch normalization networks,
-# see openxla's xla/debug_options_flags.
+# On the CPU, XLA then computes reductions and matrix products with a library, which halves the step time of networks
+# with batch normalization; see openxla's xla/debug_options_flags.
 CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
-
-# By names in the environment: numbers in glibc's malloc.h, and bytes. An array of a batch is smaller than the first.
+# By environment variable: the parameter's number in glibc's malloc.h, and bytes. Arrays of a batch are smaller than the
+# first value, so they come from the heap.
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20), "MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20)}
 
 
 def tune_process() -> None:
-    """Sets what makes this process and those that it starts faster; what the user's environment sets is left alone.
+    """Sets what makes this process and its subprocesses faster; variables of the user's environment are kept.
 
-    XLA's CPU flags, where the CPU is what will be used: effective only before JAX starts its backends. And glibc keeps
-    the memory of freed arrays for the next ones: a loader that gives it back after each image and asks for it again
-    spends 8 % of its time on the page faults.
+    XLA's CPU flags, if JAX will run on the CPU; they take effect only before JAX starts its backends. And settings of
+    glibc's malloc that keep the memory of freed arrays for later ones: a loader that returns it to the system after
+    each image spends 8 % of its time on page faults.
     """
     if "XLA_FLAGS" not in os.environ and _runs_on_cpu():
         os.environ["XLA_FLAGS"] = CPU_FLAGS
     for name, (parameter, value) in _MALLOC_SETTINGS.items():
         if name not in os.environ:
-            os.environ[name] = str(value)  # which other processes read when they start
-            with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+            os.environ[name] = str(value)  # for subprocesses
+            with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library than glibc
                 ctypes.CDLL(None).mallopt(parameter, value)
 
 
@@ -51,13 +51,16 @@ def _runs_on_cpu() -> bool:
 def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
-    An InputError, or a config that cannot be read, ends the process with its message, without a traceback, and
-    status 2.
+    After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2.
+
+    Args:
+      command: the command.
+      needs_workdir: whether --workdir is required.
     """
     tune_process()
     config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
     flags.mark_flag_as_required("config")
-    flags.DEFINE_bool("distributed", False, "Joins the other hosts of a TPU pod or cluster before anything else.")
+    flags.DEFINE_bool("distributed", False, "Joins the other hosts of a TPU pod or a cluster first.")
     if needs_workdir:
         flags.DEFINE_string("workdir", None, "Folder of everything a run writes; created if missing.")
         flags.mark_flag_as_required("workdir")
@@ -79,25 +82,25 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a config that is missing, fails to run, or lacks an overridden key is one message."""
+    """Parses the flags; a config that is missing, raises, or lacks an overridden key ends the process."""
     try:
         rest = flags.FLAGS(find_configs(argv))
-        _ = flags.FLAGS.config.is_locked  # a missing file is told only when its config is used
+        _ = flags.FLAGS.config.is_locked  # a missing file raises only when its config is used
     except BrokenPipeError:  # of --help
         raise
     except flags.Error as error:
         if cause := _input_error(error):
             _fail(str(cause))
-        return app.parse_flags_with_usage(argv)  # says how flags are written
-    except Exception as error:  # whatever a config file raises
+        return app.parse_flags_with_usage(argv)  # prints the usage
+    except Exception as error:  # a config file may raise anything
         if cause := _input_error(error):
             _fail(str(cause))
-        _fail(f"--config: {type(error).__name__}: {error}; mend the config or the --config.KEY=VALUE flag")
+        _fail(f"--config: {type(error).__name__}: {error}; fix the config or the --config.KEY=VALUE flag")
     return rest
 
 
 def _input_error(error: BaseException | None) -> InputError | None:
-    """The first InputError in a chain: the flags library wraps what a config file raises, traceback and all."""
+    """The first InputError in a chain of exceptions: the flags library wraps what a config file raises."""
     found = None
     while error is not None:
         found = error if isinstance(error, InputError) else found
@@ -111,7 +114,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def set_up_logging() -> None:
-    """Shows this project's messages, plainly, and only the warnings of its libraries."""
+    """Logs this project's messages without prefixes, and only warnings of absl."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("semiovs_jax", "data_pipelines"):

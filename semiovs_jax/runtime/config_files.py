@@ -1,4 +1,4 @@
-"""Finds config files, from any folder: as named, or among those that come with this project."""
+"""Finds config files from any working folder: at their path, or among those of this project."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ _FLAG = "--config"
 
 
 def config_folder() -> Path:
-    """The project's config files: beside this package in a checkout, inside it in an installed wheel."""
+    """The folder of the project's config files: beside this package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -22,14 +22,14 @@ def config_folder() -> Path:
 def find_configs(argv: Sequence[str]) -> list[str]:
     """The command line with --config=PATH[:ARGUMENT] replaced by the path of a file.
 
-    A PATH that is no file and begins with "configs/" is looked up in `config_folder`, so that every command works in
-    every folder. Inside config files, `from configs import common` means that folder, too.
+    A PATH that starts with "configs/" and is not a file is looked up in `config_folder`, so that commands work in every
+    folder. `from configs import common` in a config file imports from that folder, too.
 
     Args:
       argv: the command line, as `sys.argv`.
 
     Raises:
-      InputError: there is no such file; the message lists those that come with the project.
+      InputError: the file is missing; the message lists the project's config files.
     """
     _provide_package(config_folder())
     found = []
@@ -44,7 +44,12 @@ def find_configs(argv: Sequence[str]) -> list[str]:
 
 
 def load_config(value: str) -> ConfigDict:
-    """The config of "PATH" or "PATH:ARGUMENT", found as `find_configs` finds it; raises what the file raises."""
+    """Loads the config of "PATH" or "PATH:ARGUMENT", found as in `find_configs`.
+
+    Raises:
+      InputError: the file is missing.
+      Exception: any other, raised by the file.
+    """
     _provide_package(config_folder())
     path, _, argument = _find(value).partition(":")
     spec = importlib.util.spec_from_file_location("config", path)
@@ -62,13 +67,13 @@ def _find(value: str) -> str:
         first, *rest = Path(path).parts or [""]
         if first != folder.name or not folder.joinpath(*rest).is_file():
             known = ", ".join(f"configs/{file.name}" for file in sorted(folder.glob("*.py")) if file.stem[0] != "_")
-            raise InputError(f"{_FLAG}={value}: no such file; name a config file of yours, or one of {known}")
+            raise InputError(f"{_FLAG}={value}: no such file; pass a config file of your own, or one of {known}")
         path = str(folder.joinpath(*rest))
     return f"{path}{colon}{argument}"
 
 
 def _provide_package(folder: Path) -> None:
-    """Imports the folder as the package `configs`: a wheel has no package of so common a name at its top level."""
+    """Imports the folder as the package `configs`, a name too common for a wheel's top level."""
     if "configs" in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(

@@ -1,12 +1,14 @@
-"""Reading optimized HLO text: which collectives a program runs, and what in it must not be in a train step.
+"""Inspects optimized HLO: the collectives of a program, and what a train step must not contain.
 
-Format: the text of `jax.stages.Compiled.as_text()`, one instruction a line, `%name = shape opcode(operands),
-attributes`, after tables of the Python source lines.
+The text is that of `jax.stages.Compiled.as_text()`: tables of the Python source lines, then one instruction per line,
+`%name = shape opcode(operands), attributes`.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from data_pipelines.errors import first_few
 
 _COLLECTIVES = (
     "all-reduce",
@@ -20,7 +22,7 @@ _COLLECTIVES = (
 _DYNAMIC_OPCODES = ("dynamic-reshape", "set-dimension-size", "get-dimension-size")
 _DYNAMIC_TARGETS = ("PadToStatic", "SliceToDynamic")
 _HOST_OPCODES = ("infeed", "outfeed")
-_NAMED = 3  # culprits quoted per kind of fault
+_LISTED = 3  # operations listed per kind of fault
 
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)")
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z][a-z0-9]*)\[(?P<dims>[^\]]*)\]")
@@ -33,10 +35,10 @@ class Instruction:
 
     Attributes:
       name: unique within its computation.
-      shape: shape text, a tuple's included, such as "(f32[8,16]{1,0}, u32[])".
+      shape: the shape or tuple of shapes as text, such as "(f32[8,16]{1,0}, u32[])".
       opcode: such as "all-reduce".
-      attributes: operands and all that follows.
-      source: the operation in the traced program and its Python line, where the text says so.
+      attributes: the text after the opcode, operands included.
+      source: the operation in the traced program, with its Python line if the text has it.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Collective:
 
     Attributes:
       kind: opcode without "-start".
-      num_bytes: size of what it delivers to each device.
+      num_bytes: size of its result on each device.
       source: see `Instruction`.
     """
 
@@ -76,14 +78,14 @@ def parse_instructions(text: str) -> list[Instruction]:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape text without the padding of its layout; a tuple's elements are summed."""
+    """Bytes of a shape, without the padding of its layout; the elements of a tuple are summed."""
     return sum(_array_bytes(match) for match in _ARRAY.finditer(shape))
 
 
 def find_collectives(instructions: Iterable[Instruction]) -> list[Collective]:
-    """The collectives that a program runs; one inside a loop counts once.
+    """The collectives of a program; one inside a loop counts once.
 
-    A collective fused with computation to overlap it stands in the text several times, with one channel.
+    A collective that is fused with computation occurs several times in the text, with the same channel; it counts once.
     """
     found: dict[tuple[str, str | int], Collective] = {}
     for index, instruction in enumerate(instructions):
@@ -91,7 +93,7 @@ def find_collectives(instructions: Iterable[Instruction]) -> list[Collective]:
         if kind not in _COLLECTIVES:
             continue
         arrays = [_array_bytes(match) for match in _ARRAY.finditer(instruction.shape)]
-        # These start with (operands..., results..., context...) of which the results are wanted.
+        # The shapes of these are (operands, results, context); only the results count.
         if instruction.opcode in ("all-gather-start", "collective-permute-start") and len(arrays) > 1:
             arrays = arrays[1:2]
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
@@ -101,12 +103,15 @@ def find_collectives(instructions: Iterable[Instruction]) -> list[Collective]:
 
 
 def find_faults(instructions: Sequence[Instruction], *, data_parallel: bool) -> list[str]:
-    """What must not stand in a train step, one line per kind with its culprits; empty for a clean program.
+    """Finds what a train step must not contain.
 
     Args:
       instructions: the program.
-      data_parallel: whether only the batch is split over the devices, so that nothing but sums (and averages) of
-        gradients, statistics and losses need to travel.
+      data_parallel: whether only the batch is split over the devices. Devices then need to exchange only sums, of
+        gradients, statistics and losses.
+
+    Returns:
+      One line per kind of fault, with its operations; empty for a clean program.
     """
     faults = {
         "calls back to the host": [i.source for i in instructions if _calls_host(i)],
@@ -119,13 +124,8 @@ def find_faults(instructions: Sequence[Instruction], *, data_parallel: bool) -> 
             for c in find_collectives(instructions)
             if c.kind != "all-reduce"
         ]
-    return [f"{fault}: {_listed(culprits)}" for fault, culprits in faults.items() if culprits]
-
-
-def _listed(culprits: list[str]) -> str:
-    unique = list(dict.fromkeys(culprits))
-    more = f"; and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
-    return "; ".join(unique[:_NAMED]) + more
+    unique = {fault: list(dict.fromkeys(sources)) for fault, sources in faults.items() if sources}
+    return [f"{fault}: {first_few(sources, _LISTED)}" for fault, sources in unique.items()]
 
 
 def _calls_host(instruction: Instruction) -> bool:
@@ -151,7 +151,7 @@ def _call_target(instruction: Instruction) -> str:
 
 
 def _split_shape(rest: str) -> tuple[str, str, str] | None:
-    """Splits "shape opcode(operands), attributes"; None if the line is none of that."""
+    """Splits "shape opcode(operands), attributes"; None for other text."""
     depth = 0
     for end, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
@@ -172,7 +172,7 @@ def _bits(dtype: str) -> int:
     if dtype == "pred":
         return 8
     match = _BITS.match(dtype)
-    return int(match[1]) if match else 0  # token[], opaque[]
+    return int(match[1]) if match else 0  # token[] and opaque[] have no size
 
 
 def _source(attributes: str, source_lines: dict[str, str]) -> str:
@@ -184,7 +184,7 @@ def _source(attributes: str, source_lines: dict[str, str]) -> str:
 
 
 def _source_lines(lines: Sequence[str]) -> dict[str, str]:
-    """FILE:LINE by stack frame id, from the tables at the head of the text."""
+    """FILE:LINE by stack frame id, from the tables at the start of the text."""
     files = {number: name.strip('"') for number, name in _table(lines, "FileNames")}
     locations = {}
     for number, entry in _table(lines, "FileLocations"):

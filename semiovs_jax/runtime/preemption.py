@@ -1,4 +1,4 @@
-"""Noticing that the machine is about to be taken away, without stalling a step."""
+"""Detects preemption (SIGTERM) without blocking a step."""
 
 import logging
 import signal
@@ -13,11 +13,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """Tells the loop when to save and leave.
+    """Detects when the loop must save and stop.
 
-    Under `jax.distributed`, JAX itself catches SIGTERM on any process and agrees with all processes on one step;
-    a Python handler would disable that. Otherwise SIGTERM, and the first SIGINT, only raise a flag; a second SIGINT
-    interrupts as ever.
+    Under `jax.distributed`, JAX itself catches SIGTERM on any process, and all processes agree on one step; a Python
+    handler would disable that. Otherwise SIGTERM and the first SIGINT only set a flag; a second SIGINT raises
+    KeyboardInterrupt.
 
     Example:
       with Preemption() as preemption:
@@ -33,7 +33,7 @@ class Preemption:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        # Python allows handlers in the main thread only.
+        # Python allows signal handlers only in the main thread.
         if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._on_signal)
@@ -47,9 +47,9 @@ class Preemption:
         self._previous.clear()
 
     def reached(self, step: int) -> bool:
-        """Whether to save after this step and leave.
+        """Whether to save after this step and stop.
 
-        Every process asks after every step, with the same step; no device is waited for.
+        Every process must call this after every step, with the same step. Does not wait for a device.
 
         Args:
           step: updates done.
@@ -61,6 +61,6 @@ class Preemption:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._signal = signal.Signals(number)
-        _logger.warning("%s: saving after this step, then leaving", self._signal.name)
+        _logger.warning("%s: the run saves a checkpoint after this step and stops", self._signal.name)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""The work directory of a run."""
 
 import tempfile
 from pathlib import Path
@@ -7,10 +7,10 @@ from data_pipelines.errors import InputError
 
 
 def check_workdir(path: str | Path) -> Path:
-    """Creates the work directory and writes a file into it to see that it can.
+    """Creates the work directory and checks that it is writable.
 
     Raises:
-        InputError: The folder cannot be created or written.
+      InputError: the folder cannot be created or written.
     """
     folder = Path(path).expanduser()
     try:

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import grain
 import jax
@@ -6,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, restore_weights
+from semiovs_jax.labelers.snapshots import Snapshots, SnapshotState
 from semiovs_jax.train_state import TrainState
 
 OPTIMIZER = optax.chain(
@@ -22,13 +25,13 @@ OPTIMIZER = optax.chain(
 )
 
 
-def make_state(width=16, sharding=None):
+def make_state(width=16, sharding=None, labelers=None):
     # Integer keys are what lists of NNX modules become.
     params = {
         "backbone": {"layers": {0: {"kernel": jnp.arange(8.0 * width).reshape(8, width)}, 1: {"bias": jnp.ones(8)}}},
         "head": {"kernel": jnp.full((width, 8), 2.0)},
     }
-    state = TrainState.create(params, {"bn": {"mean": jnp.zeros(width)}}, OPTIMIZER)
+    state = TrainState.create(params, {"bn": {"mean": jnp.zeros(width)}}, OPTIMIZER, labelers or {})
     return jax.device_put(state, sharding) if sharding else state
 
 
@@ -37,7 +40,8 @@ def update(state, batch):
     """A step whose result depends on the state, on the momentum and on the data."""
     grads = jax.tree.map(lambda p: 0.01 * p + jnp.mean(batch), state.params)
     updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), state.batch_stats, opt_state)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
 
 
 def make_iterator():
@@ -68,7 +72,6 @@ def test_nothing_to_restore_gives_none(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         assert checkpointer.restore(make_state(), make_iterator()) is None
         assert checkpointer.best is None
-        assert checkpointer.latest_step is None
 
 
 def test_resuming_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
@@ -163,7 +166,7 @@ def _garble_the_meta(step_dir):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_empty, "incomplete, without state, data, meta"),
+        (_empty, "incomplete, state, data, meta missing"),
         (_truncate, "bytes instead of"),
         (_flip_a_byte, "CRC-32"),
         (_lose_the_position, "is missing"),
@@ -186,7 +189,7 @@ def test_a_broken_newest_is_skipped_named_and_saved_again(tmp_path, caplog, dama
 
 
 def test_damage_that_files_do_not_show_is_survived(tmp_path, caplog):
-    """A checkpoint whose files are as they were written, but which Orbax cannot read."""
+    """The files match their checksums, but Orbax cannot read them."""
     run(tmp_path, [1, 2])
     step_dir = tmp_path / "checkpoints" / "2"
     _truncate(step_dir)
@@ -280,6 +283,55 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     assert steps_on_disk(tmp_path) == [1], "a good checkpoint is never set aside"
 
 
+@struct.dataclass
+class EarlierTrainState:
+    """The train state of earlier versions, in which "bank" was the only state of a labeler."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    bank: SnapshotState | None
+
+
+def save_earlier(workdir, state, bank):
+    earlier = EarlierTrainState(state.step, state.params, state.batch_stats, state.opt_state, bank)
+    with Checkpointer(workdir) as checkpointer:
+        assert checkpointer.save(1, earlier, make_iterator(), {})
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_snapshots_that_an_earlier_version_saved_are_restored_bit_for_bit(tmp_path, devices):
+    sharding = NamedSharding(Mesh(np.array(jax.devices()[:devices]), ("data",)), PartitionSpec())
+    target = make_state(sharding=sharding, labelers={"snapshots": Snapshots(None, capacity=3, draws=1)})
+    held = target.labelers["snapshots"].offer(target.params, target.batch_stats, jnp.float32(0.25))
+    save_earlier(tmp_path, update(target, jnp.arange(8)), held)
+    with Checkpointer(tmp_path) as checkpointer:
+        restored, _ = checkpointer.restore(target, make_iterator())
+    expected = update(target, jnp.arange(8)).replace(labelers={"snapshots": held})
+    assert held.pushed == 1
+    assert_equal(restored, expected)
+    assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in jax.tree.leaves(restored))
+    weights, _ = restore_weights(tmp_path, {"params": target.params})
+    assert_equal(weights, {"params": expected.params})
+
+
+def test_a_state_that_an_earlier_version_saved_without_snapshots_is_restored(tmp_path):
+    state = update(make_state(), jnp.arange(8))
+    save_earlier(tmp_path, state, None)
+    with Checkpointer(tmp_path) as checkpointer:
+        restored, _ = checkpointer.restore(jax.eval_shape(make_state), make_iterator())
+    assert restored.labelers == {}
+    assert_equal(restored, state)
+
+
+def test_snapshots_of_an_earlier_version_that_the_method_has_no_use_for_are_refused(tmp_path):
+    state = make_state()
+    save_earlier(tmp_path, state, SnapshotState.create(state.params, state.batch_stats, 2))
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(InputError, match="checkpoint: labelers/snapshots/b"):
+        checkpointer.restore(state, make_iterator())
+
+
 def test_weights_of_the_best_and_of_the_latest(tmp_path):
     state = run(tmp_path, [1, 2, 3], {2: 0.5})
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
@@ -303,5 +355,5 @@ def test_weights_of_a_run_that_never_saved(tmp_path):
 
 def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot make .*pass a --workdir"):
+    with pytest.raises(InputError, match=r"--workdir=.*file/run: cannot create .*choose a folder"):
         Checkpointer(tmp_path / "file" / "run")

@@ -42,12 +42,13 @@ class Records(Sequence):
         label[rng.random(label.shape) < 0.2] = IGNORE
         return {"id": str(index), "image": image, "label": label}
 
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         return self._sizes
 
 
 class Positional:
-    """A student whose logits depend on the pixel and on where it lies in the true image."""
+    """A student whose logits depend on the pixel and on its position in the true image."""
 
     def __init__(self):
         self.shapes: set[tuple[int, ...]] = set()  # as traced: one for each compilation
@@ -104,7 +105,7 @@ def test_equals_a_loop_over_single_images(devices, batch_size, max_shapes):
 
 
 class Patches(Positional):
-    """A student of patches of 14 px, which takes no other shapes."""
+    """A student of patches of 14 px, which accepts no other shapes."""
 
     def apply(self, params, batch_stats, x, *, train, size):
         assert x.shape[1] % 14 == x.shape[2] % 14 == 0
@@ -122,6 +123,27 @@ def test_padded_shapes_are_multiples_of_what_the_student_takes(max_shapes):
 def test_windows_that_the_student_cannot_take_are_refused():
     with pytest.raises(InputError, match=r"config\.eval\.window=32: .* multiples of 14; set it to 28"):
         evaluator(Placing(), Records([(50, 60)]), multiple=14, window=32, stride=20)
+
+
+def test_a_record_that_cannot_be_read_raises_its_own_error():
+    class Broken(Records):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 6:
+                raise InputError("JPEGImages/6.jpg: truncated")
+            return super().__getitem__(index)
+
+    with pytest.raises(InputError) as error:
+        evaluator(Positional(), Broken(SIZES)).run(PARAMS, {})
+    assert str(error.value) == "JPEGImages/6.jpg: truncated"
+
+
+@pytest.mark.parametrize("num_threads", [0, 5])
+def test_the_number_of_threads_does_not_matter(num_threads):
+    records, mesh = Records(SIZES), make_mesh(jax.devices()[:1])
+    by_threads = Evaluator(
+        Positional(), records, DATASET, eval_config(), mesh, size_multiple=1, num_threads=num_threads
+    )
+    assert_same(by_threads.run(PARAMS, {}), evaluator(Positional(), records, devices=1).run(PARAMS, {}))
 
 
 def test_a_second_run_compiles_nothing():
@@ -152,7 +174,7 @@ def test_a_student_of_convolutions():
 
 
 class Placing:
-    """A student whose logits depend on the place in what it sees, and on its mean: no window is like another."""
+    """A student whose logits depend on the position in its input and on the mean of it: every window differs."""
 
     def apply(self, params, batch_stats, x, *, train, size=None):
         assert not train
@@ -237,7 +259,7 @@ def test_evaluating_by_windows_moves_no_image_between_devices():
     both = evaluator(Placing(), records, batch_size=8, short_side=32, window=24, stride=20)
     ((bucket, batch),) = both._batches()
     batch = {name: jax.device_put(array, batch_sharding(mesh)) for name, array in batch.items()}
-    compiled = both._confusion.lower({}, {}, batch, shape=both._seen_shapes[bucket]).compile()
+    compiled = both._confusion.lower({}, {}, batch, shape=both._input_shapes[bucket]).compile()
     (collective,) = find_collectives(parse_instructions(compiled.as_text()))
     assert collective.kind == "all-reduce"
     assert collective.num_bytes == 4 * CLASSES**2
@@ -264,10 +286,13 @@ def test_protocol_says_what_was_done(changes, sentence):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"short_side": -1}, r"config\.eval\.short_side=-1: set it to pixels, or 0"),
-        ({"window": -1}, r"config\.eval\.window=-1: set it to pixels, or 0"),
-        ({"window": 20, "stride": 0}, r"config\.eval\.stride=0 with config\.eval\.window=20: set it between 1"),
-        ({"window": 20, "stride": 21}, r"config\.eval\.stride=21 with config\.eval\.window=20: set it between 1"),
+        ({"short_side": -1}, r"config\.eval\.short_side=-1: set it to 0 or more"),
+        ({"window": -1}, r"config\.eval\.window=-1: set it to 0 or more"),
+        ({"window": 20, "stride": 0}, r"config\.eval\.stride=0 with config\.eval\.window=20: set it between 1 and 20"),
+        (
+            {"window": 20, "stride": 21},
+            r"config\.eval\.stride=21 with config\.eval\.window=20: set it between 1 and 20",
+        ),
         (
             {"short_side": 32, "window": 33, "stride": 20},
             r"config\.eval\.window=33 is larger than images with config\.eval\.short_side=32; set it to 32 or less",
@@ -281,4 +306,4 @@ def test_protocol_says_what_was_done(changes, sentence):
 )
 def test_evaluation_that_cannot_be_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        check_evaluation(eval_config(**changes), Records([(50, 60), (33, 40)]).sizes())
+        check_evaluation(eval_config(**changes), Records([(50, 60), (33, 40)]).sizes)

@@ -22,7 +22,7 @@ PLACE = np.random.default_rng(1).normal(size=(2, CLASSES))
 
 
 def predict(x: jax.Array, size: jax.Array | None = None) -> jax.Array:
-    """A model, linear in the image, that knows the window it sees: by its mean, and by the place in it."""
+    """A model, linear in the image, whose logits depend on the mean of the window and on the position in it."""
     area = x.shape[1] * x.shape[2] if size is None else size.prod(1)[:, None, None, None]
     mean = zero_outside(x, size).sum((1, 2), keepdims=True) / area
     row, column = jnp.arange(x.shape[1])[:, None] / 9, jnp.arange(x.shape[2]) / 7

@@ -1,4 +1,4 @@
-"""The photometric part of the transforms golden, which runs on the device here."""
+"""The photometric part of the transforms golden, computed on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.golden import Golden
 def device_outputs(golden: Golden) -> dict[str, np.ndarray]:
     """Computes blur/*, brightness/*, contrast/*, saturation/*, hue/*, jitter/*, grayscale3 and normalize.
 
-    All of them are made of the landscape image; of `normalize`, channels first, every second pixel is stored.
+    All are views of the landscape image. Of `normalize`, channels first, every second pixel is stored.
     """
     pixels = golden["img_land"]
     image = augment.as_float(jnp.asarray(pixels))[None]
@@ -25,6 +25,16 @@ def device_outputs(golden: Golden) -> dict[str, np.ndarray]:
     outputs["grayscale3"] = _rounded(jnp.broadcast_to(augment.grayscale(image), image.shape))
     outputs["normalize"] = np.moveaxis(np.asarray(augment.weak_view(pixels[None]))[0], -1, 0)[:, ::2, ::2]
     return outputs
+
+
+def adjust_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """Blends images [N, H, W, 3] with black; `factor` [N], 1 leaves them unchanged."""
+    return augment._blend(image, jnp.zeros_like(image), factor)
+
+
+def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """Blends images [N, H, W, 3] with their mean luma; `factor` [N], 1 leaves them unchanged."""
+    return augment._blend(image, augment.grayscale(image).mean((1, 2), keepdims=True), factor)
 
 
 def _parameters(jitter: dict) -> augment.Jitter:
@@ -43,14 +53,14 @@ def _rounded(image: jax.Array) -> np.ndarray:
 
 
 def _truncated(image: jax.Array) -> np.ndarray:
-    """8 bits as PIL's blend makes them, with room for the error of a whole number."""
+    """Converts to 8 bits as PIL's blend does; a whole number may have a rounding error."""
     return np.asarray(jnp.floor(image[0] + 1e-3)).astype(np.uint8)
 
 
 _ADJUST = {
     "blur": (augment.gaussian_blur, _rounded),
-    "brightness": (augment.adjust_brightness, _truncated),
-    "contrast": (augment.adjust_contrast, _truncated),
+    "brightness": (adjust_brightness, _truncated),
+    "contrast": (adjust_contrast, _truncated),
     "saturation": (augment.adjust_saturation, _truncated),
     "hue": (augment.adjust_hue, _rounded),
 }
