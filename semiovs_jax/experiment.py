@@ -21,7 +21,7 @@ from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
-from data_pipelines.labels.store import open_store
+from data_pipelines.labels.open_store import open_store
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
 from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
@@ -302,7 +302,8 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
         target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
         weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
     records = ValidationRecords(open_config_split(config.data, "val"), dataset)
-    evaluator = Evaluator(function, records, dataset, config.eval, mesh, size_multiple=student.size_multiple)
+    multiple, threads = student.size_multiple, config.data.num_threads
+    evaluator = Evaluator(function, records, dataset, config.eval, mesh, size_multiple=multiple, num_threads=threads)
     return Evaluation(dataset, evaluator, with_sharding(target, replicated(mesh)), weights)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import dataset_info
-from data_pipelines.labels.store import open_store
+from data_pipelines.labels.open_store import open_store
 from data_pipelines.loading.streams import open_config_split
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.labeling.identity import labels_identity

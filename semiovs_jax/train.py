@@ -61,7 +61,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     weights = jax.device_put({name: labeler.weights for name, labeler in labelers.items()}, replicated(mesh))
     after_evaluation = make_after_evaluation(spec, mesh)
     records = ValidationRecords(run.sources["val"], run.dataset, run.report.val_sizes)
-    evaluator = Evaluator(spec.student, records, run.dataset, config.eval, mesh, size_multiple=student.size_multiple)
+    evaluator = Evaluator(
+        spec.student,
+        records,
+        run.dataset,
+        config.eval,
+        mesh,
+        size_multiple=student.size_multiple,
+        num_threads=config.data.num_threads,
+    )
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 

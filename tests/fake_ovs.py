@@ -20,7 +20,8 @@ from PIL import Image
 
 from data_pipelines.datasets import dataset_info
 from data_pipelines.images.transforms import resize_image
-from data_pipelines.labels.store import LabelStore, open_store
+from data_pipelines.labels.open_store import open_store
+from data_pipelines.labels.store import LabelStore
 from data_pipelines.loading.streams import open_config_split
 from data_pipelines.sources.records import Source
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard

@@ -32,7 +32,6 @@ from data_pipelines.labels.manifest import (
     FILES,
     LABEL_AGAIN,
     MANIFEST,
-    SHARDS,
     read_manifest,
     write_class_pixels,
     write_whole,
@@ -210,30 +209,6 @@ class FileStore(LabelStore):
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: damaged label ({error}); remove the file to label it again") from error
         return self._rows[id_]
-
-
-def open_store(folder: Path, identity: Mapping[str, Any], dataset: DatasetInfo, *, prepared: bool) -> LabelStore:
-    """Opens a folder of cached labels for writing. Reads no more than the manifest.
-
-    Args:
-        folder: The folder, which keeps the form that it has.
-        identity: Facts about the model, see `LabelStore`.
-        dataset: Classes and palette of the labels.
-        prepared: Whether the images are in shards; then a new folder gets shards, too.
-
-    Raises:
-        InputError: The manifest cannot be read.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        form = FILES if not prepared or (folder / "labels").is_dir() else SHARDS
-    else:
-        form = manifest.get("form", FILES)
-    if form == FILES:
-        return FileStore(folder, identity, dataset)
-    from data_pipelines.labels.shard_store import ShardStore  # slow import
-
-    return ShardStore(folder, identity, dataset)
 
 
 def _versions() -> dict[str, str]:
