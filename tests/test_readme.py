@@ -1,0 +1,48 @@
+"""README's tables and the folders of methods, labelers, students and commands name the same things."""
+
+import importlib.util
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import semiovs_jax.labelers
+from semiovs_jax import methods
+from semiovs_jax.models import FAMILIES
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def _section(title: str) -> str:
+    return re.split(r"\n#{2,3} ", README.split(f"# {title}\n")[1])[0]
+
+
+def test_methods():
+    rows = "\n".join(line for line in _section("The methods").splitlines() if line.startswith("| `name="))
+    listed = set(re.findall(r"`(?:name=)?([a-z0-9_]+)`", "\n".join(row.split("|")[1] for row in rows.splitlines())))
+    assert listed == set(methods.names())
+
+
+def test_labelers():
+    found = {module.name for module in pkgutil.iter_modules(semiovs_jax.labelers.__path__)} - {"base"}
+    listed = {name for name in re.findall(r"`([a-z_]+)`", _section("The methods")) if name in found}
+    assert listed == found
+
+
+def test_students():
+    rows = _section("The methods").split("| `config.model.backbone` |")[1].splitlines()
+    listed = {name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert listed == set(FAMILIES)
+
+
+def test_commands_are_modules():
+    names = re.findall(r"^\| `([a-z_.]+)` \|", _section("Commands"), re.MULTILINE)
+    assert len(names) > 10
+    assert not [name for name in names if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.parametrize("kind", ["a method", "a labeler", "a student", "an OVS"])
+def test_adding_takes_six_steps(kind: str):
+    steps = re.findall(r"^(\d)\. ", _section(f"How to add {kind}"), re.MULTILINE)
+    assert steps == list("123456")
