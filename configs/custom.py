@@ -17,7 +17,7 @@ A light OVS instead of SED: --config.ovs.name=maskclip --config.ovs.weights=weig
 --config.method.name=supervised beside it.
 
 Hardware: any number of devices that divides 8; crops of 321 pixels want an accelerator. Time and mIoU: as your data
-are; check_data says whether they can be used, table.txt in the workdir how well it went.
+are: see check_data before, and table.txt in the workdir after training.
 """
 
 import ml_collections

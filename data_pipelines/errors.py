@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 class Faults:
-    """Collects the faults of checks that do not depend on each other, so that all are told at once.
+    """Collects the faults of checks that do not depend on each other, to report all at once.
 
     Attributes:
         found: The faults, without repetitions, in order.

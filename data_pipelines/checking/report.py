@@ -119,7 +119,7 @@ def _survey(split: str, source: Source, info: DatasetInfo | None, pool: Executor
 def _ids(source: Source) -> list[str]:
     try:
         return list(source.ids())
-    except InputError:  # the survey tells which record has none
+    except InputError:  # the survey reports the record without one
         return []
 
 
@@ -158,14 +158,14 @@ def _file_faults(
     for kind, group in groups.items():
         faults = sorted(set(group))
         if kind == "unreadable":
-            mend = (
-                f"mend them or take their lines out of config.data.val_split={data.val_split}"
+            remedy = (
+                f"fix them or take their lines out of config.data.val_split={data.val_split}"
                 if split == "val"
-                else f"mend or remove them, or raise config.data.max_bad_records={data.max_bad_records} to have other "
+                else f"fix or remove them, or raise config.data.max_bad_records={data.max_bad_records} to have other "
                 "records stand in"
             )
             names = first_few([fault.message for fault in faults])
-            messages.append(f"{split}: {len(faults)} file(s) cannot be read: {names}: {mend}")
+            messages.append(f"{split}: {len(faults)} file(s) cannot be read: {names}: {remedy}")
         else:
             alike = [fault.file for fault in faults[1:]]
             more = f" ({len(alike)} more file(s) alike: {first_few(alike)})" if alike else ""
@@ -174,7 +174,7 @@ def _file_faults(
 
 
 def _count_from_one(found: SplitReport, info: DatasetInfo | None) -> str:
-    """The commonest reason for values out of range, which no single file tells; "" if it is none."""
+    """A hint on the most common reason for values out of range, which needs all files; "" if it does not apply."""
     values = found.values.keys() - ({info.ignore_index} if info else set())
     if not info or 0 in values or max(values, default=0) != info.num_classes:
         return ""

@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
 
 class Labeler(abc.ABC):
-    """Labels weak views. Stateless and always ready, unless a subclass says otherwise.
+    """Labels weak views. Without state and always ready, unless a subclass overrides this.
 
     All methods but the constructor are traced by jit.
 

@@ -80,7 +80,7 @@ class SnapshotState:
 
     Attributes:
       params: parameters, a pure dict whose leaves are [capacity, ...].
-      batch_stats: running statistics, likewise.
+      batch_stats: running statistics, leaves [capacity, ...].
       pushed: int32 [], snapshots ever pushed; slot i holds the latest one whose number is i modulo the capacity.
       best: float32 [], mIoU of the latest snapshot, which is the best so far; 0 before the first.
     """

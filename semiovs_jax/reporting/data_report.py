@@ -92,7 +92,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def report_as_json(report: Inspection) -> str:
-    """The report as JSON: what the text says, with every shared id and the example of every value."""
+    """The report as JSON: the content of the text, with every shared id and an example of every value."""
     data = report.report
     content = {
         "usable": not report.faults,
