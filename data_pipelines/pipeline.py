@@ -11,7 +11,7 @@ the number of threads, worker processes or processes that train.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,6 +21,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import transforms
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label, image_size, size_fault
 from data_pipelines.loading.batches import BatchIterator
+from data_pipelines.loading.options import Options
 from data_pipelines.loading.order import batches_at_most, draw_positions
 from data_pipelines.loading.selection import Selection
 from data_pipelines.loading.worker_log import BadRecords, HeldRecords
@@ -55,51 +56,6 @@ class TrainData:
     def bad_records(self) -> tuple[str, ...]:
         """Ids of the records that this process found unreadable so far, prefetched batches included."""
         return self._bad.names()
-
-
-class Options(NamedTuple):
-    """How training records are read and shown: keys of `config.data`, and fields of the same names.
-
-    Attributes:
-        crop_size: Side of the square crops, in pixels.
-        scale_range: Least and largest factor of the long side, before the crop.
-        scale_short_side: Where positive, the factors are of this side instead, in pixels.
-        scaled_decode: Whether JPEGs are decoded smaller where the drawn size is at most half (see `decode_image`).
-        max_bad_records: Unreadable records that are passed over before a run gives up.
-        num_workers: Processes that build batches; 0: this one.
-        num_threads: Threads of each of them.
-        prefetch: Batches built ahead.
-        stall_seconds: A batch that takes longer ends the run; 0: never.
-    """
-
-    crop_size: int
-    scale_range: tuple[float, float]
-    scale_short_side: int
-    scaled_decode: bool
-    max_bad_records: int
-    num_workers: int
-    num_threads: int
-    prefetch: int
-    stall_seconds: float
-
-    @classmethod
-    def read(cls, data_config: Any) -> "Options":
-        """The options of a config's `data` section.
-
-        Raises:
-            InputError: Values are out of range; all of them in one message.
-        """
-        options = cls(**{name: data_config[name] for name in cls._fields})
-        numbers = {key: value for key, value in options._asdict().items() if key not in ("crop_size", "scale_range")}
-        faults = [f"config.data.{key}={value}: set it to 0 or more" for key, value in numbers.items() if value < 0]
-        if options.crop_size < 1:
-            faults.append(f"config.data.crop_size={options.crop_size}: set it to 1 or more")
-        least, most = options.scale_range
-        if not 0 < least <= most:
-            faults.append(f"config.data.scale_range={options.scale_range}: set it to two positive factors, ascending")
-        if faults:
-            raise InputError(*faults)
-        return options
 
 
 def make_train_iterator(

@@ -17,8 +17,8 @@ from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import LabelCache, open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
+from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
-from data_pipelines.pipeline import Options
 from data_pipelines.sources.records import Source
 from semiovs_jax.evaluation.evaluator import check_evaluation
 from semiovs_jax.experiment import Experiment, make_student, range_faults, read_sections

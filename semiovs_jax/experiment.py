@@ -22,9 +22,10 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.open_store import open_store
+from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
-from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
+from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_iterator
 from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources.records import Source
 from semiovs_jax.evaluation.evaluator import Evaluator

@@ -21,25 +21,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import app, flags
 
-from data_pipelines.checking.survey import open_splits
 from data_pipelines.datasets import dataset_info
-from data_pipelines.errors import Faults
 from data_pipelines.images import decode, transforms
 from data_pipelines.images.resampling import bilinear_window
-from data_pipelines.labels.cache import open_label_cache
-from data_pipelines.loading.streams import train_sources
-from data_pipelines.pipeline import STREAMS, Options, make_train_iterator
+from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources.records import File
 from semiovs_jax.benchmarks import photographs
+from semiovs_jax.benchmarks.our_streams import CONFIG, data_config, our_batches
 from semiovs_jax.benchmarks.timing import Usage, consume, starvation
 from semiovs_jax.runtime.command import tune_process
 from semiovs_jax.runtime.config_files import load_config
-
-_CONFIG = "configs/voc92.py"
 
 # How often each stage runs for one row of a batch, which has four images and two labels.
 _STAGES_OF_A_ROW = {
@@ -49,31 +43,6 @@ _STAGES_OF_A_ROW = {
     "label: read, decode, check": 2,
     "label: scale, crop, flip, pad": 2,
 }
-
-
-def data_config(root: Path, crop_size: int, num_threads: int) -> ml_collections.ConfigDict:
-    """The published data settings. Every stream reads the photographs below `root`."""
-    config = load_config(_CONFIG).unlock().data
-    config.update(
-        dataset=photographs.DATASET,
-        root=str(root),
-        labeled_split="train.txt",
-        unlabeled_split="train.txt",
-        ood_root=str(root / "images"),
-        crop_size=crop_size,
-        num_threads=num_threads,
-    )
-    return config
-
-
-def our_batches(
-    config: ml_collections.ConfigDict, batch_size: int, streams: Sequence[str] = STREAMS
-) -> Iterator[dict[str, Any]]:
-    """Batches of our loader. OOD images have cached labels without confidence, as in the published methods."""
-    splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
-    sources = train_sources(splits, streams, labels=open_label_cache(Path(config.root)), confidence=False)
-    options = Options.read(config)
-    return make_train_iterator(sources, dataset_info(config.dataset), options, batch_size=batch_size, seed=0).iterator
 
 
 def stage_milliseconds(root: Path, batch_size: int, crop_size: int, images: int, rounds: int) -> dict[str, float]:
@@ -120,7 +89,7 @@ def view_usage(batch: dict[str, Any], batches: int) -> Usage:
     from semiovs_jax.methods import make_method
     from semiovs_jax.train_step import make_views, mixed_views
 
-    method = make_method(load_config(_CONFIG).method)
+    method = make_method(load_config(CONFIG).method)
 
     def views(key: jax.Array, batch: Any) -> Any:
         made = make_views(key, batch, method, ())
@@ -143,7 +112,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
     if side == "stages":
         return stage_milliseconds(root, arguments.batch_size, arguments.crop_size, arguments.images, arguments.rounds)
     if side == "views":
-        batch = next(our_batches(config, arguments.batch_size))
+        batch = next(our_batches(config, root, arguments.batch_size))
         return dataclasses.asdict(view_usage(batch, arguments.batches))
     if side == "torch":
         from semiovs_jax.benchmarks.torch_streams import torch_batches
@@ -151,7 +120,7 @@ def run_part(part: str, root: Path, arguments: Any) -> dict[str, Any]:
         batches = torch_batches(root, arguments.batch_size, arguments.crop_size, arguments.torch_workers, seed=0)
     else:
         streams = STREAMS if detail not in STREAMS else (detail,)
-        batches = our_batches(config, arguments.batch_size, streams)
+        batches = our_batches(config, root, arguments.batch_size, streams)
     if detail == "starvation":
         steps = [float(ms) / 1e3 for ms in arguments.step_ms]
         return {f"{1e3 * step:g}": starvation(batches, arguments.batches, step) for step in steps}

@@ -20,18 +20,14 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-from data_pipelines.checking.survey import open_splits
 from data_pipelines.datasets import dataset_info
-from data_pipelines.errors import Faults
-from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.examples import encode_label
 from data_pipelines.labels.shard_store import ShardStore
 from data_pipelines.loading.batches import BatchIterator
-from data_pipelines.loading.streams import train_sources
-from data_pipelines.pipeline import STREAMS, Options, make_train_iterator
+from data_pipelines.pipeline import STREAMS
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.benchmarks import photographs
-from semiovs_jax.benchmarks.data import data_config
+from semiovs_jax.benchmarks.our_streams import data_config, our_batches
 from semiovs_jax.runtime.command import tune_process
 
 SIZE = (96, 128)  # of the photographs: height, width
@@ -113,10 +109,7 @@ def measure(root: Path, batches: int, started: float) -> Endurance:
 def _open(root: Path) -> BatchIterator:
     config = data_config(root, CROP_SIZE, NUM_THREADS)
     config.ood_root = str(root / "ood")
-    splits = open_splits(config, ("labeled", "unlabeled", "ood"), Faults())
-    sources = train_sources(splits, STREAMS, labels=open_label_cache(root / "ovs"))
-    info = dataset_info(photographs.DATASET)
-    return make_train_iterator(sources, info, Options.read(config), batch_size=BATCH_SIZE, seed=0).iterator
+    return our_batches(config, root / "ovs", BATCH_SIZE, confidence=True)
 
 
 def _write_labels(root: Path, parts: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import data_pipelines
 from data_pipelines.errors import InputError
-from data_pipelines.pipeline import STREAMS, Options
+from data_pipelines.loading.options import Options
+from data_pipelines.pipeline import STREAMS
 from tests.data_pipelines import tree
 from tests.data_pipelines.tree import validation_records, write_cached_labels, write_tree
 

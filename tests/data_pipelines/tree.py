@@ -10,9 +10,10 @@ from PIL import Image
 
 from data_pipelines.datasets import dataset_info, voc_palette
 from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources, with_labels
-from data_pipelines.pipeline import Options, TrainData, ValidationRecords, make_train_iterator
+from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_iterator
 from data_pipelines.sources.records import Source
 
 

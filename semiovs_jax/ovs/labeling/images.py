@@ -70,9 +70,8 @@ def label_images(
 ) -> LabelReport:
     """Labels every OOD image that has no label yet.
 
-    Threads decode and preprocess the images. The images keep their size and are labeled on at most four compiled
-    shapes. A process computes on its own devices of `mesh` only, so that shares may differ in length. The process that
-    completes the set writes the manifest and the contact sheet.
+    Images keep their size and are labeled on at most four compiled shapes. A process computes on its own devices of
+    `mesh` only, so that shares may differ in length. The one that completes the set writes manifest and contact sheet.
 
     Args:
       source: the OOD images.
@@ -103,18 +102,21 @@ def label_images(
         parts = job.parts(_unique_records(source))
         labeled = job.run(parts[index::count], name=f"OVS labels {index + 1}/{count}")
     seconds = time.perf_counter() - start
-    if together:
-        multihost_utils.sync_global_devices("every process has labeled its share")
+    _wait_for_all("every process has labeled its share", together)
     finished = store.finished(ids)
     if finished and (index == 0 or not together):
         store.finish(ids, {"labeled": labeled, "seconds": round(seconds, 1)})
         joined = LabeledSource(source, open_label_cache(store.folder))
         write_contact_sheet(store.folder, _unique_records(joined), store.dataset)
-    if together:
-        multihost_utils.sync_global_devices("the manifest is finished")
+    _wait_for_all("the manifest is finished", together)
     cache = open_label_cache(store.folder)
     unreadable = tuple(id_ for id_ in ids if not cache.is_labeled(id_)) if finished else ()
     return LabelReport(len(ids), labeled, finished, unreadable, labeled / seconds)
+
+
+def _wait_for_all(event: str, together: bool) -> None:
+    if together:
+        multihost_utils.sync_global_devices(event)
 
 
 def _has_work(store: LabelStore, ids: Sequence[str]) -> bool:

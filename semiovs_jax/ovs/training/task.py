@@ -12,8 +12,9 @@ import numpy as np
 
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
+from data_pipelines.loading.options import Options
 from data_pipelines.loading.streams import open_config_split
-from data_pipelines.pipeline import Options, ValidationRecords, make_train_iterator
+from data_pipelines.pipeline import ValidationRecords, make_train_iterator
 from data_pipelines.shapes.drawing import IGNORE_INDEX
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models.sed.file import SedWeights
