@@ -9,13 +9,13 @@ from tests.golden import Golden
 from tests.replays.sed_decoder import build, features_of, forward
 
 
-def _less_spatial(name: str, value: np.ndarray) -> np.ndarray:
-    """The weights of the `prune_*` outputs: classes differ more than pixels do."""
+def _less_spatial(name: str, value: np.ndarray, damping: float) -> np.ndarray:
+    """The weights of the `prune_*` outputs: taps beside the center are damped, so that classes differ more than pixels."""
     if re.search(r"(decoder\d\.up|decoder_corr_guidance_projection\.\d\.0)\.weight$", name):
         return np.broadcast_to(value[:, :, :1, :1], value.shape)
     if value.ndim == 4 and value.shape[-1] in (3, 7, 9):
         center = value.shape[-1] // 2
-        damped = value * np.float32(0.05)
+        damped = value * np.float32(damping)
         damped[:, :, center, center] = value[:, :, center, center]
         return damped
     return value
@@ -27,7 +27,8 @@ def replay(golden: Golden, double: bool, class_chunk: int = 0) -> dict[str, np.n
     outputs = {}
     for prefix in ("", "prune_"):
         if prefix:
-            state_dict = {name: _less_spatial(name, value) for name, value in state_dict.items()}
+            damping = golden.meta["prune_damping"]
+            state_dict = {name: _less_spatial(name, value, damping) for name, value in state_dict.items()}
         graph, params = build(state_dict, num_heads, double)
         for key in golden.keys:
             if match := re.fullmatch(rf"{prefix}fast(\d+)", key):
