@@ -10,7 +10,7 @@ from tests.replays.sed_decoder import build, features_of, forward
 
 
 def _less_spatial(name: str, value: np.ndarray, damping: float) -> np.ndarray:
-    """The weights of the `prune_*` outputs: taps beside the center are damped, so that classes differ more than pixels."""
+    """The weights of the `prune_*` outputs: damped beside the center, so that classes differ more than pixels."""
     if re.search(r"(decoder\d\.up|decoder_corr_guidance_projection\.\d\.0)\.weight$", name):
         return np.broadcast_to(value[:, :, :1, :1], value.shape)
     if value.ndim == 4 and value.shape[-1] in (3, 7, 9):
