@@ -31,12 +31,12 @@ class Faults:
         self.found += [fault for fault in dict.fromkeys(faults) if fault not in self.found]
 
     @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        """Leaves the body at its first `InputError` and adds what was wrong."""
+    def collected(self, prefix: str = "") -> Iterator[None]:
+        """Leaves the body at its first `InputError` and adds its faults, each behind the prefix."""
         try:
             yield
         except InputError as error:
-            self.add(map(str, error.args))
+            self.add(f"{prefix}{fault}" for fault in error.args)
 
     def refuse(self) -> None:
         """Raises one `InputError` with all faults, if there are any."""

@@ -200,11 +200,14 @@ def faults(config: Mapping[str, Any], section: str = "config.ovs", *, image_size
       section: its name.
       image_size: side of the tower's square input where the section does not have it.
     """
-    found = Faults()
-    with found.collected():
-        size = config["image_size"] if image_size is None else image_size
-        settings = {key: config[key] for key in ("normalization", "dtype") if key in config}
-        _check(CLIP.load_config(config["weights"]), section, image_size=size, **settings)
+    found, clip = Faults(), None
+    with found.collected(f"{section}.weights: "):
+        clip = CLIP.load_config(config["weights"])
+    if clip is not None:
+        with found.collected():
+            size = config["image_size"] if image_size is None else image_size
+            settings = {key: config[key] for key in ("normalization", "dtype") if key in config}
+            _check(clip, section, image_size=size, **settings)
     if "layers" in config:
         with found.collected():
             check_choices(section, config, _LAYERS)

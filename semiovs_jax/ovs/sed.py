@@ -185,7 +185,9 @@ def make_sed(
     image_size = image_size or config.image_size
     normalization = normalization or config.normalization
     hashed: dict[str, Any] = {"image_size": image_size, "normalization": normalization, "dtype": dtype, "top_k": top_k}
-    _check(config, vocabulary, hashed | {"class_chunk": class_chunk})
+    _check_settings(hashed | {"class_chunk": class_chunk})
+    if wrong := _template_faults(config, vocabulary):
+        raise InputError(*wrong)
     hashed |= {
         "model": "sed",
         "vocabulary": vocabulary.sha256,
@@ -230,13 +232,15 @@ def build(config: Mapping[str, Any], num_classes: int) -> Sed:
 
 def faults(config: Mapping[str, Any]) -> list[str]:
     """Everything wrong with the weights and settings of `config.ovs`, from the header of the weight file."""
-    found, vocabulary = Faults(), None
-    with contextlib.suppress(InputError):  # reported by those who check the vocabulary
-        vocabulary = load_vocabulary(config["vocabulary"], templates=config.get("templates", ""))
+    found = Faults()
+    settings = {key: value for key, value in _settings(config).items() if value not in (0, "")}  # the weights' own
     with found.collected():
-        weights, settings = SED.load_config(config["weights"]), _settings(config)
-        own = {key: getattr(weights, key) for key in ("image_size", "normalization") if not settings.get(key)}
-        _check(weights, vocabulary, settings | own)
+        _check_settings(settings)
+    with found.collected("config.ovs.weights: "):
+        weights = SED.load_config(config["weights"])
+        with contextlib.suppress(InputError):  # reported by those who check the vocabulary
+            vocabulary = load_vocabulary(config["vocabulary"], templates=config.get("templates", ""))
+            found.add(_template_faults(weights, vocabulary))
     return found.found
 
 
@@ -244,18 +248,17 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _ALLOWED if key in config}
 
 
-def _check(config: SedWeightsConfig, vocabulary: Vocabulary | None, settings: Mapping[str, Any]) -> None:
-    found = Faults()
-    with found.collected():
-        check_choices("config.ovs", settings, {key: _ALLOWED[key] for key in settings})
-    if vocabulary and len(vocabulary.templates) != config.aggregator.num_templates:
-        found.add(
-            [
-                f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
-                f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
-            ]
-        )
-    found.refuse()
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    check_choices("config.ovs", settings, {key: _ALLOWED[key] for key in settings})
+
+
+def _template_faults(config: SedWeightsConfig, vocabulary: Vocabulary) -> list[str]:
+    if len(vocabulary.templates) == config.aggregator.num_templates:
+        return []
+    return [
+        f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
+        f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
+    ]
 
 
 def _interpolate(x: np.ndarray, length: int, axis: int) -> np.ndarray:
