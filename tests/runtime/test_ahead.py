@@ -101,7 +101,7 @@ def test_the_real_semiovs_step_is_clean():
 
 
 def test_a_batch_that_the_devices_do_not_divide():
-    with pytest.raises(InputError, match=r"batch_size=2 cannot be split over 8 device.*such as 8"):
+    with pytest.raises(InputError, match=r"batch_size=2 cannot be split over 8 devices.*such as --config.batch_size=8"):
         compile_config(tiny_config(), "cpu:8")
 
 
@@ -148,4 +148,4 @@ def test_the_command_prints_an_input_error_and_exits_with_2():
     command = [sys.executable, "-m", "semiovs_jax.compile", "--config=configs/demo.py", "--topology=cpu:3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
-    assert "error: config.batch_size=8 cannot be split over 3 device" in done.stderr
+    assert "error: config.batch_size=8 cannot be split over 3 devices" in done.stderr
