@@ -15,7 +15,7 @@ from data_pipelines.checking.report import DataReport, report_data
 from data_pipelines.checking.survey import labels_dir_fault, open_splits
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
-from data_pipelines.labels.cache import LabelCache, open_label_cache, unsettled
+from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
@@ -103,15 +103,13 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     report = report_data(sources, dataset, config.data, thorough=thorough)
     faults.add(report.faults)
     faults.add(_ood_faults(config, sources))
-    if method is not None and "ood" in method.streams:
-        folder = Path(config.ovs.labels_dir)
-        with faults.collected():
-            if config.ovs.labels == "cached":
-                cache = open_label_cache(folder)
-                cached = _count_cached(cache, report.ood_ids)
-                faults.add(cache.faults())
-            elif config.ovs.labels == "external" and dataset is not None and "ood" in sources:
-                _check_external(folder, sources["ood"], dataset, method, config.data.num_threads)
+    if method is not None and "ood" in method.streams and "ood" in sources:
+        if config.ovs.labels == "cached":
+            with faults.collected():
+                cached = _check_cached(Path(config.ovs.labels_dir), report.ood_ids, faults)
+        elif config.ovs.labels == "external" and dataset is not None:
+            with faults.collected():
+                _check_external(config, sources["ood"], dataset, method)
     with faults.collected():
         check_evaluation(config.eval, report.val_sizes, student.size_multiple if student else 1)
     experiment = None
@@ -134,17 +132,20 @@ def _splits(config: ml_collections.ConfigDict, method: Method | None) -> list[st
     return [*(name for name in ("labeled", "unlabeled") if name in streams), "val", *["ood"] * ood]
 
 
-def _count_cached(cache: LabelCache, ids: Sequence[str]) -> dict[str, int]:
+def _check_cached(folder: Path, ids: Sequence[str], faults: Faults) -> dict[str, int]:
+    """Number of OOD images by the state of their cached label; adds damaged or missing files to the faults."""
+    cache = open_label_cache(folder)
+    faults.add(cache.faults())
     if not ids:
         return {}
     labeled, missing = sum(map(cache.is_labeled, ids)), len(unsettled(cache, ids))
     return {"labeled": labeled, "bad": len(ids) - labeled - missing, "missing": missing}
 
 
-def _check_external(folder: Path, source: Source, dataset: DatasetInfo, method: Method, num_threads: int) -> None:
+def _check_external(config: ml_collections.ConfigDict, source: Source, dataset: DatasetInfo, method: Method) -> None:
     """Checks label files of another tool; raises `InputError` with all that is wrong with them."""
-    labels = open_external_labels(folder)
-    faults = external_faults(labels, source, dataset, max(1, num_threads))
+    labels = open_external_labels(Path(config.ovs.labels_dir))
+    faults = external_faults(labels, source, dataset, max(1, config.data.num_threads))
     if not faults and (fault := missing_confidence(labels, source, method.ovs_threshold)):
         faults = [fault]
     if faults:
