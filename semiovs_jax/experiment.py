@@ -22,6 +22,7 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.open_store import open_store
+from data_pipelines.labels.store import LabelStore
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
@@ -34,8 +35,9 @@ from semiovs_jax.methods import STUDENT, Method, make_method
 from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.identity import labels_identity
-from semiovs_jax.ovs.labeling.images import label_images, labels_complete
+from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import StepSpec
@@ -155,20 +157,43 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
     """
     if "ood" not in run.method.streams or config.ovs.labels != "cached":
         return
-    ovs, source = build_ovs(config.ovs, run.dataset.num_classes), run.sources["ood"]
-    identity = labels_identity(config.ovs, ovs, run.dataset)
-    store = open_store(Path(config.ovs.labels_dir), identity, run.dataset, prepared=source.prepared)
+    source = run.sources["ood"]
+    ovs, store = _open_labeling(config, run.dataset, source)
     if not labels_complete(source, store):
         _logger.info("labeling the OOD images in %s", config.data.ood_root)
-        label_images(
-            source,
-            ovs,
-            store,
-            mesh,
-            batch_size=config.ovs.batch_size,
-            num_threads=config.data.num_threads,
-            max_bad_records=config.data.max_bad_records,
-        )
+        _label(config, source, ovs, store, mesh)
+
+
+def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int | None) -> LabelReport:
+    """Labels all OOD images that have no label yet; `share` is process_index and process_count of `label_images`.
+
+    Raises:
+      InputError: as `label_images`, or the images or the model cannot be opened.
+    """
+    dataset, source = dataset_info(config.data.dataset), open_config_split(config.data, "ood")
+    ovs, store = _open_labeling(config, dataset, source)
+    return _label(config, source, ovs, store, mesh, **share)
+
+
+def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, source: Source) -> tuple[OVS, LabelStore]:
+    ovs = build_ovs(config.ovs, dataset.num_classes)
+    identity = labels_identity(config.ovs, ovs, dataset)
+    return ovs, open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=source.prepared)
+
+
+def _label(
+    config: ml_collections.ConfigDict, source: Source, ovs: OVS, store: LabelStore, mesh: Mesh, **share: int | None
+) -> LabelReport:
+    return label_images(
+        source,
+        ovs,
+        store,
+        mesh,
+        batch_size=config.ovs.batch_size,
+        num_threads=config.data.num_threads,
+        max_bad_records=config.data.max_bad_records,
+        **share,
+    )
 
 
 def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainData:

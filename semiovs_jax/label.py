@@ -6,39 +6,20 @@ runtime, start the command on each machine with --process_index and --process_co
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
-from data_pipelines.datasets import dataset_info
-from data_pipelines.labels.open_store import open_store
-from data_pipelines.loading.streams import open_config_split
-from semiovs_jax.ovs import build_ovs
-from semiovs_jax.ovs.labeling.identity import labels_identity
-from semiovs_jax.ovs.labeling.images import label_images
+from semiovs_jax.experiment import label_ood_images
 from semiovs_jax.runtime.sharding import make_mesh
 
 
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
-    config = flags.config
-    dataset = dataset_info(config.data.dataset)
-    ovs = build_ovs(config.ovs, dataset.num_classes)
-    source = open_config_split(config.data, "ood")
-    identity = labels_identity(config.ovs, ovs, dataset)
-    report = label_images(
-        source,
-        ovs,
-        open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=source.prepared),
-        make_mesh(),
-        batch_size=config.ovs.batch_size,
-        num_threads=config.data.num_threads,
-        max_bad_records=config.data.max_bad_records,
-        process_index=flags.process_index,
-        process_count=flags.process_count,
+    report = label_ood_images(
+        flags.config, make_mesh(), process_index=flags.process_index, process_count=flags.process_count
     )
     logging.getLogger(__name__).info(
         "%s: %d of %d images labeled now (%.1f a second), %d bad, %s",
-        config.ovs.labels_dir,
+        flags.config.ovs.labels_dir,
         report.labeled,
         report.images,
         report.images_per_second,

@@ -301,7 +301,7 @@ def test_command_line(images, tmp_path, monkeypatch):
 
     Flags.config = config
     monkeypatch.setattr(
-        "semiovs_jax.label.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
+        "semiovs_jax.experiment.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
     )
     label_module.main(Flags)
     assert fake_ovs.complete(config, ColorOVS())
