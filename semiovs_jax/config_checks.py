@@ -25,7 +25,7 @@ from semiovs_jax.experiment import Experiment, make_student, range_faults, read_
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
 from semiovs_jax.methods import Method, make_unchecked, method_faults
-from semiovs_jax.optim import make_optimizer
+from semiovs_jax.optim import optimizer_faults
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
 
@@ -92,8 +92,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
         with faults.collected():
             student = nnx.eval_shape(lambda: make_student(config, dataset))
             initial_weights(config, dataset, student)
-    with faults.collected():
-        make_optimizer(config.optim, 1, lambda params: params)
+    faults.add(optimizer_faults(config.optim))
     if method is not None:
         faults.add(labeler_faults(read_sections(config), method, dataset, config.data.crop_size))
         for section in sections_with_words(read_sections(config), method):

@@ -72,6 +72,24 @@ _OPTIMIZERS: Mapping[str, Callable[[ml_collections.ConfigDict, optax.Schedule], 
 }
 
 
+def optimizer_faults(config: ml_collections.ConfigDict) -> list[str]:
+    """Everything wrong with `config.optim`: an unknown optimizer, values out of range."""
+    faults = [
+        f"config.optim.{key}={config[key]}: set it to 0 or more"
+        for key in ("learning_rate", "backbone_multiplier", "head_multiplier", "weight_decay", "power")
+        if not config[key] >= 0
+    ]
+    if config.name == "sgd" and not 0 <= config.momentum < 1:
+        faults.append(f"config.optim.momentum={config.momentum}: set it to 0 or more, and less than 1")
+    if config.name not in _OPTIMIZERS:
+        faults.append(_unknown(config.name))
+    return faults
+
+
+def _unknown(name: str) -> str:
+    return f"config.optim.name={name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}"
+
+
 def make_optimizer(
     config: ml_collections.ConfigDict, total_steps: int, parameter_groups: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
@@ -87,19 +105,10 @@ def make_optimizer(
       parameter_groups: maps the parameters to a tree of their groups: "backbone", "head" or "frozen".
 
     Raises:
-      InputError: an unknown optimizer or values out of range, all in one error.
+      InputError: an unknown optimizer.
     """
-    faults = [
-        f"config.optim.{key}={config[key]}: set it to 0 or more"
-        for key in ("learning_rate", "backbone_multiplier", "head_multiplier", "weight_decay", "power")
-        if not config[key] >= 0
-    ]
-    if config.name == "sgd" and not 0 <= config.momentum < 1:
-        faults.append(f"config.optim.momentum={config.momentum}: set it to 0 or more, and less than 1")
     if config.name not in _OPTIMIZERS:
-        faults.append(f"config.optim.name={config.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
-    if faults:
-        raise InputError(*faults)
+        raise InputError(_unknown(config.name))
     rates = learning_rate_schedules(config, total_steps)
     groups = {group: _OPTIMIZERS[config.name](config, rate) for group, rate in rates.items()}
     return optax.partition({**groups, FROZEN: optax.set_to_zero()}, parameter_groups)
