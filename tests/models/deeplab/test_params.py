@@ -251,16 +251,15 @@ def test_a_student_is_read_back_with_its_statistics(tmp_path, pth, monkeypatch, 
 
     config, *found = load_deeplab(str(out))
     assert config == DeepLabConfig(dataclasses.replace(TINY, rates=(6, 12, 18)), num_classes=6)
-    functional, *fresh = Functional.create(config.architecture.build(6, rngs=nnx.Rngs(0)))
+    functional, *fresh = Functional.create(nnx.eval_shape(lambda: config.architecture.build(6, rngs=nnx.Rngs(0))))
     expected = convert_student(source, *fresh)
     assert jax.tree.structure(found) == jax.tree.structure(list(expected))
     jax.tree.map(np.testing.assert_array_equal, found, list(expected))
     np.testing.assert_array_equal(found[1]["fuse"][1]["norm"]["var"], source["fuse.4.running_var"])
     np.testing.assert_array_equal(found[0]["classifier"]["kernel"][0, 0], source["classifier.weight"][:, :, 0, 0].T)
-    image = np.random.default_rng(0).normal(size=(1, 33, 33, 3)).astype(np.float32)
-    logits, _ = functional.apply(*found, image, train=False)
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), np.float32)
+    logits, _ = jax.eval_shape(lambda p, s, x: functional.apply(p, s, x, train=False), *found, image)
     assert logits.shape == (1, 33, 33, 6)
-    np.testing.assert_array_equal(logits, functional.apply(*expected, image, train=False)[0])
 
 
 @pytest.mark.parametrize(
