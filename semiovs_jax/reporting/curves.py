@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -19,6 +19,8 @@ def draw_curves(records: Records, path: Path) -> None:
       records: lines of the metrics log (`metrics_log.read_records`).
       path: the PNG file, which is written atomically.
     """
+    from matplotlib.figure import Figure  # half a second, which a run with faults need not wait for
+
     train = [record for record in records if record["event"] == "train"]
     evaluations = [record for record in records if record["event"] == "eval"]
     figure = Figure(figsize=(8, 10), layout="constrained", dpi=110)
@@ -42,7 +44,7 @@ def draw_curves(records: Records, path: Path) -> None:
         figure.savefig(part, format="png")
 
 
-def _draw(axes: Axes, records: Records, wanted: Callable[[str], bool], main: str) -> None:
+def _draw(axes: "Axes", records: Records, wanted: Callable[[str], bool], main: str) -> None:
     names = dict.fromkeys(name for record in records for name in record if wanted(name))
     for name in names:
         logged = [record for record in records if record.get(name) is not None]
@@ -51,7 +53,7 @@ def _draw(axes: Axes, records: Records, wanted: Callable[[str], bool], main: str
         axes.plot(steps, values, label=name, marker="o", markersize=2.5, **emphasis)
 
 
-def _draw_scores(axes: Axes, evaluations: Records) -> None:
+def _draw_scores(axes: "Axes", evaluations: Records) -> None:
     if not evaluations:
         return
     steps = [record["step"] for record in evaluations]

@@ -8,7 +8,6 @@ from typing import Any, Self
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
@@ -62,6 +61,8 @@ class Report:
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
             return
+        from tensorboardX import SummaryWriter  # seconds: it imports PyTorch where that is installed
+
         self._workdir = Path(workdir)
         self._dataset = dataset
         self._total_steps = total_steps
