@@ -93,10 +93,9 @@ def _random_text(config: ClipTextConfig, params: object, words: Vocabulary) -> n
 def test_every_product_of_labeling_is_exact_unless_asked_for(name: str, monkeypatch: pytest.MonkeyPatch):
     module = importlib.import_module(f"semiovs_jax.ovs.{name}")
     monkeypatch.setattr(module, "embed_text", _random_text)  # to compile its tower takes longer
-    exact, faster = _ovs(name), _ovs(name, matmul_precision="default")
-    assert set(_precisions(_labeling(exact))) == {"HIGHEST"}
-    assert (exact.matmul_precision, faster.matmul_precision) == ("highest", "default")
+    assert set(_precisions(_labeling(_ovs(name)))) == {"HIGHEST"}
     if name == "maskclip":  # the lighter one
+        faster = _ovs(name, matmul_precision="default")
         assert set(_precisions(_labeling(faster))) == {"HIGHEST", "DEFAULT"}
 
 
