@@ -1,7 +1,8 @@
 """What every experiment shares: the SemiOVS trainer's settings on Pascal VOC.
 
 Values are those of the reference's `semiovs/configs/pascal.yaml` unless said otherwise. Every size is global: it does
-not change with the number of devices. Experiments change what differs and lock the result.
+not change with the number of devices. Experiments change what differs and lock the result. The ranges of numbers are in
+`semiovs_jax/config_ranges.py`.
 """
 
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.model.weights = "weights/resnet101.safetensors"  # python -m semiovs_jax.convert resnet101.pth ...
     config.model.random_init = False  # True: train the backbone from scratch
     config.model.dtype = "float32"  # of convolutions; "bfloat16" on TPU
+    config.model.matmul_precision = "highest"  # of float32 products: exact; "high", "default": faster on TPU and GPU
     config.model.remat = False  # recompute activations in the backward pass to save memory
 
     config.method = ConfigDict()
@@ -71,6 +73,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.ovs.class_chunk = 19  # concepts that SED computes at a time; 0: all, faster where memory allows
     config.ovs.top_k = 0  # > 0: SED's fast path, which keeps the concepts that are among the best k of some pixel
     config.ovs.dtype = "float32"  # or "bfloat16"
+    config.ovs.matmul_precision = "highest"  # as model.matmul_precision
     config.ovs.labels = "cached"  # "online": inside the train step; "external": files of another tool in labels_dir
     config.ovs.labels_dir = "data/coco/ovs_voc21"
     config.ovs.batch_size = 8
@@ -82,6 +85,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.clip.normalization = "imagenet"  # of the crops that it labels, as ovs.normalization
     config.clip.layers = "maskclip"  # exact GELU, epsilon 1e-6; "": as CLIP was trained
     config.clip.dtype = "float32"
+    config.clip.matmul_precision = "highest"  # as model.matmul_precision
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # or "adamw"

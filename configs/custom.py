@@ -4,8 +4,8 @@
     python -m semiovs_jax.main --config=configs/custom.py --workdir=runs/custom
     python -m semiovs_jax.evaluate --config=configs/custom.py --workdir=runs/custom
 
-Needs, below data/custom (or anywhere: --config.data.root=...; README.md shows the files):
-    splits/{labeled,unlabeled,val}.txt   a line an image, `IMAGE LABEL`, paths relative to data/custom
+Needs, below data/custom, or below any other folder with --config.data.root=FOLDER (README.md shows the files):
+    splits/{labeled,unlabeled,val}.txt   a line an image, `IMAGE LABEL`, paths relative to the folder
     classes.json                         name, classes in label order, ignore_index
     vocabulary.json                      the same classes in the same order, with the words that an OVS looks for
     ood/                                 images of any kind that may show the classes, unlabeled
@@ -29,17 +29,19 @@ def get_config() -> ml_collections.ConfigDict:
     """The experiment's locked config."""
     config = common.semiovs_unimatch()
 
-    config.data.dataset = "data/custom/classes.json"
     config.data.root = "data/custom"
+    # Paths below the root follow it, unless they are set themselves.
+    root = config.data.get_oneway_ref("root")
+    config.data.dataset = root + "/classes.json"
     config.data.labeled_split = "splits/labeled.txt"
     config.data.unlabeled_split = "splits/unlabeled.txt"
-    config.data.ood_root = "data/custom/ood"
+    config.data.ood_root = root + "/ood"
 
     config.model.backbone = "resnet50"
     config.model.weights = "weights/resnet50.safetensors"
 
-    config.ovs.vocabulary = "data/custom/vocabulary.json"
-    config.ovs.labels_dir = "data/custom/ovs_labels"
+    config.ovs.vocabulary = root + "/vocabulary.json"
+    config.ovs.labels_dir = root + "/ovs_labels"
 
     config.train.steps = 20_000
     config.train.eval_every_steps = 1000

@@ -120,9 +120,18 @@ def make_train_iterator(
         held=held,
     )
     lengths = {name: len(source) for name, source in sources.items()}
-    epoch = lengths.get("unlabeled", lengths.get("labeled", 0))
     most = batches_at_most(sources["ood"], batch_size, selection) if "ood" in sources else None
-    return TrainData(iterator, lengths, max(1, epoch // batch_size), most, bad)
+    return TrainData(iterator, lengths, steps_per_epoch(lengths, batch_size), most, bad)
+
+
+def steps_per_epoch(lengths: Mapping[str, int], batch_size: int) -> int:
+    """Full batches in one pass over the unlabeled records; see `TrainData`.
+
+    Args:
+        lengths: Number of records by stream.
+        batch_size: Rows of each stream in a global batch.
+    """
+    return max(1, lengths.get("unlabeled", lengths.get("labeled", 0)) // batch_size)
 
 
 class ValidationRecords(Sequence):

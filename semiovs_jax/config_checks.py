@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
-from flax import nnx
 
 from data_pipelines.checking.report import DataReport, report_data
 from data_pipelines.checking.survey import labels_dir_fault, open_splits
-from data_pipelines.datasets import DatasetInfo, dataset_info
+from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
@@ -21,11 +20,10 @@ from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.sources.records import Source
 from semiovs_jax.evaluation.evaluator import check_evaluation
-from semiovs_jax.experiment import Experiment, make_student, range_faults, read_sections
+from semiovs_jax.experiment import Experiment, Names, read_sections, settle_names, stream_fault
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
-from semiovs_jax.methods import Method, make_unchecked, method_faults
-from semiovs_jax.optim import optimizer_faults
+from semiovs_jax.methods import Method
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
 
@@ -76,28 +74,14 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
       config: an experiment, see `configs/common.py`.
       devices: number of devices that share a batch.
       thorough: see `report_data`.
+
+    Raises:
+      InputError: numbers of another type than the config's, with which nothing else can be checked.
     """
     faults = Faults()
-    vocabularies: dict[str, Vocabulary] = {}
     cached: dict[str, int] = {}
-    dataset = options = student = None
-    with faults.collected():
-        dataset = dataset_info(config.data.dataset)
-    faults.add(method_faults(config.method))
-    method = make_unchecked(config.method)
-    with faults.collected():
-        options = Options.read(config.data)
-    faults.add(range_faults(config, devices))
-    if dataset is not None:
-        with faults.collected():
-            student = nnx.eval_shape(lambda: make_student(config, dataset))
-            initial_weights(config, dataset, student)
-    faults.add(optimizer_faults(config.optim))
-    if method is not None:
-        faults.add(labeler_faults(read_sections(config), method, dataset, config.data.crop_size))
-        for section in sections_with_words(read_sections(config), method):
-            with faults.collected():
-                vocabularies[section] = check_words(section, read_sections(config)(section), dataset)
+    names, vocabularies = _check_config(config, devices, faults)
+    dataset, method, student = names
     sources = open_splits(config.data, _splits(config, method), faults)
     report = report_data(sources, dataset, config.data, thorough=thorough)
     faults.add(report.faults)
@@ -109,19 +93,43 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
         elif config.ovs.labels == "external" and dataset is not None:
             with faults.collected():
                 _check_external(config, sources["ood"], dataset, method)
+        if config.batch_size > 0 and "unlabeled" in sources and (fault := stream_fault(config, sources)):
+            faults.add([fault])
     with faults.collected():
         check_evaluation(config.eval, report.val_sizes, student.size_multiple if student else 1)
     experiment = None
     if not faults.found:
-        assert dataset is not None
-        assert method is not None
-        assert options is not None
-        assert student is not None
-        experiment = Experiment(dataset, method, options, student, sources, report)
+        dataset, method, student = names.usable(faults)
+        experiment = Experiment(dataset, method, Options.read(config.data), student, sources, report)
     warnings = list(report.warnings)
     if dataset is not None:
         warnings += [text for words in vocabularies.values() if (text := unknown_names(words, dataset))]
     return Inspection(dataset, method, vocabularies, report, cached, tuple(faults.found), tuple(warnings), experiment)
+
+
+def refuse_config(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
+    """Raises one `InputError` with everything that is wrong with a config, its weights and words; opens no image."""
+    faults = Faults()
+    _check_config(config, devices, faults)
+    faults.refuse()
+
+
+def _check_config(
+    config: ml_collections.ConfigDict, devices: int, faults: Faults
+) -> tuple[Names, dict[str, Vocabulary]]:
+    """The parts that a config names, and the words of its labelers by section; adds what is wrong to the faults."""
+    names = settle_names(config, faults, devices=devices)
+    if names.dataset is not None and names.student is not None:
+        with faults.collected():
+            initial_weights(config, names.dataset, names.student)
+    vocabularies: dict[str, Vocabulary] = {}
+    if names.method is not None:
+        sections = read_sections(config)
+        faults.add(labeler_faults(sections, names.method, names.dataset, config.data.crop_size))
+        for section in sections_with_words(sections, names.method):
+            with faults.collected():
+                vocabularies[section] = check_words(section, sections(section), names.dataset)
+    return names, vocabularies
 
 
 def _splits(config: ml_collections.ConfigDict, method: Method | None) -> list[str]:

@@ -24,20 +24,23 @@ from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.store import LabelStore
 from data_pipelines.loading.options import Options
+from data_pipelines.loading.order import batches_at_most
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
-from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_iterator
+from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_iterator, steps_per_epoch
 from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources.records import Source
+from semiovs_jax.config_ranges import range_faults
 from semiovs_jax.evaluation.evaluator import Evaluator
 from semiovs_jax.labelers import Facts, Labeler, build_labelers
-from semiovs_jax.methods import STUDENT, Method, make_method
-from semiovs_jax.models import Functional, Student, build_student
-from semiovs_jax.optim import make_optimizer
-from semiovs_jax.ovs import build_ovs
+from semiovs_jax.methods import STUDENT, Method, make_unchecked, method_faults
+from semiovs_jax.models import Functional, Student, build_student, student_faults
+from semiovs_jax.optim import make_optimizer, optimizer_faults
+from semiovs_jax.ovs import build_ovs, model_faults
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
+from semiovs_jax.ovs.words import check_words
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import StepSpec
@@ -65,9 +68,56 @@ class Experiment(NamedTuple):
     report: DataReport
 
 
-def range_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
-    """What is wrong with lengths and sizes that no part checks by itself."""
-    if config.batch_size < 1 or config.batch_size % devices:
+class Names(NamedTuple):
+    """The parts that a config names; None for a name that is unknown.
+
+    Attributes:
+      dataset: its classes.
+      method: the table of terms.
+      student: its shapes alone.
+    """
+
+    dataset: DatasetInfo | None
+    method: Method | None
+    student: Student | None
+
+    def usable(self, faults: Faults) -> tuple[DatasetInfo, Method, Student]:
+        """The parts, if there are no faults; otherwise raises one `InputError` with all of them."""
+        faults.refuse()
+        assert self.dataset is not None
+        assert self.method is not None
+        assert self.student is not None
+        return self.dataset, self.method, self.student
+
+
+def settle_names(config: ml_collections.ConfigDict, faults: Faults, *, devices: int = 1) -> Names:
+    """Looks up the names and checks the numbers of a config; needs no file but that of the dataset's classes.
+
+    Args:
+      config: the experiment.
+      faults: where to add what is wrong.
+      devices: number of devices that share a batch.
+
+    Raises:
+      InputError: numbers of another type than the config's.
+    """
+    faults.add(range_faults(config))
+    faults.add(_length_faults(config, devices))
+    faults.add(method_faults(config.method))
+    faults.add(student_faults(config.model))
+    faults.add(optimizer_faults(config.optim))
+    dataset = student = None
+    with faults.collected():
+        dataset = dataset_info(config.data.dataset)
+    if dataset is not None:
+        with faults.collected():
+            student = nnx.eval_shape(lambda: make_student(config, dataset))
+    return Names(dataset, make_unchecked(config.method), student)
+
+
+def _length_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
+    """What is wrong with lengths that depend on each other or on the devices."""
+    if config.batch_size > 0 and config.batch_size % devices:
         yield (
             f"config.batch_size={config.batch_size} cannot be split over {devices} devices; set it to a positive "
             f"multiple of {devices}, such as --config.batch_size={max(1, round(config.batch_size / devices)) * devices}"
@@ -75,15 +125,8 @@ def range_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[st
     if config.data.make not in ("", "shapes"):
         yield f"config.data.make={config.data.make!r}: choose 'shapes', or '' to make nothing"
     train = config.train
-    if (train.steps or train.epochs) <= 0:
-        yield (
-            f"config.train.steps={train.steps} and config.train.epochs={train.epochs} make no step; set one of them to "
-            "a positive number"
-        )
-    least = {"log_every_steps": 1, "eval_every_steps": 0, "checkpoint_every_steps": 0, "panel_images": 0}
-    for key, value in least.items():
-        if train[key] < value:
-            yield f"config.train.{key}={train[key]}: set it to {value} or more"
+    if train.steps == train.epochs == 0:
+        yield "config.train.steps=0 and config.train.epochs=0 make no step; set one of them to a positive number"
 
 
 def read_sections(config: ml_collections.ConfigDict) -> Callable[[str], Any]:
@@ -111,7 +154,8 @@ def make_labelers(
     config: ml_collections.ConfigDict, dataset: DatasetInfo, method: Method, student: Student
 ) -> dict[str, Labeler]:
     """All labelers but the student; reads the weights of those that label inside the step. Raises `InputError`."""
-    facts = Facts(dataset, method, Functional.create(student)[0], config.data.crop_size)
+    function = Functional.create(student, config.model.matmul_precision)[0]
+    facts = Facts(dataset, method, function, config.data.crop_size)
     return build_labelers(read_sections(config), facts)
 
 
@@ -137,7 +181,7 @@ def make_step_spec(
       steps_per_epoch: updates in one pass over the unlabeled stream, on which the weights of terms depend.
     """
     return StepSpec(
-        student=Functional.create(student)[0],
+        student=Functional.create(student, config.model.matmul_precision)[0],
         perturbed_channels=student.perturbed_channels,
         method=method,
         labelers=labelers,
@@ -170,7 +214,18 @@ def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int
     Raises:
       InputError: as `label_images`, or the images or the model cannot be opened.
     """
-    dataset, source = dataset_info(config.data.dataset), open_config_split(config.data, "ood")
+    faults, dataset, source = Faults(), None, None
+    faults.add(range_faults(config))
+    faults.add(model_faults(config.ovs))
+    with faults.collected():
+        dataset = dataset_info(config.data.dataset)
+    with faults.collected():
+        check_words("ovs", config.ovs, dataset)
+    with faults.collected():
+        source = open_config_split(config.data, "ood")
+    faults.refuse()
+    assert dataset is not None
+    assert source is not None
     ovs, store = _open_labeling(config, dataset, source)
     return _label(config, source, ovs, store, mesh, **share)
 
@@ -234,12 +289,27 @@ def total_steps(config: ml_collections.ConfigDict, data: TrainData) -> int:
       InputError: a source that is drawn once does not last as long.
     """
     steps = config.train.steps or config.train.epochs * data.steps_per_epoch
-    if data.steps_at_most is not None and steps > data.steps_at_most:
-        raise InputError(
-            f"config.data.ood_root={config.data.ood_root}: a source that is drawn once lasts for {data.steps_at_most} "
-            f"of the {steps} steps; lower its weight, give it more images, or set config.train.steps"
-        )
+    if fault := _stream_fault(config, steps, data.steps_at_most):
+        raise InputError(fault)
     return steps
+
+
+def stream_fault(config: ml_collections.ConfigDict, sources: Mapping[str, Source]) -> str | None:
+    """The fault of `total_steps`, as far as it is known before the OOD images have labels by which to select them."""
+    steps = config.train.steps
+    if not steps:
+        lengths = {name: len(source) for name, source in sources.items()}
+        steps = config.train.epochs * steps_per_epoch(lengths, config.batch_size)
+    return _stream_fault(config, steps, batches_at_most(sources["ood"], config.batch_size))
+
+
+def _stream_fault(config: ml_collections.ConfigDict, steps: int, at_most: int | None) -> str | None:
+    if at_most is None or steps <= at_most:
+        return None
+    return (
+        f"config.data.ood_root={config.data.ood_root}: a source that is drawn once lasts for {at_most} of the {steps} "
+        "steps; lower its weight, give it more images, or set config.train.steps"
+    )
 
 
 def batch_structs(config: ml_collections.ConfigDict, method: Method) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -274,13 +344,10 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     Only the weights of models that label inside the step are read: their shapes are not in the config.
 
     Raises:
-      InputError: invalid config values, or a batch that the devices do not divide.
+      InputError: invalid config values, or a batch that the devices do not divide; all in one error.
     """
     faults = Faults()
-    faults.add(range_faults(config, mesh.size))
-    faults.refuse()
-    dataset, method = dataset_info(config.data.dataset), make_method(config.method)
-    student = nnx.eval_shape(lambda: make_student(config, dataset))
+    dataset, method, student = settle_names(config, faults, devices=mesh.size).usable(faults)
     labelers = make_labelers(config, dataset, method, student)
     # The run's length is a constant of the program; its value changes nothing that is reported.
     steps = config.train.steps or 1
@@ -316,26 +383,36 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
     """Opens the validation split for the model that the method evaluates.
 
     Raises:
-      InputError: invalid config values, or validation files that are missing or malformed.
+      InputError: invalid config values, or validation files that are missing or malformed; all in one error, but for
+        files that must be opened.
     """
-    dataset, method = dataset_info(config.data.dataset), make_method(config.method)
-    student = nnx.eval_shape(lambda: make_student(config, dataset))
-    function, params, batch_stats = Functional.create(student)
+    faults, source = Faults(), None
+    names = settle_names(config, faults)
+    with faults.collected():
+        source = open_config_split(config.data, "val")
+    dataset, method, student = names.usable(faults)
+    assert source is not None
+    function, params, batch_stats = Functional.create(student, config.model.matmul_precision)
     target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
     weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
     if (name := method.evaluates) != STUDENT:
         labeler = make_labelers(config, dataset, method, student)[name]
         target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
         weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
-    records = ValidationRecords(open_config_split(config.data, "val"), dataset)
+    records = ValidationRecords(source, dataset)
     multiple, threads = student.size_multiple, config.data.num_threads
     evaluator = Evaluator(function, records, dataset, config.eval, mesh, size_multiple=multiple, num_threads=threads)
     return Evaluation(dataset, evaluator, with_sharding(target, replicated(mesh)), weights)
 
 
+def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
+    """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
+    return bool(config.data.make) and not Path(config.data.root).exists()
+
+
 def make_benchmark(config: ml_collections.ConfigDict) -> None:
-    """Writes the embedded benchmark to `config.data.root` if the config asks for it and nothing is there."""
-    if config.data.make == "shapes" and not Path(config.data.root).exists() and jax.process_index() == 0:
+    """Writes the embedded benchmark where it is missing."""
+    if lacks_benchmark(config) and jax.process_index() == 0:
         _logger.info("writing the benchmark %r to %s", config.data.make, config.data.root)
         write_shapes(config.data.root)
     if jax.process_count() > 1:

@@ -8,11 +8,11 @@ import ml_collections
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from semiovs_jax.models import FAMILIES, Family, Functional, Student
-from semiovs_jax.models.clip.file import load_clip
+from semiovs_jax.models import FAMILIES, Functional, Student
+from semiovs_jax.models.clip.file import load_clip, missing_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
-from semiovs_jax.weights.parts import weights_path
+from semiovs_jax.weights.parts import missing_weights
 
 
 def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, student: Student) -> tuple[Any, Any]:
@@ -36,12 +36,19 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
     if config.model.random_init:
         return params, batch_stats
     family = FAMILIES[config.model.backbone]
-    _check_weights(config.model, family)
-    return family.load_pretrained(config.model.weights, params, batch_stats)
+    weights = config.model.weights
+    otherwise = "start from random weights with --config.model.random_init=True"
+    if fault := missing_weights(
+        "config.model.weights", weights, family.WEIGHTS_KIND, source=family.WEIGHTS_SOURCE, otherwise=otherwise
+    ):
+        raise InputError(fault)
+    return family.load_pretrained(weights, params, batch_stats)
 
 
 def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, embed_dim: int) -> jax.Array:
     """Text embeddings of the dataset's class names, [K, embed_dim], by the text encoder of `config.clip`."""
+    if fault := missing_clip("config.clip.weights", config.clip.weights):
+        raise InputError(fault)
     clip = load_clip(config.clip.weights)
     if clip.config.text.embed_dim != embed_dim:
         raise InputError(
@@ -50,12 +57,3 @@ def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, 
         )
     names = vocabulary_of_names("config.clip.class_prompt", dataset.classes, config.clip.class_prompt)
     return jnp.asarray(mean_over_templates(embed_text(clip.config.text, clip.text, names)))
-
-
-def _check_weights(config: ml_collections.ConfigDict, family: Family) -> None:
-    if not weights_path(config.weights).is_file():
-        raise InputError(
-            f"config.model.weights={config.weights!r}: no such file; {family.WEIGHTS_SOURCE} and convert it with "
-            f"python -m semiovs_jax.convert SOURCE {config.weights or 'OUT.safetensors'} "
-            f"--kind={family.WEIGHTS_KIND}, or start from random weights with --config.model.random_init=True"
-        )

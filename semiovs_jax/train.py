@@ -13,6 +13,7 @@ from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
 from semiovs_jax.config_checks import inspect as inspect_config
+from semiovs_jax.config_checks import refuse_config
 from semiovs_jax.evaluation.evaluator import Evaluator
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.methods import STUDENT
@@ -40,10 +41,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     Raises:
       InputError: something a person has to fix, found before training starts where it can be.
     """
-    workdir = check_workdir(workdir)
     mesh = make_mesh()
+    if experiment.lacks_benchmark(config):
+        refuse_config(config, devices=mesh.size)
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
+    workdir = check_workdir(workdir)
     student = experiment.make_student(config, run.dataset)
     params, batch_stats = initial_weights(config, run.dataset, student)
     labelers = experiment.make_labelers(config, run.dataset, run.method, student)

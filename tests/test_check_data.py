@@ -360,6 +360,31 @@ def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys)
     assert "00000-of-00001: is missing; it held 5 label(s) (web/0; web/1; web/2; and 2 more); put the file" in fault
 
 
+def test_missing_weights_are_told_at_once_with_their_commands(root, capsys):
+    own = custom.get_config()
+    changes = {"model.random_init": False, "ovs.name": "sed", "ovs.weights": own.ovs.weights, "ovs.image_size": 768}
+    status, text = check(capsys, **changes)
+    assert status == 1
+    backbone, ovs = faults_of(text)
+    assert backbone.startswith("config.model.weights='weights/resnet50.safetensors': no such file; fetch ")
+    assert backbone.endswith("--kind=resnet, or start from random weights with --config.model.random_init=True")
+    assert ovs.startswith("config.ovs.weights='weights/sed_large.safetensors': no such file; fetch sed_model_base.pth")
+    assert "python -m semiovs_jax.convert SOURCE weights/sed_large.safetensors --kind=sed, or" in ovs
+    assert ovs.endswith("train without OVS labels with --config.method.ood=none")
+    assert check(capsys, **{**changes, "model.random_init": True, "method.ood": "none"})[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("templates", "found"), [("imagenet80", "80 prompt"), ("", "data/custom/vocabulary.json: 2 prompt")]
+)
+def test_templates_that_the_weights_do_not_take_are_named_by_their_key(root, capsys, templates, found):
+    sed = {"ovs.name": "sed", "ovs.weights": "shapes_sed", "ovs.templates": templates}
+    (fault,) = faults_of(check(capsys, **sed)[1])
+    assert fault.startswith(
+        f"config.ovs.templates={templates!r}: {found} templates, but the SED was trained with 4; set"
+    )
+
+
 def test_a_config_of_something_else_is_refused(root, capsys):
     from configs import ovs_shapes
 
@@ -382,10 +407,11 @@ def _run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 def test_the_command_tells_faults_by_its_status(root, tmp_path):
     config = f"--config={Path(custom.__file__)}"
     foreground_mask(root)
+    root.rename(tmp_path / "elsewhere")
     weights = [f"--config.{key}={value}" for key, value in WEIGHTS.items()]
-    done = _run(tmp_path, config, *weights)
+    done = _run(tmp_path, config, "--config.data.root=elsewhere", *weights)
     assert done.returncode == 1, done.stderr
-    assert "07.png: label image holds only the values 0 and 255" in done.stdout
+    assert "elsewhere/indices/07.png: label image holds only the values 0 and 255" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 fault"
     misspelled = _run(tmp_path, config, "--config.data.rot=elsewhere")
     assert misspelled.returncode == 2

@@ -1,8 +1,10 @@
 """One judge of a config: a start tells everything that is wrong with it at once, and `check_data` tells the same."""
 
+import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import demo
 from data_pipelines.checking import report
 from data_pipelines.errors import InputError
 from data_pipelines.sources import folders
@@ -47,7 +50,7 @@ def test_ten_faults_are_told_by_one_start_and_by_check_data(
     assert len(faults) == len(TEN_FAULTS)
     for key in TEN_FAULTS:
         assert len([fault for fault in faults if f"config.{key}" in fault]) == 1, (key, faults)
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "labels").exists()
 
     with pytest.raises(SystemExit) as stopped:
@@ -56,6 +59,51 @@ def test_ten_faults_are_told_by_one_start_and_by_check_data(
     text = capsys.readouterr().out
     assert [line.strip() for line in text.split("\nfaults\n")[1].splitlines()[:10]] == faults
     assert text.splitlines()[-1] == "10 faults"
+
+
+def test_names_are_settled_before_the_benchmark_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = demo.get_config().unlock()
+    root, workdir = tmp_path / "shapes", tmp_path / "run"
+    config.update_from_flattened_dict({"data.root": str(root), "model.backbone": "resnet_tony", "optim.name": "sdg"})
+    monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    with pytest.raises(InputError) as caught:
+        train.train_and_evaluate(config.lock(), workdir)
+    assert [fault.split(" is ")[0].split("=")[0] for fault in caught.value.args] == [
+        "config.model.backbone",
+        "config.optim.name",
+    ]
+    assert not root.exists()
+    assert not workdir.exists()
+
+
+def test_labeling_tells_all_its_faults_at_once(tmp_path: Path):
+    wrong = {"ovs.batch_size": 0, "ovs.weights": "none", "ovs.vocabulary": "pets", "data.ood_root": "nowhere"}
+    with pytest.raises(InputError) as caught:
+        experiment.label_ood_images(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
+    _assert_each_named_once(wrong, caught.value)
+
+
+def test_evaluation_tells_all_its_faults_at_once(tmp_path: Path):
+    wrong = {"eval.batch_size": 0, "model.backbone": "vgg", "method.name": "fixmatch", "data.val_split": "nowhere.txt"}
+    with pytest.raises(InputError) as caught:
+        experiment.open_evaluation(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
+    _assert_each_named_once(wrong, caught.value)
+
+
+def _assert_each_named_once(keys: Iterable[str], error: InputError) -> None:
+    faults = list(map(str, error.args))
+    assert sorted(key for fault in faults for key in keys if f"config.{key}" in fault) == sorted(keys), faults
+
+
+def test_a_stream_that_is_too_short_is_found_before_its_images_are_labeled(tmp_path: Path):
+    source = {"name": "web", "root": "shapes/ood/JPEGImages", "once": True}
+    (tmp_path / "stream.json").write_text(json.dumps({"sources": [source]}))
+    stream = {"data.ood_root": str(tmp_path / "stream.json")}
+    assert inspect(shrunk_demo(tmp_path, **stream, **{"train.steps": 3})).faults == ()
+    for length in ({"train.steps": 4}, {"train.steps": 0, "train.epochs": 1}):
+        (fault,) = inspect(shrunk_demo(tmp_path, **stream, **length)).faults
+        assert "a source that is drawn once lasts for 3 of the " in fault
+    assert not (tmp_path / "labels").exists()
 
 
 def test_a_config_without_faults_gives_the_parts_of_a_run(tmp_path: Path):

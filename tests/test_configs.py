@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import context, voc
+from configs import context, custom, voc
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax.experiment import Arguments, abstract_inputs, make_student
@@ -75,6 +75,17 @@ def test_without_a_method_it_is_unimatch_and_voc92_is_short_for_a_row():
 def test_a_row_that_is_not_there_is_refused_with_those_that_are(argument: str):
     with pytest.raises(InputError, match="92, 183, 366, 732, 1464 and a METHOD of unimatch, prevmatch, semivl, super"):
         voc.get_config(argument)
+
+
+def test_paths_of_ones_own_task_follow_its_root_unless_they_are_set():
+    config = custom.get_config()
+    config.data.root = "elsewhere"
+    config.data.ood_root = "photos"
+    found = config.to_dict()
+    assert (found["data"]["dataset"], found["data"]["ood_root"]) == ("elsewhere/classes.json", "photos")
+    assert found["ovs"]["vocabulary"] == config.ovs.vocabulary == "elsewhere/vocabulary.json"
+    assert json.loads(config.to_json())["ovs"]["labels_dir"] == "elsewhere/ovs_labels"
+    assert config.data.root == "elsewhere"
 
 
 def _inputs(config: ConfigDict) -> tuple[StepSpec, Arguments]:

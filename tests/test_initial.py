@@ -51,7 +51,10 @@ def test_random_students_have_words_too():
     ("changes", "message"),
     [
         ({"model.weights": "none.safetensors"}, r"config\.model\.weights='none\.safetensors'.*--kind=clip"),
-        ({"clip.weights": "none.safetensors"}, r"none\.safetensors: no such weights file"),
+        (
+            {"clip.weights": "none.safetensors"},
+            r"config\.clip\.weights='none\.safetensors': no such file; fetch a CLIP .* --kind=clip",
+        ),
         ({"clip.class_prompt": "a shape"}, r"config\.clip\.class_prompt: template .* exactly one"),
         ({"eval.window": 0}, r"config\.eval\.window=0: config\.model\.backbone='clip_vit_shapes'.* crop's 32"),
     ],

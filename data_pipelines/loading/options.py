@@ -1,8 +1,6 @@
-"""How training records are read and shown: the keys of `config.data`, checked."""
+"""How training records are read and shown: keys of `config.data`."""
 
 from typing import Any, NamedTuple
-
-from data_pipelines.errors import InputError
 
 
 class Options(NamedTuple):
@@ -32,19 +30,5 @@ class Options(NamedTuple):
 
     @classmethod
     def read(cls, data_config: Any) -> "Options":
-        """The options of a config's `data` section.
-
-        Raises:
-            InputError: Values are out of range; all of them in one message.
-        """
-        options = cls(**{name: data_config[name] for name in cls._fields})
-        numbers = {key: value for key, value in options._asdict().items() if key not in ("crop_size", "scale_range")}
-        faults = [f"config.data.{key}={value}: set it to 0 or more" for key, value in numbers.items() if value < 0]
-        if options.crop_size < 1:
-            faults.append(f"config.data.crop_size={options.crop_size}: set it to 1 or more")
-        least, most = options.scale_range
-        if not 0 < least <= most:
-            faults.append(f"config.data.scale_range={options.scale_range}: set it to two positive factors, ascending")
-        if faults:
-            raise InputError(*faults)
-        return options
+        """The options of a config's `data` section, whose values must be in their ranges."""
+        return cls(**{name: data_config[name] for name in cls._fields})

@@ -41,15 +41,13 @@ class Filter(NamedTuple):
 
 
 def filter_fault(keys: Filter, ood: str, labels: str) -> str | None:
-    """What is wrong with the filter's values, or with filtering without cached labels.
+    """What is wrong with filtering without cached labels.
 
     Args:
         keys: The filter.
         ood: `config.method.ood`.
         labels: `config.ovs.labels`.
     """
-    if not all(0 <= value <= 1 for value in keys):
-        return f"{keys}: these are shares; set values from 0 (off) to 1"
     if str(keys) and (ood != "ovs" or labels != "cached"):
         return (
             f"{keys}: these need cached OVS labels, but config.method.ood={ood!r} and config.ovs.labels={labels!r}; "

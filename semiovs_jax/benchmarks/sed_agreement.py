@@ -18,6 +18,7 @@ from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
 from data_pipelines.loading.streams import open_config_split
+from semiovs_jax.config_ranges import refuse_ranges
 from semiovs_jax.ovs import sed as sed_model
 from semiovs_jax.ovs.sed import Sed
 from semiovs_jax.runtime.command import run_command
@@ -25,7 +26,7 @@ from semiovs_jax.runtime.command import run_command
 
 def paths(config: Any, num_classes: int, top_k: tuple[int, ...]) -> dict[str, Sed]:
     """The exact path, which comes first, and its faster variants."""
-    settings = {**config, "dtype": "float32", "top_k": 0}
+    settings = {**config, "dtype": "float32", "matmul_precision": "highest", "top_k": 0}
     exact = sed_model.build(settings, num_classes)
     fast = {f"fast, k = {k}": dataclasses.replace(exact, top_k=k) for k in top_k}
     return {"exact": exact, **fast, "bfloat16": sed_model.build(settings | {"dtype": "bfloat16"}, num_classes)}
@@ -45,6 +46,7 @@ def label_squares(sed: Sed, squares: np.ndarray, batch_size: int) -> tuple[np.nd
 def main(arguments: Any) -> None:
     """Prints, for every path, the share of pixels with the same label as on the exact path."""
     config = arguments.config
+    refuse_ranges(config)
     if config.ovs.name != "sed":
         raise InputError(
             f"config.ovs.name is {config.ovs.name!r}; only 'sed' has several paths; set config.ovs.name=sed"

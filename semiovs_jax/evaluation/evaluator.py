@@ -42,23 +42,15 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], s
       size_multiple: see `Student`.
 
     Raises:
-      InputError: values out of range, gaps between windows, windows larger than an image, or windows of a size that
-        the student does not accept; all in one error.
+      InputError: gaps between windows, windows larger than an image, or windows of a size that the student does not
+        accept; all in one error.
     """
-    least = {"batch_size": 1, "max_shapes": 1, "short_side": 0, "window": 0}
-    faults = [
-        f"config.eval.{key}={config[key]}: set it to {value} or more"
-        for key, value in least.items()
-        if config[key] < value
-    ]
-    if config.window > 0:
-        faults += _window_faults(config, sizes, size_multiple)
-    if faults:
+    if config.window > 0 and (faults := list(_window_faults(config, sizes, size_multiple))):
         raise InputError(*faults)
 
 
 def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int) -> Iterator[str]:
-    if not 0 < config.stride <= config.window:
+    if config.stride > config.window:
         yield (
             f"config.eval.stride={config.stride} with config.eval.window={config.window}: set it between 1 and "
             f"{config.window}; a larger stride leaves pixels between windows without logits"

@@ -6,7 +6,6 @@ A new method is a new file here, `NAME.py`, with `make(config.method) -> Method`
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -45,16 +44,11 @@ def make_unchecked(config: ml_collections.ConfigDict) -> Method | None:
 
 
 def method_faults(config: ml_collections.ConfigDict) -> list[str]:
-    """Everything wrong with `config.method`: an unknown name or use of OOD images, values out of range."""
+    """Everything wrong with the names in `config.method`: of the method, of its use of OOD images, of its own keys."""
     if config.name not in names():
         return [f"config.method.name={config.name!r}: no such method; choose one of {', '.join(names())}"]
     module = _module(config.name)
     faults = module.faults(config) if hasattr(module, "faults") else []
-    faults += [
-        f"config.method.{key}={value}: set it between 0 (accepts all) and 1"
-        for key, value in _thresholds(config)
-        if not 0 <= value <= 1
-    ]
     if config.ood not in (choices := getattr(module, "OOD", OOD)):
         faults.append(
             f"config.method.ood={config.ood!r}: {config.name} has no such way to use OOD images; choose one of "
@@ -65,12 +59,3 @@ def method_faults(config: ml_collections.ConfigDict) -> list[str]:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def _thresholds(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The keys that end in "threshold", with the sections they are in."""
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from _thresholds(value, f"{prefix}{key}.")
-        elif key.endswith("threshold"):
-            yield prefix + key, value

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from semiovs_jax.losses import GateMode, Pixels
 
 STUDENT = "student"  # the labeler that is the trained network itself
+OVS = "ovs"  # the labeler whose labels have confidence 1, or 0 below `Method.ovs_threshold`
 
 
 class Progress(NamedTuple):
@@ -97,6 +98,11 @@ class Term(Rule):
     name: str
     prediction: str
 
+    @property
+    def mixed(self) -> bool:
+        """Whether its images and labels are CutMix-ed."""
+        return self.prediction in ("s1", "s2")
+
     def weight_at(self, at: Progress) -> jax.typing.ArrayLike:
         """The weight at a point of a run."""
         return self.weight * self.schedule(at)
@@ -170,6 +176,19 @@ class Method:
     def threshold_of(self, labeler: str, stream: str) -> float:
         """The threshold for a labeler's own labels of a stream."""
         return next(term.threshold for term in self.terms if (term.labeler, term.stream) == (labeler, stream))
+
+    def least_confidence(self, term: Term, labeler: str) -> float:
+        """The confidence, as the labeler gives it, from which its label of a pixel causes a loss in a term.
+
+        0: every pixel does. Labels of the OVS pass each threshold of a term but for `ovs_threshold`.
+
+        Args:
+          term: the term.
+          labeler: its labeler, or its pasted labeler.
+        """
+        if labeler == OVS and term.threshold > 0:
+            return self.ovs_threshold
+        return term.threshold
 
     def weights(self, at: Progress, ready: Mapping[str, jax.typing.ArrayLike]) -> dict[str, jax.typing.ArrayLike]:
         """Weights of the terms at a point of a run, by name.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from semiovs_jax.methods.table import STUDENT, Method, Rule, Term
+from semiovs_jax.methods.table import OVS, STUDENT, Method, Rule, Term
 
 SHARES = {"s1": 0.25, "s2": 0.25, "fp": 0.5}  # half of a rule's weight on images, half on features
 PARTNERS = {"unlabeled": "mix", "ood": "unlabeled"}
@@ -34,7 +34,7 @@ def with_terms(name: str, config: ml_collections.ConfigDict, extra: Sequence[Ter
     by_student = Rule(stream="unlabeled", labeler=STUDENT, threshold=config.confidence_threshold)
     by_ovs = Rule(
         stream="ood",
-        labeler="ovs",
+        labeler=OVS,
         pasted_labeler=STUDENT,
         weight=config.ood_weight,
         threshold=config.confidence_threshold,

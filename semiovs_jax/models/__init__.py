@@ -20,9 +20,9 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from semiovs_jax.models.base import Family, Student
 from semiovs_jax.models.functional import Functional
-from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.layers import DTYPES, PRECISIONS
 
-__all__ = ["FAMILIES", "Family", "Functional", "Student", "build_student", "find_families"]
+__all__ = ["FAMILIES", "Family", "Functional", "Student", "build_student", "find_families", "student_faults"]
 
 
 def find_families(package: str, path: Iterable[str]) -> dict[str, Family]:
@@ -55,6 +55,16 @@ def find_families(package: str, path: Iterable[str]) -> dict[str, Family]:
 FAMILIES = find_families(__name__, __path__)
 
 
+def student_faults(config: Mapping[str, Any]) -> list[str]:
+    """The names in `config.model` that are unknown: of backbone, dtype and matmul_precision."""
+    tables = {"backbone": FAMILIES, "dtype": DTYPES, "matmul_precision": PRECISIONS}
+    return [
+        f"config.model.{key} is {config[key]!r}; choose one of {', '.join(sorted(table))}"
+        for key, table in tables.items()
+        if key in config and config[key] not in table
+    ]
+
+
 def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: int, rngs: nnx.Rngs) -> Student:
     """Builds a student with random weights.
 
@@ -66,10 +76,9 @@ def build_student(config: Mapping[str, Any], num_classes: int, *, image_size: in
       rngs: initialize the parameters.
 
     Raises:
-      InputError: an unknown backbone or dtype.
+      InputError: the faults of `student_faults`.
     """
-    for key, table in (("backbone", FAMILIES), ("dtype", DTYPES)):
-        if config[key] not in table:
-            raise InputError(f"config.model.{key} is {config[key]!r}; choose one of {', '.join(sorted(table))}")
+    if faults := student_faults(config):
+        raise InputError(*faults)
     name, dtype = config["backbone"], DTYPES[config["dtype"]]
     return FAMILIES[name].build(name, num_classes, image_size=image_size, dtype=dtype, remat=config["remat"], rngs=rngs)

@@ -17,16 +17,20 @@ class Functional:
 
     Attributes:
       graphdef: Structure of the module.
+      matmul_precision: One of `layers.PRECISIONS`, of the products in the module's call and in its gradient.
     """
 
     graphdef: nnx.GraphDef
+    matmul_precision: str = "highest"
 
     @classmethod
-    def create(cls, module: nnx.Module | Student) -> tuple["Functional", PyTree, PyTree]:
+    def create(
+        cls, module: nnx.Module | Student, matmul_precision: str = "highest"
+    ) -> tuple["Functional", PyTree, PyTree]:
         """Splits a module into its function, its parameters and its batch statistics; the latter are pure dicts."""
         graphdef = nnx.graphdef(module)
         params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
-        return cls(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+        return cls(graphdef, matmul_precision), nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
     def apply(
         self, params: PyTree, batch_stats: PyTree, x: jax.Array, *, train: bool, **kwargs: Any
@@ -47,5 +51,7 @@ class Functional:
         module = nnx.merge(self.graphdef, params, batch_stats)
         # SemiVL has no batch normalization.
         module = nnx.view(module, use_running_average=not train, raise_if_not_found=False)
-        outputs = module(x, **kwargs)
+        # Products take their precision when they are traced; their gradients keep it.
+        with jax.default_matmul_precision(self.matmul_precision):
+            outputs = module(x, **kwargs)
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

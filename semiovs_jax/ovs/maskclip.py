@@ -7,7 +7,7 @@ this module reproduces.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -17,15 +17,21 @@ from flax import nnx
 
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
-from semiovs_jax.models.clip.file import CLIP, NORMALIZATIONS, Clip, ClipConfig, load_clip, normalize
+from semiovs_jax.models.clip.file import CLIP, NORMALIZATIONS, Clip, ClipConfig, load_clip, missing_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
-from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
+from semiovs_jax.models.layers import DTYPES, PRECISIONS, inside, resize_bilinear
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
 
-_LAYERS = {"layers": ("", "maskclip")}  # of `config.clip`
+_LAYERS: dict[str, Collection[str]] = {"layers": ("", "maskclip")}  # of `config.clip`
+_NAMES: dict[str, Collection[str]] = {
+    "normalization": NORMALIZATIONS,
+    "dtype": DTYPES,
+    "matmul_precision": PRECISIONS,
+}
+_WITHOUT = "train without OVS labels with --config.method.ood=none"
 
 
 def class_scores(dense: jax.Array, text: jax.Array, concepts_per_class: Sequence[int]) -> jax.Array:
@@ -79,6 +85,7 @@ class MaskClip:
       concepts_per_class: number of rows of `weights["text"]` of each class.
       normalization: a key of `NORMALIZATIONS`.
       logit_scale: factor of the cosine before the softmax.
+      matmul_precision: one of `PRECISIONS`, of the tower's products.
     """
 
     weights: Any
@@ -89,6 +96,7 @@ class MaskClip:
     concepts_per_class: tuple[int, ...]
     normalization: str
     logit_scale: float
+    matmul_precision: str = "highest"
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """Resizes an image, uint8 [H, W, 3], to the square input [S, S, 3], with PIL's bilinear filter."""
@@ -100,7 +108,8 @@ class MaskClip:
         if image.shape != square:
             image = jax.image.resize(image, square, "bilinear")
         tower = nnx.merge(self.visual, weights["visual"])
-        dense = tower(normalize(image, self.normalization)).dense
+        with jax.default_matmul_precision(self.matmul_precision):
+            dense = tower(normalize(image, self.normalization)).dense
         return class_scores(dense, weights["text"], self.concepts_per_class)
 
     def label(
@@ -127,6 +136,7 @@ def make_maskclip(
     image_size: int,
     normalization: str = "",
     dtype: str = "float32",
+    matmul_precision: str = "highest",
     section: str = "config.ovs",
 ) -> MaskClip:
     """Embeds the vocabulary and combines it with the image tower.
@@ -139,13 +149,16 @@ def make_maskclip(
       image_size: side of the square input of the tower, in pixels; at least one patch.
       normalization: a key of `NORMALIZATIONS`; "" for the statistics the tower was trained with.
       dtype: of the image tower's computation, "float32" or "bfloat16".
+      matmul_precision: of its products in float32, one of `PRECISIONS`.
       section: the config section of these settings, for error messages.
 
     Raises:
       InputError: the image tower is not a ViT, a setting is invalid, or a prompt is too long for the text tower.
     """
-    vision = _check(clip.config, section, image_size=image_size, normalization=normalization, dtype=dtype)
     normalization = normalization or clip.config.normalization
+    vision = _vision(clip.config, section)
+    names = {"normalization": normalization, "dtype": dtype, "matmul_precision": matmul_precision}
+    check_choices(section, {**names, "image_size": image_size}, {**_NAMES, "image_size": at_least(vision.patch_size)})
     words = vocabulary.split_synonyms()
     settings = {
         "model": "dense_clip",  # the former name: another string would make all cached labels stale
@@ -167,6 +180,7 @@ def make_maskclip(
         concepts_per_class=tuple(np.bincount(words.class_of_concept, minlength=len(words.classes)).tolist()),
         normalization=normalization,
         logit_scale=clip.config.logit_scale,
+        matmul_precision=matmul_precision,
     )
 
 
@@ -174,8 +188,8 @@ def build(config: Mapping[str, Any], num_classes: int) -> MaskClip:
     """Builds MaskCLIP from `config.ovs`.
 
     Args:
-      config: `weights`, `vocabulary` and `image_size`; optionally `templates` (see `load_vocabulary`), `normalization`
-        and `dtype` (see `make_maskclip`).
+      config: `weights`, `vocabulary` and `image_size`; optionally `templates` (see `load_vocabulary`), `normalization`,
+        `dtype` and `matmul_precision` (see `make_maskclip`).
       num_classes: number of classes of the dataset.
 
     Raises:
@@ -189,6 +203,7 @@ def build(config: Mapping[str, Any], num_classes: int) -> MaskClip:
         image_size=config["image_size"],
         normalization=config.get("normalization", ""),
         dtype=config.get("dtype", "float32"),
+        matmul_precision=config.get("matmul_precision", "highest"),
     )
 
 
@@ -198,43 +213,36 @@ def faults(config: Mapping[str, Any], section: str = "config.ovs", *, image_size
     Args:
       config: the section: `config.ovs` or `config.clip`.
       section: its name.
-      image_size: side of the tower's square input where the section does not have it.
+      image_size: `config.data.crop_size` where it, not the section, has the side of the tower's square input.
     """
-    found, clip = Faults(), None
-    with found.collected(f"{section}.weights: "):
-        clip = CLIP.load_config(config["weights"])
-    if clip is not None:
-        with found.collected():
-            size = config["image_size"] if image_size is None else image_size
-            settings = {key: config[key] for key in ("normalization", "dtype") if key in config}
-            _check(clip, section, image_size=size, **settings)
-    if "layers" in config:
-        with found.collected():
-            check_choices(section, config, _LAYERS)
+    found = Faults()
+    with found.collected():
+        check_choices(section, config, {key: table for key, table in (_NAMES | _LAYERS).items() if config.get(key)})
+    weights = f"{section}.weights"
+    if fault := missing_clip(weights, config["weights"], otherwise=_WITHOUT if section == "config.ovs" else ""):
+        return [*found.found, fault]
+    with found.collected(f"{weights}: "):
+        patch = _vision(CLIP.load_config(config["weights"]), section).patch_size
+        key, size = f"{section}.image_size", config.get("image_size", 0)
+        if image_size is not None:
+            key, size = "config.data.crop_size", image_size
+        if 0 <= size < patch:  # negative ones are out of the config's ranges
+            found.add([f"{key} is {size}; choose {patch} or more"])
     return found.found
 
 
-def _check(
-    config: ClipConfig, section: str, *, image_size: int, normalization: str = "", dtype: str = "float32"
-) -> ClipVitConfig:
-    """The architecture of the image tower; raises `InputError` if it or a setting is invalid."""
-    vision = config.visual
-    if not isinstance(vision, ClipVitConfig):
+def _vision(config: ClipConfig, section: str) -> ClipVitConfig:
+    if not isinstance(config.visual, ClipVitConfig):
         raise InputError(f"{section}.weights is a CLIP with a ConvNeXt; MaskCLIP needs a CLIP with a ViT")
-    check_choices(
-        section,
-        {"image_size": image_size, "normalization": normalization or config.normalization, "dtype": dtype},
-        {"image_size": at_least(vision.patch_size), "normalization": NORMALIZATIONS, "dtype": DTYPES},
-    )
-    return vision
+    return config.visual
 
 
 def build_maskclip_labeler(config: Mapping[str, Any], num_classes: int, *, image_size: int) -> MaskClip:
     """Builds SemiVL's frozen MaskCLIP, which labels crops inside the train step, from `config.clip`.
 
     Args:
-      config: `weights`, `vocabulary`, `normalization` and `dtype` (see `make_maskclip`), and `layers`: "maskclip" for
-        the exact GELU and the epsilon of 1e-6 of MaskCLIP's code, "" for CLIP's own.
+      config: `weights`, `vocabulary`, `normalization`, `dtype` and `matmul_precision` (see `make_maskclip`), and
+        `layers`: "maskclip" for the exact GELU and the epsilon of 1e-6 of MaskCLIP's code, "" for CLIP's own.
       num_classes: number of classes of the dataset.
       image_size: side of the crops, in pixels.
 
@@ -252,5 +260,6 @@ def build_maskclip_labeler(config: Mapping[str, Any], num_classes: int, *, image
         image_size=image_size,
         normalization=config["normalization"],
         dtype=config["dtype"],
+        matmul_precision=config.get("matmul_precision", "highest"),
         section="config.clip",
     )

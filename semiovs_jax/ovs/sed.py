@@ -21,13 +21,14 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
-from semiovs_jax.models.layers import DTYPES, inside, resize_bilinear
+from semiovs_jax.models.layers import DTYPES, PRECISIONS, inside, resize_bilinear
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights, SedWeightsConfig, load_sed
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices, multiples_of
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
+from semiovs_jax.weights.parts import missing_weights
 
 _STRIDE = 32  # of the image tower's last level
 _LONGEST_OVER_SHORT = 4  # INPUT.MAX_SIZE_TEST 2560 over MIN_SIZE_TEST 640
@@ -35,9 +36,12 @@ _ALLOWED: dict[str, Collection[Any]] = {
     "image_size": multiples_of(_STRIDE),
     "normalization": NORMALIZATIONS,
     "dtype": DTYPES,
+    "matmul_precision": PRECISIONS,
     "top_k": at_least(0),
     "class_chunk": at_least(0),
 }
+_SOURCE = "fetch sed_model_base.pth or sed_model_large.pth, which SED's repository links to,"
+_WITHOUT = "train without OVS labels with --config.method.ood=none"
 
 
 def label_probabilities(
@@ -95,6 +99,7 @@ class Sed:
       short_side: images are resized to this shortest side, in pixels, and then to the square; 0 for the square alone.
       class_chunk: number of concepts the aggregator computes at a time, which bounds memory; 0 for all.
       top_k: number of concepts that each pixel keeps on the fast path (`SedAggregator`); 0 for the exact path.
+      matmul_precision: one of `PRECISIONS`, of the products of tower and aggregator.
     """
 
     weights: Any
@@ -108,6 +113,7 @@ class Sed:
     short_side: int
     class_chunk: int
     top_k: int
+    matmul_precision: str = "highest"
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """Resizes an image to the square input of the tower, in two steps as the reference.
@@ -134,10 +140,12 @@ class Sed:
         side = self.image_size
         if image.shape[1:3] != (side, side):
             image = resize_bilinear(image, (side, side), align_corners=False)
-        features = nnx.merge(self.visual, weights["visual"])(normalize(image, self.normalization))
+        visual = nnx.merge(self.visual, weights["visual"])
         aggregator = nnx.merge(self.aggregator, weights["aggregator"])
-        guides = features.levels[-2::-1]
-        found = aggregator(features.dense, weights["text"], guides, class_chunk=self.class_chunk, top_k=self.top_k)
+        with jax.default_matmul_precision(self.matmul_precision):
+            features = visual(normalize(image, self.normalization))
+            guides = features.levels[-2::-1]
+            found = aggregator(features.dense, weights["text"], guides, class_chunk=self.class_chunk, top_k=self.top_k)
         return jax.nn.sigmoid(found.mask)
 
     def label(
@@ -164,6 +172,7 @@ def make_sed(
     image_size: int = 0,
     normalization: str = "",
     dtype: str = "float32",
+    matmul_precision: str = "highest",
     class_chunk: int = 0,
     top_k: int = 0,
 ) -> Sed:
@@ -175,6 +184,7 @@ def make_sed(
       image_size: side of the square input of the image tower, in pixels, a multiple of 32; 0 for the weights' own.
       normalization: a key of `NORMALIZATIONS`; "" for the statistics the tower was trained with.
       dtype: of the computation, "float32" or "bfloat16".
+      matmul_precision: of products in float32, one of `PRECISIONS`.
       class_chunk: number of concepts that are computed at a time; 0 for all.
       top_k: number of concepts that each pixel keeps on the fast path; 0 for the exact path.
 
@@ -185,9 +195,9 @@ def make_sed(
     image_size = image_size or config.image_size
     normalization = normalization or config.normalization
     hashed: dict[str, Any] = {"image_size": image_size, "normalization": normalization, "dtype": dtype, "top_k": top_k}
-    _check_settings(hashed | {"class_chunk": class_chunk})
-    if wrong := _template_faults(config, vocabulary):
-        raise InputError(*wrong)
+    _check_settings(hashed | {"matmul_precision": matmul_precision, "class_chunk": class_chunk})
+    if fault := _template_fault(config, vocabulary, f"{vocabulary.origin}: "):
+        raise InputError(fault)
     hashed |= {
         "model": "sed",
         "vocabulary": vocabulary.sha256,
@@ -212,6 +222,7 @@ def make_sed(
         short_side=config.short_side,
         class_chunk=class_chunk,
         top_k=top_k,
+        matmul_precision=matmul_precision,
     )
 
 
@@ -232,16 +243,26 @@ def build(config: Mapping[str, Any], num_classes: int) -> Sed:
 
 def faults(config: Mapping[str, Any]) -> list[str]:
     """Everything wrong with the weights and settings of `config.ovs`, from the header of the weight file."""
-    found = Faults()
-    settings = {key: value for key, value in _settings(config).items() if value not in (0, "")}  # the weights' own
+    found, weights = Faults(), None
     with found.collected():
-        _check_settings(settings)
+        _check_settings({key: value for key, value in _settings(config).items() if _is_chosen(value)})
+    if fault := missing_weights("config.ovs.weights", config["weights"], SED.kind, source=_SOURCE, otherwise=_WITHOUT):
+        return [*found.found, fault]
     with found.collected("config.ovs.weights: "):
         weights = SED.load_config(config["weights"])
+    if weights is not None:
+        templates = config.get("templates", "")
         with contextlib.suppress(InputError):  # reported by those who check the vocabulary
-            vocabulary = load_vocabulary(config["vocabulary"], templates=config.get("templates", ""))
-            found.add(_template_faults(weights, vocabulary))
+            vocabulary = load_vocabulary(config["vocabulary"], templates=templates)
+            origin = f"config.ovs.templates={templates!r}: " + ("" if templates else f"{vocabulary.origin}: ")
+            if fault := _template_fault(weights, vocabulary, origin):
+                found.add([fault])
     return found.found
+
+
+def _is_chosen(value: Any) -> bool:
+    """Whether a setting replaces the weights' own, for which 0 and "" stand. Negative ones are out of range."""
+    return value > 0 if isinstance(value, int) else bool(value)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,13 +273,15 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     check_choices("config.ovs", settings, {key: _ALLOWED[key] for key in settings})
 
 
-def _template_faults(config: SedWeightsConfig, vocabulary: Vocabulary) -> list[str]:
+def _template_fault(config: SedWeightsConfig, vocabulary: Vocabulary, origin: str) -> str | None:
+    """What is wrong with the number of templates; `origin`, where they are from, starts the message."""
     if len(vocabulary.templates) == config.aggregator.num_templates:
-        return []
-    return [
-        f"{vocabulary.origin}: {len(vocabulary.templates)} prompt templates, but the weights were trained with "
-        f"{config.aggregator.num_templates}; set config.ovs.templates (published SEDs: 'imagenet80')"
-    ]
+        return None
+    return (
+        f"{origin}{len(vocabulary.templates)} prompt templates, but the SED was trained with "
+        f"{config.aggregator.num_templates}; set config.ovs.templates to those of its training: 'imagenet80' for "
+        "published SEDs, '' for the templates in config.ovs.vocabulary"
+    )
 
 
 def _interpolate(x: np.ndarray, length: int, axis: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from semiovs_jax.config_ranges import refuse_ranges
 from semiovs_jax.ovs import current_name
 from semiovs_jax.ovs.options import check_choices
 from semiovs_jax.ovs.training.maskclip import train_maskclip
@@ -34,8 +35,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None
       The path of the weights; None if the machine was preempted before the last step.
 
     Raises:
-      InputError: an unknown kind, or as the training of that kind.
+      InputError: numbers out of range, an unknown kind, or as the training of that kind.
     """
+    refuse_ranges(config)
     kind = current_name("config.kind", config.kind)
     check_choices("config", {"kind": kind}, {"kind": KINDS})
     return KINDS[kind](config, workdir)

@@ -68,16 +68,26 @@ def _method_lines(method: Method) -> list[str]:
         return [f"{method.name}: supervised loss alone"]
     lines = [f"{method.name}: the mean of these losses by their weights"]
     lines.append("  1     x supervised")
-    lines += [_term_line(term) for term in method.terms if term.normalized]
-    if added := [_term_line(term) for term in method.terms if not term.normalized]:
+    lines += [_term_line(term, method) for term in method.terms if term.normalized]
+    if added := [_term_line(term, method) for term in method.terms if not term.normalized]:
         lines += ["and beside that mean", *added]
     return lines
 
 
-def _term_line(term: Term) -> str:
-    what = f"{term.prediction} of {term.stream}, labeled by {term.labeler}"
+def _term_line(term: Term, method: Method) -> str:
     when = "" if term.schedule is constant else f" x {term.schedule.__name__}"
-    return f"  {term.weight:<5.3g}{when} x {term.name}: {what}, {term.gate} confidence >= {term.threshold:g}"
+    labels = f"labeled by {term.labeler}, {_gate(term, term.labeler, method)}"
+    if term.mixed and term.pasted_labeler != term.labeler:
+        labels += f"; pasted pixels by {term.pasted_labeler}, {_gate(term, term.pasted_labeler, method)}"
+    return f"  {term.weight:<5.3g}{when} x {term.name}: {term.prediction} of {term.stream}, {labels}"
+
+
+def _gate(term: Term, labeler: str, method: Method) -> str:
+    """How a labeler's confidence counts in a term, see `losses.gated_mean`."""
+    least = method.least_confidence(term, labeler)
+    if term.gate == "pixelavg":
+        return "images weighed by their mean confidence"
+    return f"{term.gate} confidence >= {least:g}" if least > 0 else "every pixel"
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

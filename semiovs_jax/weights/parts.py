@@ -25,6 +25,23 @@ def weights_path(name_or_path: str) -> Path:
     return shipped if shipped.is_file() else Path(name_or_path)
 
 
+def missing_weights(key: str, name_or_path: str, kind: str, *, source: str, otherwise: str = "") -> str | None:
+    """What to do about a weight file that is missing; None if it is there.
+
+    Args:
+      key: the config key that names it.
+      name_or_path: its value.
+      kind: `--kind` of the conversion.
+      source: which published weights to fetch: "fetch ...".
+      otherwise: what to do without the weights; "" if there is nothing.
+    """
+    if weights_path(name_or_path).is_file():
+        return None
+    convert = f"python -m semiovs_jax.convert SOURCE {name_or_path or 'OUT.safetensors'} --kind={kind}"
+    fault = f"{key}={name_or_path!r}: no such file; {source} and convert it with {convert}"
+    return f"{fault}, or {otherwise}" if otherwise else fault
+
+
 def weights_kind(name_or_path: str) -> str:
     """The kind of shipped weights or of a weight file, "" if it has none; raises InputError as `load_weights`."""
     return load_weights(weights_path(name_or_path))[1].get("kind", "")

@@ -9,7 +9,6 @@ import pytest
 
 import data_pipelines
 from data_pipelines.errors import InputError
-from data_pipelines.loading.options import Options
 from data_pipelines.pipeline import STREAMS
 from tests.data_pipelines import tree
 from tests.data_pipelines.tree import validation_records, write_cached_labels, write_tree
@@ -217,16 +216,6 @@ def test_ood_images_may_join_the_unlabeled_ones(config):
 def test_requests_that_cannot_be_met_are_refused(config):
     with pytest.raises(InputError, match=r"config\.batch_size=3 must be a positive multiple of the 2 process"):
         train_data(config, batch_size=3, process_count=2)
-    wrong = config.copy_and_resolve_references()
-    wrong.update(scale_short_side=-1, crop_size=0, scale_range=(2.0, 0.5), num_threads=-2)
-    with pytest.raises(InputError) as caught:
-        Options.read(wrong)
-    assert [fault.split("=")[0] for fault in caught.value.args] == [
-        "config.data.scale_short_side",
-        "config.data.num_threads",
-        "config.data.crop_size",
-        "config.data.scale_range",
-    ]
 
 
 def cut(path: pathlib.Path) -> None:

@@ -31,9 +31,9 @@ def scores(dataset, seed):
     return metrics.scores(confusion)
 
 
-def summary(restored_step=None, name="unimatch", ood="ovs", bytes_per_device=3 * 2**29):
+def summary(restored_step=None, name="unimatch", ood="ovs", bytes_per_device=3 * 2**29, ovs_threshold=0.0):
     config = common.semiovs_unimatch().method
-    config.update({"name": name, "ood": ood})
+    config.update({"name": name, "ood": ood, "ovs_threshold": ovs_threshold})
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     records = {"labeled": 92, "unlabeled": 10490, "ood": 118287, "validation": 1449}
     return Summary(
@@ -154,6 +154,18 @@ def test_summary_says_what_the_loss_is():
     again = format_summary(summary(restored_step=1311, bytes_per_device=None))
     assert "continues after step 1,311" in again
     assert "not estimated" in again
+
+
+@pytest.mark.parametrize(
+    ("threshold", "trusted"), [(0.0, "every pixel"), (0.7, "pixelwise confidence >= 0.7")], ids=["trusted", "gated"]
+)
+def test_summary_says_which_pixels_of_ovs_labels_count(threshold, trusted):
+    text = format_summary(summary(ovs_threshold=threshold))
+    lines = {line.split(":")[0].split()[-1]: line for line in text.splitlines() if "labeled by" in line}
+    assert lines["u_fp_ood"].endswith(f"fp of ood, labeled by ovs, {trusted}")
+    student = "pixelwise confidence >= 0.95"
+    assert lines["u_s1_ood"].endswith(f"s1 of ood, labeled by ovs, {trusted}; pasted pixels by student, {student}")
+    assert lines["u_s1"].endswith(f"s1 of unlabeled, labeled by student, {student}")
 
 
 def test_summary_says_when_terms_count_and_which_are_beside_the_mean():

@@ -20,6 +20,7 @@ from semiovs_jax.weights.parts import (
     PartShapes,
     config_from_json,
     config_to_json,
+    missing_weights,
     part_shapes,
     read_config,
     weights_kind,
@@ -131,6 +132,12 @@ def _visual_shapes(config: ClipVitConfig) -> PartShapes:
 
 CLIP = FileKind("clip", ClipConfig.from_json, parameter_shapes, ClipConfig.to_json)
 CLIP_VISUAL = FileKind("clip_visual", functools.partial(config_from_json, ClipVitConfig), _visual_shapes)
+
+
+def missing_clip(key: str, name_or_path: str, *, otherwise: str = "") -> str | None:
+    """What to do about a CLIP that is missing, as `missing_weights`."""
+    source = "fetch a CLIP with a ViT (OpenAI's, open_clip's or Hugging Face's)"
+    return missing_weights(key, name_or_path, CLIP.kind, source=source, otherwise=otherwise)
 
 
 def load_clip(name_or_path: str) -> Clip:

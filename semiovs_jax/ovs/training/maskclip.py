@@ -160,7 +160,8 @@ def make_train_step(
         image, label = mirrored(keys[1], scenes.image[index].astype(jnp.float32), scenes.label[index].astype(jnp.int32))
         wording = jax.random.randint(keys[2], (len(prompts),), 0, prompts.shape[1])
         ids = jnp.asarray(prompts)[jnp.arange(len(prompts)), wording]
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, image, label, ids)
+        with jax.default_matmul_precision("highest"):
+            loss, grads = jax.value_and_grad(loss_fn)(state.params, image, label, ids)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
 

@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import normalize
 from semiovs_jax.models.clip.text import ClipText
-from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.layers import DTYPES, PRECISIONS
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights
 from semiovs_jax.ovs.options import check_choices
@@ -121,9 +121,9 @@ def make_train_step(
       mesh: batches are split over it, the state is replicated.
 
     Raises:
-      InputError: `config.model.dtype` is invalid, or a prompt is too long for the text tower.
+      InputError: `config.model.dtype` or `matmul_precision` is invalid, or a prompt is too long for the text tower.
     """
-    check_choices("config.model", config.model, {"dtype": DTYPES})
+    check_choices("config.model", config.model, {"dtype": DTYPES, "matmul_precision": PRECISIONS})
     dtype = DTYPES[config.model.dtype]
     modules = {
         "visual": lambda: ClipConvNext(sed.config.visual, dtype=dtype, rngs=nnx.Rngs(0)),
@@ -151,7 +151,8 @@ def make_train_step(
         state: TrainState, batch: dict[str, jax.Array], frozen: dict[str, Any]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_fn = functools.partial(total_loss, frozen=frozen, batch=batch, spec=spec)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+        with jax.default_matmul_precision(config.model.matmul_precision):
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 

@@ -140,7 +140,6 @@ def test_filters_read_the_pixels_of_cached_labels(mixed, tmp_path: Path):
     [
         (Filter(0.0, 0.0), "none", "online", None),
         (Filter(0.1, 0.2), "ovs", "cached", None),
-        (Filter(1.5, 0.0), "ovs", "cached", "config.data.ood_min_foreground=1.5: these are shares; set values from 0"),
         (Filter(0.0, 0.2), "ovs", "online", "config.data.ood_repeat_threshold=0.2: these need cached OVS labels"),
         (Filter(0.1, 0.0), "unlabeled", "cached", "config.data.ood_min_foreground=0.1: these need cached OVS labels"),
     ],
