@@ -1,7 +1,6 @@
 """The files that describe a folder of cached OVS labels: its manifest, and the pixels per class of each image."""
 
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import replace_file
+from data_pipelines.files import read_json, replace_file
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"  # forms of the labels
@@ -24,7 +23,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Reads the manifest; None if the file is missing. Raises `InputError` if it cannot be read."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
