@@ -338,8 +338,15 @@ def vocabulary_of_other_names(root):
         (copy_among_ood_images, ["ood: 1 image(s) hold the bytes", "ood/copy.jpg is data/custom/photos/07.jpg"]),
         (class_never_labeled, ["labeled: 1 of 3 classes in no label (2 bar)", "add labeled images"]),
         (class_never_validated, ["val: 1 of 3 classes in no label (1 blob)", "counts as IoU 0"]),
-        (files_of_other_types, ["ood: 3 file(s) are no JPEG, PNG or WebP", "2 .gif, 1 without suffix", "convert them"]),
-        (tiny_photograph, ["labeled: 1 image(s) are less than a quarter as large", "00.jpg is 8x8", "padding"]),
+        (files_of_other_types, ["ood: 3 file(s) are no JPEG, PNG or WebP", "2 .gif; 1 without suffix", "convert them"]),
+        (
+            tiny_photograph,
+            [
+                "labeled: 1 image(s) have a long side below an eighth of config.data.crop_size=321",
+                "00.jpg is 8x8",
+                "padding",
+            ],
+        ),
         (vocabulary_of_other_names, ["1 class(es) have names that custom has not: class 1 is 'spot'", "'blob'"]),
     ],
 )

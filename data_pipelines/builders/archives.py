@@ -239,9 +239,7 @@ def _refuse_repeated(path: Path, name: str, files: Mapping[str, object]) -> None
 
 def _refuse_large(path: Path, name: str, size: int) -> None:
     if size > _MOST_BYTES:
-        raise UnreadableError(
-            f"{path}: member {name!r} has {size:,} bytes, more than the {_MOST_BYTES:,} that are read"
-        )
+        raise UnreadableError(f"{path}: member {name!r} claims {size:,} bytes, at most {_MOST_BYTES:,} are read")
 
 
 def _unsafe(path: Path, name: str, fault: str) -> InputError:

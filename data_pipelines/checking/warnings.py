@@ -12,7 +12,7 @@ from data_pipelines.sources.folders import FolderSource
 from data_pipelines.sources.mixture import Mixture, NamedSource
 from data_pipelines.sources.records import Source
 
-_TINY = 4  # an image whose long side is this much smaller than the crop is worth a warning
+_TINY = 8  # an image whose long side is this much smaller than the crop is worth a warning
 
 
 def overlap_warnings(ids: Mapping[str, Sequence[str]]) -> list[str]:
@@ -55,8 +55,9 @@ def label_warnings(split: str, found: SplitReport, info: DatasetInfo) -> list[st
 def left_out_warnings(sources: Mapping[str, Source]) -> list[str]:
     """Counts the files below scanned folders that are no images, by type."""
     return [
-        f"{split}: {sum(kinds.values())} file(s) are no JPEG, PNG or WebP and are left out "
-        f"({', '.join(f'{count} {suffix}' for suffix, count in kinds.most_common())}); convert them if they are images"
+        f"{split}: {sum(kinds.values())} file(s) are no JPEG, PNG or WebP and are left out ("
+        + first_few([f"{count} {suffix}" for suffix, count in kinds.most_common()])
+        + "); convert them if they are images"
         for split, source in sources.items()
         if (kinds := _left_out(source))
     ]
@@ -73,13 +74,13 @@ def _left_out(source: Source) -> Counter[str]:
 
 
 def size_warnings(split: str, images: Sequence[ImageFacts], crop_size: int) -> list[str]:
-    """Counts training images of which less than a quarter of a crop's side is filled."""
+    """Counts training images whose long side is less than an eighth of a crop's."""
     tiny = [image for image in images if _TINY * max(image.size) < crop_size]
     if split == "val" or not tiny:
         return []
     example = f"{tiny[0].name} is {tiny[0].size[1]}x{tiny[0].size[0]}"
     return [
-        f"{split}: {len(tiny)} image(s) are less than a quarter as large as config.data.crop_size={crop_size} "
+        f"{split}: {len(tiny)} image(s) have a long side below an eighth of config.data.crop_size={crop_size} "
         f"({example}): they are mostly padding; remove them, or lower the crop size"
     ]
 

@@ -217,7 +217,7 @@ def image_size(encoded: EncodedImage) -> Size:
     with encoded.open() as stream:
         try:
             with Image.open(stream) as image:
-                return _upright_size(image)
+                return turned_size((image.height, image.width), orientation_of(image))
         except _DAMAGED as error:
             raise _damaged(encoded, error) from error
 
@@ -258,17 +258,14 @@ def probe_image(encoded: EncodedImage) -> ImageFacts:
         tail = stream.read()
         stream.seek(0)
         with contextlib.suppress(*_DAMAGED), Image.open(stream) as image:
-            kind, orientation = image.format or "", orientation_of(image)
-            facts = ImageFacts(encoded.name, kind, image.mode, _upright_size(image), length, orientation)
+            orientation = orientation_of(image)
+            size = turned_size((image.height, image.width), orientation)
+            facts = ImageFacts(encoded.name, image.format or "", image.mode, size, length, orientation)
     if facts is None or not any(marker in tail for marker in _END_MARKERS):
         height, width = decode_image(encoded).shape[:2]
         # simplejpeg reads some JPEGs whose header PIL refuses.
         facts = facts or ImageFacts(encoded.name, "JPEG", "RGB", (height, width), length)
     return facts
-
-
-def _upright_size(image: Image.Image) -> Size:
-    return turned_size((image.height, image.width), orientation_of(image))
 
 
 def _stored_size(encoded: EncodedImage, upright: Size) -> Size:

@@ -148,7 +148,8 @@ def _open_folder(root: Path, field: str) -> FolderSource:
             f"{field}={root}: no image below this folder (looked for {suffixes}); put images "
             f"there, or set {field} to the folder of the images"
         )
-    if faults := [*name_faults(found), *collisions(found)]:
+    if faults := name_faults(found) or collisions(found):
         raise InputError(f"{field}={root}: {first_few(faults)}")
-    left_out = Counter(PurePosixPath(path).suffix.lower() for path in files if not is_image(path))
+    others = (PurePosixPath(path).suffix.lower() for path in files if not is_image(path))
+    left_out = Counter(suffix.encode(errors="backslashreplace").decode() for suffix in others)
     return FolderSource(root, tuple(found), left_out=tuple(sorted(left_out.items())))

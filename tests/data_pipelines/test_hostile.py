@@ -77,21 +77,21 @@ def main(folder: Path) -> None:
 
     def archive(name: str) -> list[str]:
         path = folder / name
-        return [str(found) for found in read_rows(path, image_rows(open_members(path)))]
+        return [getattr(found, "reason", "read") for found in read_rows(path, image_rows(open_members(path)))]
 
     def check() -> list[str]:
         return list(report_data({"ood": open_config_split(config, "ood")}, None, config, thorough=True).faults)
 
-    def train() -> str:
-        iterator = train_data(config, ("ood",), batch_size=6).iterator
-        return str(next(iterator))
+    def train() -> list[str]:
+        next(train_data(config, ("ood",), batch_size=6).iterator)
+        return []
 
-    reads: dict[str, Callable[[], object]] = {"check": check, "train": train}
+    reads: dict[str, Callable[[], list[str]]] = {"check": check, "train": train}
     reads |= {path.name: lambda path=path: archive(path.name) for path in folder.iterdir() if path.suffix in _ARCHIVES}
     found: dict[str, object] = {}
     for name, read in reads.items():
         try:
-            found[name] = str(read())
+            found[name] = "; ".join(read())
         except InputError as error:
             found[name] = f"refused: {error}"
     found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

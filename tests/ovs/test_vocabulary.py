@@ -1,9 +1,8 @@
 import hashlib
 import json
-
-import numpy as np
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipelines.datasets import dataset_info
