@@ -14,7 +14,7 @@ def test_changed_files_are_read_or_refused(name):
             shop.try_example(example)
 
         @settings(
-            max_examples=60,
+            max_examples=50,
             deadline=None,
             derandomize=True,
             database=None,

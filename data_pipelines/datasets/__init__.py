@@ -104,9 +104,9 @@ def _faults(facts: dict[str, Any]) -> list[str]:
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         faults.append(f"'classes' names {', '.join(repeated)} more than once")
     if not (_is_count(ignore) and len(classes) <= ignore <= 255):
-        faults.append(f"'ignore_index' is {ignore}: use a value from {len(classes)} to 255")
+        faults.append(f"'ignore_index' is {ignore!r}: use a value from {len(classes)} to 255")
     if background is not None and not (_is_count(background) and background < len(classes)):
-        faults.append(f"'background' is {background}: use a class index below {len(classes)}, or null")
+        faults.append(f"'background' is {background!r}: use a class index below {len(classes)}, or null")
     palette = facts.get("palette", "voc")
     if palette != "voc" and not _is_palette(palette):
         faults.append("'palette' must be \"voc\" or at most 256 [red, green, blue] triples of 0..255")

@@ -17,6 +17,8 @@ LABEL_AGAIN = "remove the folder to label again, or set config.ovs.labels_dir to
 RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
 
 _CLASS_PIXELS = "class_pixels.npz"
+_TYPES = {"finished": bool, "form": str, "counts": dict, "bad": dict, "pixels": dict, SHARDS: dict}
+_MOST_SHARDS = 100_000
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -30,7 +32,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: cannot be read ({error}); {LABEL_AGAIN}") from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: cannot be read (not a JSON object); {LABEL_AGAIN}")
+    if invalid := _invalid_fields(manifest):
+        raise InputError(f"{path}: cannot be read (invalid: {', '.join(invalid)}); {LABEL_AGAIN}")
     return manifest
+
+
+def _invalid_fields(manifest: dict[str, Any]) -> list[str]:
+    """The fields of a manifest that are missing or have a wrong type or value."""
+    present = manifest.keys() | {"finished"}
+    invalid = [key for key, kind in _TYPES.items() if key in present and not isinstance(manifest.get(key), kind)]
+    if manifest.get("form", FILES) not in (FILES, SHARDS):
+        invalid.append("form")
+    if manifest.get("form") == SHARDS and manifest.get("finished"):
+        match manifest.get(SHARDS):
+            case {"name": str(), "count": int(count)} if 0 <= count <= _MOST_SHARDS:
+                pass
+            case _:
+                invalid.append(SHARDS)
+    return list(dict.fromkeys(invalid))
 
 
 class ClassPixels(NamedTuple):

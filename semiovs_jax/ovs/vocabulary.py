@@ -268,4 +268,6 @@ def _count_faults(content: dict[str, Any]) -> list[str]:
     expected = content.get("counts", {})
     if not isinstance(expected, dict) or expected.keys() - found.keys():
         return ['"counts" may contain "classes" and "concepts" only']
-    return [f'"counts" expects {n} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]]
+    return [
+        f'"counts" expects {json.dumps(n)} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]
+    ]
