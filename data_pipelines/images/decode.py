@@ -79,7 +79,7 @@ def _decode_jpeg(encoded: EncodedImage, data: bytes, at_least: Size | None) -> n
     if height * width > _MOST_PIXELS:  # before the memory for them is allocated
         raise UnreadableError(
             f"{encoded.name}: is {width}x{height} (width x height) according to its header, more than the "
-            f"{_MOST_PIXELS:,} pixels that are read; cut it into tiles, or remove it"
+            f"{_MOST_PIXELS:,} pixels that are read; cut it into tiles"
         )
     orientation = jpeg_orientation(data)
     height, width = turned_size(at_least, orientation) if at_least else (0, 0)
