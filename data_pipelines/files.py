@@ -1,10 +1,12 @@
-"""Atomic file writes."""
+"""Atomic file writes, JSON files and names."""
 
 import contextlib
+import json
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.errors import InputError
 
@@ -48,3 +50,25 @@ def remove_abandoned_parts(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its writer has renamed it meanwhile
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
                 part.unlink()
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8. Python shows other bytes of a file's name as surrogates, which cannot be encoded."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file, with or without a byte order mark.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is not UTF-8 text, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None

@@ -17,6 +17,7 @@ from semiovs_jax import check_data
 from semiovs_jax.config_checks import inspect
 from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
+from tests.data_pipelines.tree import jpeg_of_size
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
 
 WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
@@ -112,6 +113,31 @@ def colored_label(root):
     Image.open(root / "indices/01.png").convert("RGB").save(root / "indices/01.png")
 
 
+def lossy_label(root):
+    Image.fromarray(np.zeros(custom_tree.SIZE, np.uint8)).save(root / "indices/00.jpg", "JPEG")
+    lines = (root / "splits/labeled.txt").read_text()
+    write_text(root / "splits/labeled.txt", lines.replace("indices/00.png", "indices/00.jpg"))
+
+
+def turned_photograph(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "photos/00.jpg").save(root / "photos/00.jpg", exif=exif)
+
+
+def backslashes(root):
+    write_text(root / "splits/unlabeled.txt", "photos\\03.jpg\n")
+
+
+def name_with_a_space(root):
+    (root / "photos/03.jpg").rename(root / "photos/my photo.jpg")
+    write_text(root / "splits/unlabeled.txt", "photos/my photo.jpg\n")
+
+
+def huge_photograph(root):
+    (root / "photos/05.jpg").write_bytes(jpeg_of_size(60_000, 60_000))
+
+
 def label_with_alpha(root):
     Image.open(root / "indices/01.png").convert("LA").save(root / "indices/01.png")
 
@@ -179,7 +205,7 @@ BROKEN = [
     (class_list_without_ignore_index, ["data/custom/classes.json", "'ignore_index' is missing"]),
     (no_root, ["config.data.root=data/custom", "no such folder", "create it, or set config.data.root"]),
     (no_split, ["config.data.val_split=splits/val.txt", "no such file", "relative to data/custom"]),
-    (empty_split, ["unlabeled.txt", "is empty", "write one `IMAGE LABEL` pair a line"]),
+    (empty_split, ["unlabeled.txt", "is empty", "write one `IMAGE` a line"]),
     (malformed_lines, ["labeled.txt", "line 2: 'photos/01.jpg' has 1 column", "line 3: '../x.jpg'", "below the root"]),
     (
         id_without_file,
@@ -187,6 +213,11 @@ BROKEN = [
     ),
     (no_label, ["val: 1 file", "indices/08.png", "No such file", "take their lines out of config.data.val_split="]),
     (colored_label, ["labeled", "01.png", "mode RGB", "map its colors to the indices of custom"]),
+    (lossy_label, ["labeled: ", "00.jpg", "label image is a JPEG", "as PNG from the tool that made it"]),
+    (turned_photograph, ["labeled", "00.png", "60x40", "00.jpg is 40x60 when its EXIF", "label for the upright image"]),
+    (backslashes, ["unlabeled.txt", "'photos\\\\03.jpg' has a backslash; write / between folders"]),
+    (name_with_a_space, ["unlabeled.txt", "image 'photos/my' and the label 'photo.jpg'", "double quotes"]),
+    (huge_photograph, ["unlabeled: 1 file", "05.jpg: is 60000x60000", "pixels that are read", "remove"]),
     (label_with_alpha, ["labeled", "01.png", "mode LA", "without an alpha channel"]),
     (label_with_color_and_alpha, ["labeled", "01.png", "mode RGBA", "map its colors to the indices"]),
     (label_of_16_bits, ["labeled", "01.png", "mode I;16", "with 8 bits"]),
@@ -285,10 +316,14 @@ def class_never_validated(root):
         write_label(root / f"indices/0{i}.png", np.where(label() == 1, 0, label()).astype(np.uint8))
 
 
-def lossy_label(root):
-    Image.fromarray(np.zeros(custom_tree.SIZE, np.uint8)).save(root / "indices/00.jpg", "JPEG")
-    lines = (root / "splits/labeled.txt").read_text()
-    write_text(root / "splits/labeled.txt", lines.replace("indices/00.png", "indices/00.jpg"))
+def files_of_other_types(root):
+    for name in ("a.gif", "web/b.GIF", "readme"):
+        write_text(root / "ood" / name, "x")
+
+
+def tiny_photograph(root):
+    Image.new("RGB", (8, 8)).save(root / "photos/00.jpg")
+    write_label(root / "indices/00.png", np.array([[0, 1], [2, 255]], np.uint8).repeat(4, 0).repeat(4, 1))
 
 
 def vocabulary_of_other_names(root):
@@ -303,7 +338,15 @@ def vocabulary_of_other_names(root):
         (copy_among_ood_images, ["ood: 1 image(s) hold the bytes", "ood/copy.jpg is data/custom/photos/07.jpg"]),
         (class_never_labeled, ["labeled: 1 of 3 classes in no label (2 bar)", "add labeled images"]),
         (class_never_validated, ["val: 1 of 3 classes in no label (1 blob)", "counts as IoU 0"]),
-        (lossy_label, ["labeled: 1 label(s) are JPEG", "save labels as PNG"]),
+        (files_of_other_types, ["ood: 3 file(s) are no JPEG, PNG or WebP", "2 .gif; 1 without suffix", "convert them"]),
+        (
+            tiny_photograph,
+            [
+                "labeled: 1 image(s) have a long side below an eighth of config.data.crop_size=321",
+                "00.jpg is 8x8",
+                "padding",
+            ],
+        ),
         (vocabulary_of_other_names, ["1 class(es) have names that custom has not: class 1 is 'spot'", "'blob'"]),
     ],
 )
@@ -313,6 +356,29 @@ def test_what_is_allowed_but_worth_a_look_is_a_warning(root, capsys, spoil, part
     assert status == 0
     told = text.split("\nwarnings\n")[1].strip().splitlines()
     assert any(all(part in line for part in parts) for line in told), text
+
+
+def test_orientations_are_applied_and_counted_and_so_are_labels_that_are_not_read(root, capsys):
+    for folder, name, orientation in (("photos", "00.jpg", 3), ("photos", "03.jpg", 6), ("indices", "01.png", 2)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.open(root / folder / name).save(root / folder / name, exif=exif)
+    status, text = check(capsys)
+    assert status == 0
+    assert "labeled: 1 image(s) and 1 label(s) carry an EXIF orientation, which is applied" in text.splitlines()
+    assert "unlabeled: 1 image(s) and 0 label(s) carry an EXIF orientation, which is applied" in text.splitlines()
+    assert "unlabeled: its list names 4 labels, which are not read" in text.splitlines()
+
+
+def test_names_with_spaces_comments_and_byte_order_marks_are_read(root, capsys):
+    (root / "photos/03.jpg").rename(root / "photos/my photo.jpg")
+    (root / "indices/03.png").rename(root / "indices/my photo.png")
+    lines = (root / "splits/unlabeled.txt").read_text().splitlines()
+    lines[0] = "photos/my photo.jpg\tindices/my photo.png"
+    write_text(root / "splits/unlabeled.txt", "\n".join(["# mine", *lines]))
+    for name in ("classes.json", "vocabulary.json", "splits/val.txt"):
+        (root / name).write_bytes(b"\xef\xbb\xbf" + (root / name).read_bytes())
+    assert check(capsys)[0] == 0
 
 
 def test_only_what_the_method_reads_is_looked_at(root, capsys):

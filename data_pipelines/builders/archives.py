@@ -19,6 +19,7 @@ from data_pipelines.sources.folders import files_below
 from data_pipelines.sources.records import File, UnreadableError
 
 _BLOCK = 512  # bytes; a complete tar ends with blocks of zeros
+_MOST_BYTES = 1 << 27  # of a member: a few kilobytes of a zip archive may hold any number of zeros
 
 
 class Members(Protocol):
@@ -72,9 +73,12 @@ class ZipMembers:
         return sorted(self.files)
 
     def read(self, name: str) -> bytes:
-        """Reads the bytes of a member; raises `UnreadableError` if they are damaged."""
+        """Reads the bytes of a member; raises `UnreadableError` if they are damaged or too many."""
+        member = self.files[name]
+        _refuse_large(self.path, name, member.file_size)
         try:
-            return self.archive.read(self.files[name])
+            with self.archive.open(member) as stream:
+                return stream.read(member.file_size + 1)  # checks the CRC; without a limit, the length may be a lie
         except Exception as error:  # zlib, zipfile, lzma and the file system raise several types
             raise _damaged(self.path, f"member {name!r}: {error}") from error
 
@@ -114,7 +118,8 @@ class TarFile(NamedTuple):
     size: int
 
     def read(self, archive: Path) -> bytes:
-        """Reads the bytes of the file; raises `UnreadableError` if that fails."""
+        """Reads the bytes of the file; raises `UnreadableError` if that fails or they are too many."""
+        _refuse_large(archive, self.name, self.size)
         try:
             with archive.open("rb") as stream:
                 stream.seek(self.offset)
@@ -128,7 +133,7 @@ def open_members(path: Path) -> Members:
 
     Raises:
         UnreadableError: The archive is missing, damaged, truncated or of another kind.
-        InputError: A member is unsafe, encrypted or repeated.
+        InputError: A member is unsafe, encrypted, repeated or not compressed by deflate.
     """
     if path.is_dir():
         return FolderMembers(path)
@@ -181,7 +186,7 @@ def tar_files(path: Path) -> Iterator[TarFile]:
                     continue
                 if not member.isreg() or member.issparse():
                     raise _unsafe(path, member.name, "is a link or a special file")
-                if member.offset_data + member.size > length:
+                if member.size < 0 or member.offset_data + member.size > length:
                     raise _damaged(path, f"truncated within member {member.name!r}")
                 yield TarFile(name, member.offset_data, member.size)
             end = archive.offset
@@ -189,7 +194,9 @@ def tar_files(path: Path) -> Iterator[TarFile]:
             stream.seek(end)
             if stream.read(_BLOCK) != bytes(_BLOCK):
                 raise _damaged(path, f"neither a member nor the end of the archive at byte {end}")
-    except (OSError, tarfile.TarError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # tarfile raises several types for damaged headers
         raise _damaged(path, str(error)) from error
 
 
@@ -204,7 +211,7 @@ def safe_name(archive: Path, name: str) -> str:
 def _open_zip(path: Path) -> ZipMembers:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile raises several types for damaged directories
         raise _damaged(path, str(error)) from error
     files: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
@@ -216,6 +223,10 @@ def _open_zip(path: Path) -> ZipMembers:
             raise _unsafe(path, member.filename, "is a link or a special file")
         if member.flag_bits & 1:
             raise InputError(f"{path}: member {name!r} is encrypted; pack the archive again without a password")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without a limit
+            raise InputError(
+                f"{path}: member {name!r} is compressed in another way than deflate; pack the archive again with zip"
+            )
         _refuse_repeated(path, name, files)
         files[name] = member
     return ZipMembers(path, archive, files)
@@ -224,6 +235,11 @@ def _open_zip(path: Path) -> ZipMembers:
 def _refuse_repeated(path: Path, name: str, files: Mapping[str, object]) -> None:
     if name in files:
         raise InputError(f"{path}: member {name!r} is repeated; get the archive again from its source")
+
+
+def _refuse_large(path: Path, name: str, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise UnreadableError(f"{path}: member {name!r} claims {size:,} bytes, at most {_MOST_BYTES:,} are read")
 
 
 def _unsafe(path: Path, name: str, fault: str) -> InputError:

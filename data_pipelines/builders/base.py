@@ -17,8 +17,10 @@ from data_pipelines.builders.downloads import download_config as verified
 from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.builders.units import Preparation, prepare_in_turn
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.images.decode import probe_image
-from data_pipelines.sources.folders import IMAGE_SUFFIXES, collisions, is_image
+from data_pipelines.files import is_utf8
+from data_pipelines.images.decode import lossy_label, probe_image
+from data_pipelines.sources.folders import IMAGE_SUFFIXES, is_image
+from data_pipelines.sources.lists import collisions
 from data_pipelines.sources.records import UnreadableError, record_id
 
 UNIT_IMAGES = 1000
@@ -142,9 +144,7 @@ def id_fault(id_: str) -> str | None:
     """Why an id cannot be a line of UTF-8 text; None if it can."""
     if not id_ or "\n" in id_ or "\r" in id_:
         return f"its id {id_!r} is empty or contains a line break; rename it"
-    try:
-        id_.encode()
-    except UnicodeEncodeError:  # the name of the file is not UTF-8
+    if not is_utf8(id_):
         return f"its id {id_!r} is not UTF-8; rename it"
     return None
 
@@ -166,6 +166,8 @@ def checked_sample(id_: str, image: Content, label: Content | None = None) -> Sa
         facts = probe_image(label)
     except UnreadableError as error:
         return BadFile(label.name, reason(error, label.name))
+    if fault := lossy_label(facts.format):
+        return BadFile(label.name, fault)
     if facts.mode not in _LABEL_MODES:
         expected = "class indices as a palette (P) or 8-bit gray (L) PNG"
         return BadFile(label.name, f"label image has mode {facts.mode}, expected {expected}")

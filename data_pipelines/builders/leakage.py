@@ -37,6 +37,7 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_image
+from data_pipelines.images.orientation import orientation_of, turned_upright
 from data_pipelines.sources.records import EncodedImage, Source
 
 DISTANCE = 10
@@ -100,7 +101,7 @@ class EvaluationImages:
 
 
 def perceptual_hash(image: EncodedImage) -> np.uint64:
-    """The perceptual hash of an encoded image. EXIF orientation is not applied.
+    """The perceptual hash of an encoded image, upright.
 
     Raises:
         InputError: `imagehash` is not installed.
@@ -139,6 +140,7 @@ def _gray(image: EncodedImage) -> Image.Image:
     if data.startswith(b"\xff\xd8"):
         # PIL raises several types. Where it fails, the decoder of training decides, below.
         with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as jpeg:
+            orientation = orientation_of(jpeg)
             jpeg.draft("L", _DRAFT)
-            return jpeg.convert("L")
+            return Image.fromarray(turned_upright(np.asarray(jpeg.convert("L")), orientation))
     return Image.fromarray(decode_image(image)).convert("L")

@@ -1,14 +1,15 @@
 """The report of a preparation, as text and as the file report.json of the dataset."""
 
 import json
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipelines.builders.samples import BadFile
 from data_pipelines.errors import InputError
-from data_pipelines.files import replace_file
+from data_pipelines.files import read_json, replace_file
 
 _FILE = "report.json"
 
@@ -74,14 +75,22 @@ class Report(NamedTuple):
 def read_report(folder: Path) -> Report | None:
     """Reads the report of a dataset; None if it is incomplete. Raises `InputError` if it is unreadable."""
     try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / _FILE)
+        return Report(
+            images={split: operator.index(count) for split, count in dict(found["images"]).items()},
+            evaluation_images=_count(found["evaluation_images"]),
+            bad=[BadFile(**file) for file in found["bad"]],
+            dropped=[Dropped(**image) for image in found["dropped"]],
+            repeated=_count(found["repeated"]),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _FILE}: cannot be read ({error}); remove {folder} to start again") from error
-    found["bad"] = [BadFile(**file) for file in found["bad"]]
-    found["dropped"] = [Dropped(**image) for image in found["dropped"]]
-    return Report(**found)
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else operator.index(value)
 
 
 def _first(lines: Sequence[str], limit: int, file: str) -> list[str]:

@@ -19,7 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from data_pipelines.builders.leakage import EvaluationImages
 from data_pipelines.builders.report import Dropped, Report, read_report
 from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import replace_file
+from data_pipelines.files import read_json, replace_file
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, shard_path, write_metadata, write_shard
 
@@ -82,6 +82,15 @@ class Preparation:
     evaluation: EvaluationImages | None = None
 
 
+class _UnitReport(NamedTuple):
+    """The result of a unit: its shard, the files left out, and the digest of each image."""
+
+    shard: Shard
+    bad: list[BadFile]
+    dropped: list[Dropped]
+    digests: list[str]
+
+
 def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list[Part]:
     """Records the request and finds the unfinished parts.
 
@@ -98,7 +107,7 @@ def begin(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> list
     folder = preparation.folder
     plan = _plan(preparation, units)
     try:
-        before = _read_json(folder / _PLAN)
+        before = read_json(folder / _PLAN)
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
             raise InputError(f"{folder}: holds files but no {_PLAN}; name another folder or remove it") from None
@@ -162,8 +171,23 @@ def finished_report(builder: Builder) -> Report | None:
         return read_report(folder)
     # Earlier versions wrote no report: the number of repeated images is unknown.
     images = {name: split.num_examples for name, split in builder.info.splits.items()}
-    bad = dict(builder.info.metadata or {}).get("bad", ())
-    return Report(images, None, [BadFile(**file) for file in bad], [], repeated=None)
+    try:
+        bad = [BadFile(**file) for file in recorded_metadata(builder).get("bad", ())]
+    except TypeError as error:
+        raise _unreadable(folder, error) from error
+    return Report(images, None, bad, [], repeated=None)
+
+
+def recorded_metadata(builder: Builder) -> dict[str, Any]:
+    """The metadata that a dataset was written with; raises `InputError` if it cannot be read."""
+    try:
+        return dict(builder.info.metadata or {})
+    except Exception as error:  # TensorFlow Datasets raises several types for damaged files
+        raise _unreadable(Path(builder.data_path), error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: cannot be read as a prepared dataset ({error}); remove it, or name another --out")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -187,10 +211,10 @@ def _finish(preparation: Preparation, units: Mapping[str, Sequence[Unit]]) -> Re
     shards: dict[str, list[Shard]] = {split: [] for split in units}
     bad, dropped, digests = [], [], []
     for part, found in zip(parts, reports, strict=True):
-        shards[part.split].append(Shard(tuple(found["ids"]), found["bytes"]))
-        bad += [BadFile(*file) for file in found["bad"]]
-        dropped += [Dropped(*image) for image in found["dropped"]]
-        digests += found["sha256"]
+        shards[part.split].append(found.shard)
+        bad += found.bad
+        dropped += found.dropped
+        digests += found.digests
     for split, written in shards.items():
         if not any(shard.ids for shard in written):
             _refuse_empty(split, [*bad, *(BadFile(i.file, f"is the evaluation image {i.evaluation}") for i in dropped)])
@@ -280,25 +304,31 @@ def _unit_report_path(preparation: Preparation, part: Part) -> Path:
     return preparation.folder / _UNITS / f"{part.split}-{part.index:05d}.json"
 
 
-def _unit_report(preparation: Preparation, part: Part) -> dict[str, Any] | None:
-    """The result of a unit; None if it is unfinished or the size of its shard has changed."""
+def _unit_report(preparation: Preparation, part: Part) -> _UnitReport | None:
+    """The result of a unit; None if it is unfinished or damaged, or the size of its shard has changed."""
     try:
-        report = _read_json(_unit_report_path(preparation, part))
-        size = _shard_path(preparation, part).stat().st_size
-    except (OSError, ValueError):
+        found = read_json(_unit_report_path(preparation, part))
+        if found["file_bytes"] != _shard_path(preparation, part).stat().st_size:
+            return None
+        shard = Shard(tuple(map(_text, found["ids"])), int(found["bytes"]))
+        bad = [BadFile(*map(_text, file)) for file in found["bad"]]
+        dropped = [Dropped(_text(a), _text(b), _text(c), int(distance)) for a, b, c, distance in found["dropped"]]
+        return _UnitReport(shard, bad, dropped, list(map(_text, found["sha256"])))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return report if report.get("file_bytes") == size else None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _fault(preparation: Preparation, part: Part) -> str:
     try:
-        return _read_json(_unit_report_path(preparation, part))["fault"]
-    except (OSError, ValueError, KeyError):
+        return str(read_json(_unit_report_path(preparation, part))["fault"])
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{part.unit.name}: its shard is missing or incomplete; run the same command again"
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -24,13 +24,17 @@ from data_pipelines.checking.warnings import (
     count_warnings,
     duplicate_warning,
     label_warnings,
+    left_out_warnings,
     overlap_warnings,
     repetition_warnings,
+    size_warnings,
     skipped_warning,
 )
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.images.decode import ImageFacts, LabelFacts
+from data_pipelines.images.orientation import UPRIGHT
+from data_pipelines.sources.folders import FolderSource
 from data_pipelines.sources.records import EncodedImage, Source
 
 _LABELED = ("labeled", "val")
@@ -83,7 +87,7 @@ def report_data(
             for split, source in sources.items()
         }
         duplicates = _duplicates(sources, surveys, pool) if thorough else {}
-    splits = {split: _split_report(split, records) for split, records in surveys.items()}
+    splits = {split: _split_report(split, sources[split], records) for split, records in surveys.items()}
     ids = {split: _ids(source) for split, source in sources.items()}
     ood_ids = ids.pop("ood", [])
     skipped = unreadable_training_files(surveys)
@@ -98,6 +102,9 @@ def report_data(
     warnings += [
         warning for split, listed in ids.items() for warning in repetition_warnings(split, listed, data_config)
     ]
+    warnings += left_out_warnings(sources)
+    for split, records in surveys.items():
+        warnings += size_warnings(split, [record.image for record in records if record.image], data_config.crop_size)
     if info:
         for split, found in splits.items():
             warnings += label_warnings(split, found, info)
@@ -123,7 +130,7 @@ def _ids(source: Source) -> list[str]:
         return []
 
 
-def _split_report(split: str, records: Sequence[RecordFacts]) -> SplitReport:
+def _split_report(split: str, source: Source, records: Sequence[RecordFacts]) -> SplitReport:
     images = [record.image for record in records if record.image]
     labels = [record.label for record in records if record.label]
     sizes = sorted(((image.size[1], image.size[0]) for image in images), key=lambda size: (size[0] * size[1], size))
@@ -139,6 +146,9 @@ def _split_report(split: str, records: Sequence[RecordFacts]) -> SplitReport:
         sizes=(sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else (),
         labels=_kinds(labels) if split in _LABELED else None,
         values=dict(sorted(values.items())),
+        turned_images=sum(image.orientation != UPRIGHT for image in images),
+        turned_labels=sum(label.orientation != UPRIGHT for label in labels),
+        unread_labels=source.unread_labels if isinstance(source, FolderSource) else 0,
     )
 
 

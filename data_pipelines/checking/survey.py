@@ -63,6 +63,9 @@ class SplitReport:
         sizes: (width, height) of the photographs with the fewest, the median and the most pixels.
         labels: Number of labels by format and mode ("PNG P"); None for a split without labels.
         values: What the labels hold, by value.
+        turned_images: Number of photographs that an EXIF orientation turns.
+        turned_labels: Number of labels that an EXIF orientation turns.
+        unread_labels: Number of labels that the split list names and that are not read.
     """
 
     records: int
@@ -71,6 +74,9 @@ class SplitReport:
     sizes: tuple[tuple[int, int], ...]
     labels: dict[str, int] | None
     values: dict[int, ValueCount]
+    turned_images: int = 0
+    turned_labels: int = 0
+    unread_labels: int = 0
 
 
 def open_splits(data_config: Any, splits: Sequence[str], faults: Faults) -> dict[str, Source]:

@@ -7,6 +7,12 @@ from typing import Any
 from data_pipelines.checking.survey import SplitReport
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import first_few
+from data_pipelines.images.decode import ImageFacts
+from data_pipelines.sources.folders import FolderSource
+from data_pipelines.sources.mixture import Mixture, NamedSource
+from data_pipelines.sources.records import Source
+
+_TINY = 8  # an image whose long side is this much smaller than the crop is worth a warning
 
 
 def overlap_warnings(ids: Mapping[str, Sequence[str]]) -> list[str]:
@@ -34,20 +40,49 @@ def count_warnings(ids: Mapping[str, Sequence[str]], info: DatasetInfo) -> list[
 
 
 def label_warnings(split: str, found: SplitReport, info: DatasetInfo) -> list[str]:
-    """Names labels that are JPEG files, and classes that no label of the split has."""
-    if not found.values:
+    """Names the classes that no label of the split has."""
+    absent = [f"{i} {name}" for i, name in enumerate(info.classes) if i not in found.values]
+    if not (found.values and absent):
         return []
-    warnings = []
-    if lossy := sum(count for kind, count in (found.labels or {}).items() if kind.startswith("JPEG")):
-        warnings.append(f"{split}: {lossy} label(s) are JPEG, which blurs indices at borders; save labels as PNG")
-    if absent := [f"{i} {name}" for i, name in enumerate(info.classes) if i not in found.values]:
-        effect = {
-            "labeled": "a student learns it from no true label; add labeled images that show it",
-            "val": "it counts as IoU 0 in the mean over all classes; add validation images that show it",
-        }
-        names = first_few(absent, 20)
-        warnings.append(f"{split}: {len(absent)} of {info.num_classes} classes in no label ({names}): {effect[split]}")
-    return warnings
+    effect = {
+        "labeled": "a student learns it from no true label; add labeled images that show it",
+        "val": "it counts as IoU 0 in the mean over all classes; add validation images that show it",
+    }
+    names = first_few(absent, 20)
+    return [f"{split}: {len(absent)} of {info.num_classes} classes in no label ({names}): {effect[split]}"]
+
+
+def left_out_warnings(sources: Mapping[str, Source]) -> list[str]:
+    """Counts the files below scanned folders that are no images, by type."""
+    return [
+        f"{split}: {sum(kinds.values())} file(s) are no JPEG, PNG or WebP and are left out ("
+        + first_few([f"{count} {suffix}" for suffix, count in kinds.most_common()])
+        + "); convert them if they are images"
+        for split, source in sources.items()
+        if (kinds := _left_out(source))
+    ]
+
+
+def _left_out(source: Source) -> Counter[str]:
+    parts = source.sources if isinstance(source, Mixture) else (source,)
+    counts: Counter[str] = Counter()
+    for part in parts:
+        found = part.source if isinstance(part, NamedSource) else part
+        if isinstance(found, FolderSource):
+            counts.update({suffix or "without suffix": count for suffix, count in found.left_out})
+    return counts
+
+
+def size_warnings(split: str, images: Sequence[ImageFacts], crop_size: int) -> list[str]:
+    """Counts training images whose long side is less than an eighth of a crop's."""
+    tiny = [image for image in images if _TINY * max(image.size) < crop_size]
+    if split == "val" or not tiny:
+        return []
+    example = f"{tiny[0].name} is {tiny[0].size[1]}x{tiny[0].size[0]}"
+    return [
+        f"{split}: {len(tiny)} image(s) have a long side below an eighth of config.data.crop_size={crop_size} "
+        f"({example}): they are mostly padding; remove them, or lower the crop size"
+    ]
 
 
 def repetition_warnings(split: str, ids: Sequence[str], data: Any) -> list[str]:

@@ -5,7 +5,6 @@ for the colors of Pascal VOC, or one `[red, green, blue]` triple for each label 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import is_utf8, read_json
 
 _FOLDER = Path(__file__).parent
 _REQUIRED = ("name", "classes", "ignore_index")
@@ -60,8 +60,8 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
             f"dataset {str(name_or_path)!r} is unknown: name one of {known}, or give the path of a json file"
         )
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        facts = read_json(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not valid json ({error}); fix the dataset file") from error
     if not isinstance(facts, dict):
         raise InputError(f"{path}: must hold one json object with the fields {', '.join(_REQUIRED)}")
@@ -97,18 +97,31 @@ def _faults(facts: dict[str, Any]) -> list[str]:
     if faults:
         return faults
     classes, ignore, background = facts["classes"], facts["ignore_index"], facts.get("background")
-    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+    if not (isinstance(classes, list) and classes and all(map(_is_name, classes))):
         return ["'classes' must be a list of names"]
+    if not _is_name(facts["name"]):
+        faults.append("'name' must be a text that is not empty")
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         faults.append(f"'classes' names {', '.join(repeated)} more than once")
-    if not (isinstance(ignore, int) and len(classes) <= ignore <= 255):
-        faults.append(f"'ignore_index' is {ignore}: use a value from {len(classes)} to 255")
-    if background is not None and not (isinstance(background, int) and 0 <= background < len(classes)):
-        faults.append(f"'background' is {background}: use a class index below {len(classes)}, or null")
+    if not (_is_count(ignore) and len(classes) <= ignore <= 255):
+        faults.append(f"'ignore_index' is {ignore!r}: use a value from {len(classes)} to 255")
+    if background is not None and not (_is_count(background) and background < len(classes)):
+        faults.append(f"'background' is {background!r}: use a class index below {len(classes)}, or null")
     palette = facts.get("palette", "voc")
     if palette != "voc" and not _is_palette(palette):
         faults.append("'palette' must be \"voc\" or at most 256 [red, green, blue] triples of 0..255")
+    counts = facts.get("counts", {})
+    if not (isinstance(counts, dict) and all(map(_is_count, counts.values()))):
+        faults.append("'counts' must be an object of numbers of images by split")
     return faults
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and is_utf8(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_palette(value: Any) -> bool:

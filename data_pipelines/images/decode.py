@@ -1,4 +1,7 @@
-"""Decodes images, label masks and confidence maps to uint8 arrays, and checks that labels are class indices."""
+"""Decodes images, label masks and confidence maps to uint8 arrays, and checks that labels are class indices.
+
+All arrays and sizes are upright: an EXIF orientation is applied (see `orientation`).
+"""
 
 import contextlib
 import io
@@ -10,6 +13,13 @@ from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError
+from data_pipelines.images.orientation import (
+    UPRIGHT,
+    jpeg_orientation,
+    orientation_of,
+    turned_size,
+    turned_upright,
+)
 from data_pipelines.images.transforms import Size
 from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 
@@ -18,6 +28,8 @@ _END_MARKERS = (b"\xff\xd9", b"IEND")  # of JPEG and PNG
 _TAIL_BYTES = 64
 _SMALLEST_FACTOR = 2  # simplejpeg: below this factor, a scaled decode may be slower than a full one
 _INDEX_MODES = ("P", "L")
+_LOSSY = ("JPEG", "MPO", "JPEG2000")  # formats, by PIL's names
+_MOST_PIXELS = 178_956_970  # PIL's limit, too
 _MODE_FIXES = {
     "I;16": "save its indices with 8 bits",
     "I": "save its indices with 8 bits",
@@ -41,24 +53,40 @@ def decode_image(encoded: EncodedImage, at_least: Size | None = None) -> np.ndar
         uint8 [H, W, 3], RGB.
 
     Raises:
-        UnreadableError: The file is missing, truncated or not an image.
+        UnreadableError: The file is missing, truncated or not an image, or has more pixels than PIL reads.
     """
     data = encoded.read()
     # simplejpeg returns the same pixels as PIL, faster. It also refuses files with harmless irregularities, so PIL
     # tries every refused file again.
     if data.startswith(b"\xff\xd8"):
         try:
-            height, width = at_least or (0, 0)
-            return simplejpeg.decode_jpeg(
-                data, min_height=height, min_width=width, min_factor=_SMALLEST_FACTOR if at_least else 1
-            )
+            return _decode_jpeg(encoded, data, at_least)
+        except UnreadableError:
+            raise
         except ValueError:
             pass
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(_eight_bits(image).convert("RGB"))
+            orientation = orientation_of(image)
+            return turned_upright(np.asarray(_eight_bits(image).convert("RGB")), orientation)
     except _DAMAGED as error:
         raise _damaged(encoded, error) from error
+
+
+def _decode_jpeg(encoded: EncodedImage, data: bytes, at_least: Size | None) -> np.ndarray:
+    """See `decode_image`; raises `ValueError` if simplejpeg refuses the file."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if height * width > _MOST_PIXELS:  # before the memory for them is allocated
+        raise UnreadableError(
+            f"{encoded.name}: is {width}x{height} (width x height) according to its header, more than the "
+            f"{_MOST_PIXELS:,} pixels that are read; cut it into tiles"
+        )
+    orientation = jpeg_orientation(data)
+    height, width = turned_size(at_least, orientation) if at_least else (0, 0)
+    pixels = simplejpeg.decode_jpeg(
+        data, min_height=height, min_width=width, min_factor=_SMALLEST_FACTOR if at_least else 1
+    )
+    return turned_upright(pixels, orientation)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -76,16 +104,16 @@ def decode_label(encoded: EncodedImage, info: DatasetInfo) -> np.ndarray:
 
     Raises:
         UnreadableError: The file is missing, truncated or not an image.
-        InputError: The image has colors instead of indices, is a 0/255 mask, or holds an index that is not in the
-            dataset.
+        InputError: The image is a JPEG, has colors instead of indices, is a 0/255 mask, or holds an index that is not
+            in the dataset.
     """
-    image = _open_plane(encoded)
+    image, orientation = _open_plane(encoded)
     plane = np.asarray(image)
     if not (image.mode == "P" and _in_range(plane, info)) and (
-        fault := label_fault(_label_facts(encoded, image), info)
+        fault := label_fault(_label_facts(encoded, image, orientation), info)
     ):
         raise InputError(fault.message)
-    return plane
+    return turned_upright(plane, orientation)
 
 
 def _in_range(plane: np.ndarray, info: DatasetInfo) -> bool:
@@ -104,6 +132,7 @@ class LabelFacts(NamedTuple):
         mode: PIL's name of the pixel mode: "P", "L", "RGB", "I;16", ...
         size: (height, width).
         values: Number of pixels by value; empty if the mode has no indices.
+        orientation: Its EXIF orientation, 1 to 8.
     """
 
     name: str
@@ -111,15 +140,21 @@ class LabelFacts(NamedTuple):
     mode: str
     size: Size
     values: dict[int, int]
+    orientation: int = UPRIGHT
 
 
 def probe_label(encoded: EncodedImage) -> LabelFacts:
     """Reads the properties of a label image; raises `UnreadableError` if it is missing, truncated or not an image."""
-    return _label_facts(encoded, _open_plane(encoded))
+    return _label_facts(encoded, *_open_plane(encoded))
 
 
 def label_fault(label: LabelFacts, info: DatasetInfo) -> Fault | None:
-    """The fault of an invalid label image, of kind "mode", "mask" or "range"; None if it is valid for the dataset."""
+    """The fault of an invalid label image; None if it is valid for the dataset.
+
+    Its kind is "format", "mode", "mask" or "range".
+    """
+    if message := lossy_label(label.format):
+        return Fault("format", label.name, f"{label.name}: {message}")
     if label.mode not in _INDEX_MODES:
         message = (
             f"label image has mode {label.mode}, expected class indices as a palette (P) or 8-bit gray (L) PNG; "
@@ -147,6 +182,16 @@ def label_fault(label: LabelFacts, info: DatasetInfo) -> Fault | None:
     return None
 
 
+def lossy_label(image_format: str) -> str | None:
+    """What is wrong with a label in this format, by PIL's name of it; None if the format keeps indices."""
+    if image_format not in _LOSSY:
+        return None
+    return (
+        f"label image is a {image_format}, whose compression changes the class indices at borders; export the label as "
+        "PNG from the tool that made it (a JPEG that is saved as PNG keeps the wrong indices)"
+    )
+
+
 def decode_confidence(encoded: EncodedImage) -> np.ndarray:
     """Decodes a confidence map from an 8-bit gray PNG: uint8 [H, W], 255 is certain.
 
@@ -154,17 +199,17 @@ def decode_confidence(encoded: EncodedImage) -> np.ndarray:
         UnreadableError: The file is missing, truncated or not an image.
         InputError: The image is not 8-bit gray.
     """
-    image = _open_plane(encoded)
+    image, orientation = _open_plane(encoded)
     if image.mode != "L":
         raise InputError(
             f"{encoded.name}: confidence image has mode {image.mode}, expected 8-bit gray (L); "
             "label the OOD images again"
         )
-    return np.asarray(image)
+    return turned_upright(np.asarray(image), orientation)
 
 
 def image_size(encoded: EncodedImage) -> Size:
-    """Reads (height, width) from the header of an image, without decoding it.
+    """Reads the upright (height, width) from the header of an image, without decoding it.
 
     Raises:
         UnreadableError: The file is missing or not an image.
@@ -172,7 +217,7 @@ def image_size(encoded: EncodedImage) -> Size:
     with encoded.open() as stream:
         try:
             with Image.open(stream) as image:
-                return image.height, image.width
+                return turned_size((image.height, image.width), orientation_of(image))
         except _DAMAGED as error:
             raise _damaged(encoded, error) from error
 
@@ -186,6 +231,7 @@ class ImageFacts(NamedTuple):
         mode: PIL's name of the pixel mode: "RGB", "L", "CMYK", ...
         size: (height, width).
         length: Length of the encoded image, bytes.
+        orientation: Its EXIF orientation, 1 to 8.
     """
 
     name: str
@@ -193,6 +239,7 @@ class ImageFacts(NamedTuple):
     mode: str
     size: Size
     length: int
+    orientation: int = UPRIGHT
 
 
 def probe_image(encoded: EncodedImage) -> ImageFacts:
@@ -211,7 +258,9 @@ def probe_image(encoded: EncodedImage) -> ImageFacts:
         tail = stream.read()
         stream.seek(0)
         with contextlib.suppress(*_DAMAGED), Image.open(stream) as image:
-            facts = ImageFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), length)
+            orientation = orientation_of(image)
+            size = turned_size((image.height, image.width), orientation)
+            facts = ImageFacts(encoded.name, image.format or "", image.mode, size, length, orientation)
     if facts is None or not any(marker in tail for marker in _END_MARKERS):
         height, width = decode_image(encoded).shape[:2]
         # simplejpeg reads some JPEGs whose header PIL refuses.
@@ -219,20 +268,30 @@ def probe_image(encoded: EncodedImage) -> ImageFacts:
     return facts
 
 
-def _open_plane(encoded: EncodedImage) -> Image.Image:
+def _stored_size(encoded: EncodedImage, upright: Size) -> Size:
+    """The size of an image before its EXIF orientation is applied."""
+    with contextlib.suppress(UnreadableError, *_DAMAGED), encoded.open() as stream, Image.open(stream) as image:
+        return turned_size(upright, orientation_of(image))
+    return upright
+
+
+def _open_plane(encoded: EncodedImage) -> tuple[Image.Image, int]:
+    """A decoded label or confidence map as stored, and its orientation."""
     data = encoded.read()
     try:
         image = Image.open(io.BytesIO(data))
+        orientation = orientation_of(image)
         image.load()
     except _DAMAGED as error:
         raise _damaged(encoded, error) from error
-    return image
+    return image, orientation
 
 
-def _label_facts(encoded: EncodedImage, image: Image.Image) -> LabelFacts:
+def _label_facts(encoded: EncodedImage, image: Image.Image, orientation: int) -> LabelFacts:
     counts = image.histogram() if image.mode in _INDEX_MODES else []
     values = {value: count for value, count in enumerate(counts) if count}
-    return LabelFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), values)
+    size = turned_size((image.height, image.width), orientation)
+    return LabelFacts(encoded.name, image.format or "", image.mode, size, values, orientation)
 
 
 def _damaged(encoded: EncodedImage, error: Exception) -> UnreadableError:
@@ -242,9 +301,21 @@ def _damaged(encoded: EncodedImage, error: Exception) -> UnreadableError:
 
 
 def size_fault(record: Record, plane: str, image: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """The message that a record's label or confidence map (the name `plane`) is not as large as its image."""
+    """The message that a record's label or confidence map (the name `plane`) is not as large as its image.
+
+    Args:
+        record: The record.
+        plane: "label" or "confidence".
+        image: Shape of the upright image, height and width first.
+        found: Shape of the label or confidence map.
+    """
     name = getattr(record, plane).name
-    return (
-        f"{name}: {plane} is {found[1]}x{found[0]} (width x height) but {record.image.name} is "
-        f"{image[1]}x{image[0]}; write the {plane} at the size of its image"
+    message = (
+        f"{name}: {plane} is {found[1]}x{found[0]} (width x height) but {record.image.name} is {image[1]}x{image[0]}"
     )
+    if image[:2] != found[:2] == _stored_size(record.image, (image[0], image[1])):
+        return (
+            f"{message} when its EXIF orientation is applied; write the {plane} for the upright image, or remove the "
+            "orientation from the image"
+        )
+    return f"{message}; write the {plane} at the size of its image"

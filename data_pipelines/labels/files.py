@@ -21,7 +21,7 @@ class FileLabels:
         """Why an image has no label, by id. Each access reads the files again."""
         root = self.folder / "bad"
         return {
-            str(path.relative_to(root).with_suffix("")): path.read_text(encoding="utf-8")
+            str(path.relative_to(root).with_suffix("")): path.read_text(encoding="utf-8", errors="replace")
             for path in sorted(root.rglob("*.txt"))
         }
 

@@ -1,7 +1,6 @@
 """The files that describe a folder of cached OVS labels: its manifest, and the pixels per class of each image."""
 
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import replace_file
+from data_pipelines.files import read_json, replace_file
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"  # forms of the labels
@@ -18,20 +17,39 @@ LABEL_AGAIN = "remove the folder to label again, or set config.ovs.labels_dir to
 RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
 
 _CLASS_PIXELS = "class_pixels.npz"
+_TYPES = {"finished": bool, "form": str, "counts": dict, "bad": dict, "pixels": dict, SHARDS: dict}
+_MOST_SHARDS = 100_000
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Reads the manifest; None if the file is missing. Raises `InputError` if it cannot be read."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {LABEL_AGAIN}") from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: cannot be read (not a JSON object); {LABEL_AGAIN}")
+    if invalid := _invalid_fields(manifest):
+        raise InputError(f"{path}: cannot be read (invalid: {', '.join(invalid)}); {LABEL_AGAIN}")
     return manifest
+
+
+def _invalid_fields(manifest: dict[str, Any]) -> list[str]:
+    """The fields of a manifest that are missing or have a wrong type or value."""
+    present = manifest.keys() | {"finished"}
+    invalid = [key for key, kind in _TYPES.items() if key in present and not isinstance(manifest.get(key), kind)]
+    if manifest.get("form", FILES) not in (FILES, SHARDS):
+        invalid.append("form")
+    if manifest.get("form") == SHARDS and manifest.get("finished"):
+        match manifest.get(SHARDS):
+            case {"name": str(), "count": int(count)} if 0 <= count <= _MOST_SHARDS:
+                pass
+            case _:
+                invalid.append(SHARDS)
+    return list(dict.fromkeys(invalid))
 
 
 class ClassPixels(NamedTuple):

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import is_utf8, read_json
 from data_pipelines.labels.examples import LabelExample
 from data_pipelines.labels.manifest import RUN_LABEL, read_manifest, write_whole
 from data_pipelines.sources.records import UnreadableError
@@ -127,11 +128,13 @@ def read_shards(folder: Path) -> list[LabelShard]:
 
 def _read_list(path: Path) -> LabelShard:
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        ids = tuple(entry["ids"])
+        entry = read_json(path)
+        ids, bad = tuple(entry["ids"]), dict(entry["bad"])
+        if not all(isinstance(text, str) and is_utf8(text) for text in (*ids, *bad, *bad.values())):
+            raise TypeError("ids and reasons must be texts")
         pixels = np.frombuffer(base64.b64decode(entry["pixels"]), _COUNTS).reshape(len(ids), -1 if ids else 0)
-        return LabelShard(path.with_suffix(""), entry["size"], Shard(ids, entry["bytes"]), pixels, entry["bad"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return LabelShard(path.with_suffix(""), int(entry["size"]), Shard(ids, int(entry["bytes"])), pixels, bad)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); remove it, then {RUN_LABEL} to label the images of its shard again"
         ) from error

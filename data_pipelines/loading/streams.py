@@ -9,7 +9,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.labels.cache import LabelCache, LabeledSource
-from data_pipelines.sources.folders import existing_folder, open_images, open_list, prepared_dataset, read_split
+from data_pipelines.sources.folders import existing_folder, open_images, open_list, prepared_dataset
+from data_pipelines.sources.lists import read_split
 from data_pipelines.sources.mixture import Mixture, open_mixture
 from data_pipelines.sources.records import ConcatenatedSource, SelectedSource, Source, record_id
 
@@ -132,7 +133,7 @@ def _open_prepared_list(folder: Path, root: Path, split: str, field: str, *, wit
 
     if split and not (root / split).exists():
         return open_shards(folder, split, labeled=with_labels, field=field)
-    images, _ = read_split(root, split, field, with_labels=False)
+    images = read_split(root, split, field, with_labels=False).images
     source = open_shards(folder, labeled=with_labels, field=field)
     return _select(source, [record_id(image) for image in images], root / split)
 

@@ -14,6 +14,7 @@ error.
 """
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,13 @@ from data_pipelines.builders.downloads import download_config
 from data_pipelines.builders.leakage import EvaluationImages
 from data_pipelines.builders.report import Report
 from data_pipelines.builders.samples import Unit
-from data_pipelines.builders.units import Preparation, finished_report, prepare_in_turn, remove_leftovers
+from data_pipelines.builders.units import (
+    Preparation,
+    finished_report,
+    prepare_in_turn,
+    recorded_metadata,
+    remove_leftovers,
+)
 from data_pipelines.errors import InputError
 
 DATASETS = ("voc2012_semi", "pascal_context60", "coco_ood", "image_folder", "webdataset_ood")
@@ -64,7 +71,7 @@ def make_builder(dataset: str, out: Path, source: str = "") -> ImageBuilder:
         raise InputError(f"--dataset={dataset} --source={source}: {fault}")
     try:
         return module.Builder(data_dir=str(out), **({"source": source} if source else {}))
-    except (OSError, ValueError) as error:  # a damaged dataset is already there
+    except Exception as error:  # a damaged dataset is already there: several types
         raise InputError(f"{out / dataset}: cannot be read ({error}); remove it, or name another --out") from error
 
 
@@ -103,8 +110,8 @@ def prepare(builder: ImageBuilder, manual_dir: Path | None = None) -> Prepared:
 
 def _refuse_another_source(builder: ImageBuilder, manual_dir: Path | None) -> None:
     """Raises `InputError` if the prepared dataset was made from another source than the builder would use now."""
-    made_from = dict(builder.info.metadata or {}).get("source")
-    if made_from is None:
+    made_from = recorded_metadata(builder).get("source")
+    if not isinstance(made_from, Mapping):
         raise InputError(
             f"{builder.data_path}: is already there, without a record of its source; remove it, or name another --out"
         )

@@ -7,10 +7,12 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import is_utf8
+from data_pipelines.sources.lists import collisions, read_split
 from data_pipelines.sources.records import File, Record, record_id
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -24,11 +26,15 @@ class FolderSource:
         root: The folder.
         images: Path of each image, relative to `root`.
         labels: Path of each label, relative to `root`; None for images without labels.
+        unread_labels: Number of labels that the split list names and that are not read.
+        left_out: Number of files below `root` that are no images, by suffix in lower case; empty for a list.
     """
 
     root: Path
     images: tuple[str, ...]
     labels: tuple[str, ...] | None = None
+    unread_labels: int = 0
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def prepared(self) -> bool:
@@ -54,21 +60,28 @@ def is_image(path: str) -> bool:
 
 
 def files_below(root: Path) -> list[str]:
-    """Sorted relative paths of all files below a folder. Follows links; skips hidden files and folders."""
+    """Sorted relative paths of all files below a folder. Skips hidden files and folders.
+
+    Follows links, but not one to a folder that it is in: the walk would have no end.
+    """
     found = []
+    above: dict[str, tuple[tuple[int, int], ...]] = {}  # devices and inodes of the folders above a folder
     for folder, subfolders, files in os.walk(root, followlinks=True):
+        status, around = Path(folder).stat(), above.pop(folder, ())
+        identity = status.st_dev, status.st_ino
+        if identity in around:
+            subfolders.clear()
+            continue
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        above |= {os.path.join(folder, name): (*around, identity) for name in subfolders}  # noqa: PTH118, as os.walk
         here = Path(folder).relative_to(root)
         found += [(here / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def collisions(images: Iterable[str]) -> list[str]:
-    """One message for each id that several images share: their labels would overwrite each other."""
-    ids = Counter(record_id(image) for image in set(images))
-    return [
-        f"{n} images with different suffixes have the id {id_}; rename all but one" for id_, n in ids.items() if n > 1
-    ]
+def name_faults(paths: Iterable[str]) -> list[str]:
+    """One message for each path that is not UTF-8: it could not be printed, logged or stored."""
+    return [f"the name {path!r} is not UTF-8; rename the file" for path in paths if not is_utf8(path)]
 
 
 def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: bool) -> FolderSource:
@@ -84,8 +97,7 @@ def open_list(root: str, split: str, names: tuple[str, str], *, with_labels: boo
         InputError: The root or the list is missing, empty or malformed.
     """
     folder = existing_folder(root, names[0])
-    images, labels = read_split(folder, split, names[1], with_labels=with_labels)
-    return FolderSource(folder, images, labels)
+    return FolderSource(folder, *read_split(folder, split, names[1], with_labels=with_labels))
 
 
 def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
@@ -97,18 +109,20 @@ def open_images(root: Path, split: str, names: tuple[str, str]) -> FolderSource:
         names: The names of `root` and `split` in error messages.
 
     Raises:
-        InputError: The list is missing, empty or malformed, there is no image, or several images have the same id.
+        InputError: The list is missing, empty or malformed, there is no image, the name of an image is not UTF-8, or
+            several images have the same id.
     """
     if split:
-        images, _ = read_split(root, split, names[1], with_labels=False)
-        return FolderSource(root, images)
-    return FolderSource(root, _images_below(root, names[0]))
+        return FolderSource(root, *read_split(root, split, names[1], with_labels=False))
+    return _open_folder(root, names[0])
 
 
 def existing_folder(value: str, field: str) -> Path:
     """The path of the folder `value`; raises `InputError`, with the key `field`, if it is missing."""
     if not value:
         raise InputError(f"{field} is empty: set it to the folder of the images")
+    if not is_utf8(value):
+        raise InputError(f"{field}={value!r}: the name is not UTF-8; rename the folder")
     root = Path(value).expanduser()
     if not root.is_dir():
         raise InputError(f"{field}={value}: no such folder; create it, or set {field} to the folder of the images")
@@ -125,63 +139,17 @@ def prepared_dataset(root: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def read_split(
-    root: Path, split: str, field: str, *, with_labels: bool
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Reads a list of `IMAGE LABEL` lines. Without labels, `IMAGE` lines are valid, too.
-
-    Args:
-        root: Folder that the list's paths are relative to.
-        split: The list, relative to `root`.
-        field: The name of the list in error messages.
-        with_labels: Whether to read the labels.
-
-    Returns:
-        Paths of the images, and paths of the labels or None.
-
-    Raises:
-        InputError: The list is missing, empty or malformed.
-    """
-    if not split:
-        raise InputError(f"{field} is empty: set it to a list of `IMAGE LABEL` lines")
-    path = root / split
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{field}={split}: no such file ({path}); the path must be relative to {root}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write UTF-8 text, one image a line") from error
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise InputError(f"{path}: the split is empty; write one `IMAGE LABEL` pair a line")
-    faults = [f"line {n}: {fault}" for n, columns in rows if (fault := _line_fault(columns, with_labels))]
-    if not faults:
-        faults = collisions(columns[0] for _, columns in rows)
-    if faults:
-        raise InputError(f"{path}: {len(faults)} fault(s): {first_few(faults)}")
-    images = tuple(columns[0] for _, columns in rows)
-    return images, tuple(columns[1] for _, columns in rows) if with_labels else None
-
-
-def _line_fault(columns: Sequence[str], with_labels: bool) -> str | None:
-    wanted = "`IMAGE LABEL`" if with_labels else "`IMAGE LABEL` or `IMAGE`"
-    if len(columns) > 2 or (with_labels and len(columns) != 2):
-        return f"{' '.join(columns)!r} has {len(columns)} column(s), expected {wanted}"
-    for column in columns:
-        path = PurePosixPath(column)
-        if path.is_absolute() or ".." in path.parts:
-            return f"{column!r} must be a path below the root"
-    return None
-
-
-def _images_below(root: Path, field: str) -> tuple[str, ...]:
-    found = [path for path in files_below(root) if is_image(path)]
+def _open_folder(root: Path, field: str) -> FolderSource:
+    files = files_below(root)
+    found = [path for path in files if is_image(path)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
             f"{field}={root}: no image below this folder (looked for {suffixes}); put images "
             f"there, or set {field} to the folder of the images"
         )
-    if faults := collisions(found):
+    if faults := name_faults(found) or collisions(found):
         raise InputError(f"{field}={root}: {first_few(faults)}")
-    return tuple(found)
+    others = (PurePosixPath(path).suffix.lower() for path in files if not is_image(path))
+    left_out = Counter(suffix.encode(errors="backslashreplace").decode() for suffix in others)
+    return FolderSource(root, tuple(found), left_out=tuple(sorted(left_out.items())))

@@ -11,12 +11,13 @@ the source: "coco/000000000009".
 
 import dataclasses
 import itertools
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import is_utf8, read_json
 from data_pipelines.sources.records import ConcatenatedSource, Record, Source
 
 _FIELDS = {"name": str, "root": str, "split": str, "weight": (int, float), "once": bool}
@@ -93,7 +94,7 @@ def open_mixture(path: Path, open_source: Callable[[Path, str, str], Source]) ->
         InputError: The file is unreadable or invalid, or a source cannot be opened.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a mixture of OOD sources ({error}); fix the JSON") from error
     entries = content.get("sources") if isinstance(content, dict) and set(content) == {"sources"} else None
@@ -121,9 +122,11 @@ def _faults(index: int, entry: dict[str, Any]) -> list[str]:
             faults.append(f"source {index} has the unknown field {key!r}; known are {', '.join(_FIELDS)}")
         elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
             faults.append(f"source {index} has {key!r}: {value!r}, which has the wrong type")
+        elif isinstance(value, str) and not is_utf8(value):
+            faults.append(f"source {index} has {key!r}: {value!r}, which is not UTF-8; rename the file or folder")
     name, weight = entry.get("name"), entry.get("weight", 1)
-    if isinstance(name, str) and (not name or "/" in name or name in (".", "..")):
+    if isinstance(name, str) and (not name.isprintable() or "/" in name or name in ("", ".", "..")):
         faults.append(f"source {index} has the name {name!r}: use a word that can be a folder's name")
-    if isinstance(weight, int | float) and not (0 < weight < float("inf")):
+    if isinstance(weight, int | float) and not 0 < weight <= sys.float_info.max:
         faults.append(f"source {index} has the weight {weight}: use a positive number")
     return faults

@@ -179,7 +179,7 @@ def _listed_ids(source: ShardSource, splits: Sequence[str]) -> Sequence[str] | N
         ids = [*ids, *found] if ids else found  # a single list stays on disk
     paths = ", ".join(ids_path(source.folder, split).name for split in splits)
     ends = (0, len(source) - 1)
-    if len(ids) != len(source) or any(source.read(index, "id").decode() != ids[index] for index in ends):
+    if len(ids) != len(source) or any(source.read(index, "id") != ids[index].encode() for index in ends):
         raise InputError(f"{source.folder}: {paths} do(es) not list the ids of its examples; prepare the dataset again")
     for index, id_ in enumerate(ids):
         _checked_id(source, index, id_)

@@ -26,6 +26,7 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.files import replace_file
 from data_pipelines.sources.folders import open_list
+from data_pipelines.sources.lists import join_columns, list_lines, split_columns
 from data_pipelines.sources.records import File, record_id
 from data_pipelines.splits.balanced import classes_present, draw_balanced
 
@@ -72,7 +73,7 @@ def make_split(root: str, split: str, info: DatasetInfo, count: int, seed: int) 
         raise InputError(f"--seed={seed}: use a seed of at least 0")
     present = classes_present([File(source.root / label) for label in labels], info)
     drawn = draw_balanced(present, count, seed)
-    lines = np.array([f"{image} {label}\n" for image, label in zip(source.images, labels, strict=True)])
+    lines = np.array([join_columns(row) for row in zip(source.images, labels, strict=True)])
     lists = {"labeled.txt": lines[drawn], "unlabeled.txt": np.delete(lines, drawn)}
     contents = {name: "".join(rows).encode() for name, rows in lists.items()}
     return DrawnSplit(contents, present[drawn].sum(axis=0), present.sum(axis=0))
@@ -117,7 +118,7 @@ def overlaps(contents: Mapping[str, bytes]) -> list[str]:
     Args:
         contents: Bytes by path. The first column of a line is an image; its id is its path without suffix.
     """
-    ids = {path: {record_id(line.split()[0]) for line in _lines(content)} for path, content in contents.items()}
+    ids = {path: {record_id(image) for image in _images(path, content)} for path, content in contents.items()}
     faults = []
     for path in sorted(ids):
         others = [_VAL] if path != _VAL else []
@@ -129,5 +130,6 @@ def overlaps(contents: Mapping[str, bytes]) -> list[str]:
     return faults
 
 
-def _lines(content: bytes) -> Iterator[str]:
-    return (line for line in content.decode("utf-8-sig", errors="replace").splitlines() if line.strip())
+def _images(path: str, content: bytes) -> Iterator[str]:
+    images = (columns[0] for _, line in list_lines(content, path) if (columns := split_columns(line)))
+    return (image for image in images if PurePosixPath(image).name)

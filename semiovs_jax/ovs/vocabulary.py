@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import is_utf8, read_json
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -192,8 +193,8 @@ def _read_json(kind: str, name_or_path: str, shipped: Path) -> tuple[Path, Any]:
     if not path.exists():
         path = Path(name_or_path)
     try:
-        return path, json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return path, read_json(path)
+    except (OSError, ValueError) as error:
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.json")))
         raise InputError(
             f"{kind} {name_or_path}: {error}. Set it to the path of a JSON file, or to one of: {known}"
@@ -205,14 +206,14 @@ def _synonyms(concept: str | list[str]) -> tuple[str, ...]:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and is_utf8(value)
 
 
 def _faults(content: Any) -> list[str]:
     """All faults of a parsed file, one line each."""
     if not isinstance(content, dict):
         return ["the top level must be an object"]
-    faults = [f'unknown key "{key}"' for key in sorted(content.keys() - _KEYS)]
+    faults = [f"unknown key {json.dumps(key)}" for key in sorted(content.keys() - _KEYS)]
     faults += [f'"{key}" must be a non-empty string' for key in ("name", "source") if not _is_text(content.get(key))]
     faults += _template_faults(content.get("templates"))
     classes = content.get("classes")
@@ -252,7 +253,7 @@ def _template_faults(templates: Any) -> list[str]:
     faults = [
         f"template {json.dumps(t)} must be a string with exactly one {{}}"
         for t in templates
-        if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") != 1 or t.count("}") != 1
+        if not isinstance(t, str) or not is_utf8(t) or t.count("{}") != 1 or t.count("{") != 1 or t.count("}") != 1
     ]
     if not faults:
         faults += [f'template "{t}" occurs {n} times' for t, n in Counter(templates).items() if n > 1]
@@ -267,4 +268,6 @@ def _count_faults(content: dict[str, Any]) -> list[str]:
     expected = content.get("counts", {})
     if not isinstance(expected, dict) or expected.keys() - found.keys():
         return ['"counts" may contain "classes" and "concepts" only']
-    return [f'"counts" expects {n} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]]
+    return [
+        f'"counts" expects {json.dumps(n)} {key}, found {found[key]}' for key, n in expected.items() if n != found[key]
+    ]

@@ -65,6 +65,13 @@ def _facts(report: Inspection) -> Iterator[str]:
     for split, found in data.splits.items():
         if found.labels is not None:
             yield f"{split} labels: {_kinds(found.labels) or 'none that can be read'}"
+        if found.unread_labels:
+            yield f"{split}: its list names {found.unread_labels} labels, which are not read"
+        if found.turned_images or found.turned_labels:
+            yield (
+                f"{split}: {found.turned_images} image(s) and {found.turned_labels} label(s) carry an EXIF "
+                "orientation, which is applied"
+            )
     if data.overlaps:
         yield f"ids shared by {', '.join(f'{pair} {len(ids)}' for pair, ids in data.overlaps.items())}"
     if data.duplicates:

@@ -78,16 +78,25 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     """Reads arrays and metadata of any safetensors file.
 
     Raises:
-      InputError: The file is missing or is not safetensors.
+      InputError: The file is missing or is not safetensors, or a tensor has a type that numpy lacks.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        return {name: _tensor(path, file, name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Reads the metadata of any safetensors file, but no array; raises as `read_safetensors`."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+def _tensor(path: str | Path, file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: the tensor {name!r} has a type that numpy lacks ({error}); save it as float32"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -97,5 +106,5 @@ def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or convert it again") from error

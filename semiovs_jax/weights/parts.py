@@ -156,7 +156,7 @@ class FileKind(Generic[Config]):
             )
         try:
             return self.read(metadata["config"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: its metadata has no architecture of kind {self.kind!r} that this version can read ({error}); "
                 "convert the weights again"

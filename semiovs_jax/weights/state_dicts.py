@@ -42,9 +42,12 @@ def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(hasattr(value, "numpy") for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and hasattr(value, "numpy") for key, value in loaded.items()
+    ):
         raise InputError(f"{path}: holds no state dict (tensors by name); fetch the published weights again")
-    return {key: _to_numpy(value) for key, value in loaded.items()}
+    most = path.stat().st_size
+    return {key: _to_numpy(path, key, value, most) for key, value in loaded.items()}
 
 
 def _torch_load(path: Path) -> Any:
@@ -60,10 +63,25 @@ def _torch_load(path: Path) -> Any:
         # numpy scalar, next to the weights.
         with torch.serialization.safe_globals(_NUMPY_SCALAR):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path}: PyTorch cannot read it as plain weights ({error}); fetch it again") from error
+    except Exception as error:  # pickle, zip and PyTorch raise several types
+        raise InputError(
+            f"{path}: cannot be read as plain tensors ({_reason(error)}); it is damaged, or holds more than tensors, "
+            "such as code, which is never run; fetch the published weights again"
+        ) from error
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
-    # numpy has no bfloat16; float32 holds every value of it.
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+def _reason(error: Exception) -> str:
+    """PyTorch's message without its advice to load the file by running its code."""
+    lines = [line.strip() for line in str(error).splitlines() if "weights_only" not in line]
+    return " ".join(line for line in lines if line) or type(error).__name__
+
+
+def _to_numpy(path: Path, name: str, tensor: Any, most: int) -> np.ndarray:
+    """The values of a tensor; `most` is the number of bytes of its file."""
+    if (size := tensor.numel() * tensor.element_size()) > most:  # repeated by its strides
+        raise InputError(f"{path}: the tensor {name!r} claims {size:,} bytes, the file has {most:,}; fetch it again")
+    try:
+        # numpy has no bfloat16; float32 holds every value of it.
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).detach().numpy()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: the tensor {name!r} is no plain array ({error}); fetch the weights again") from error

@@ -52,6 +52,10 @@ def test_a_dataset_of_ones_own_is_read_from_a_path(tmp_path):
         ({"background": 2}, "'background' is 2"),
         ({"palette": [[0, 0, 256]]}, "'palette' must be"),
         ({"palette": [[0, 0], [1]]}, "'palette' must be"),
+        ({"name": 5}, "'name' must be a text"),
+        ({"classes": ["a", "\ud800"]}, "'classes' must be a list of names"),
+        ({"ignore_index": True}, "'ignore_index' is True"),
+        ({"counts": [1, 2]}, "'counts' must be an object of numbers"),
     ],
 )
 def test_a_malformed_dataset_file_is_named_with_its_fault(tmp_path, change, message):
@@ -60,6 +64,15 @@ def test_a_malformed_dataset_file_is_named_with_its_fault(tmp_path, change, mess
     with pytest.raises(InputError, match=message) as error:
         dataset_info(path)
     assert str(path) in str(error.value)
+
+
+def test_a_byte_order_mark_is_skipped_and_too_many_levels_are_refused(tmp_path):
+    path = tmp_path / "two.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(FACTS).encode())
+    assert dataset_info(path).name == "two"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"two\.json: not valid json \(lists or objects are nested too deeply\)"):
+        dataset_info(path)
 
 
 def test_unknown_names_and_broken_files_are_input_errors(tmp_path):

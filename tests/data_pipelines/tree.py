@@ -1,6 +1,7 @@
 """Writes small VOC-layout and COCO-layout trees for the tests of the input pipeline."""
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def jpeg(pixels: np.ndarray, **options) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=90, **options)
     return stream.getvalue()
+
+
+def jpeg_of_size(height: int, width: int) -> bytes:
+    """A small JPEG whose header claims another size."""
+    data = bytearray(jpeg(image(7)))
+    struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
 
 
 def write_label(path: Path, plane: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ def test_digest_follows_content_not_place(tmp_path):
         ({"counts": {"concepts": 5}}, '"counts" expects 5 concepts, found 4'),
         ({"name": ""}, '"name" must be a non-empty string'),
         ({"template": "a {}"}, 'unknown key "template"'),
+        ({"classes": [{"name": "cat", "concepts": ["\ud800"]}]}, 'class 0 "cat": concept "\\ud800" must be a name'),
+        ({"templates": ["\ud800 {}"]}, 'template "\\ud800 {}" must be a string'),
     ],
 )
 def test_faults_name_file_and_entry(tmp_path, changes, complaint):
@@ -90,6 +93,16 @@ def test_faults_name_file_and_entry(tmp_path, changes, complaint):
         load_vocabulary(path)
     assert path in str(caught.value)
     assert complaint in str(caught.value)
+
+
+def test_a_byte_order_mark_is_skipped_and_too_many_levels_are_refused(tmp_path):
+    path = Path(write(tmp_path))
+    content = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert load_vocabulary(str(path)).classes
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_vocabulary(str(path))
 
 
 def test_all_faults_come_at_once(tmp_path):

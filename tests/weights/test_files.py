@@ -1,9 +1,18 @@
+import json
+import struct
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
-from semiovs_jax.weights.files import load_weights, save_weights, tensors_sha256
+from semiovs_jax.weights.files import (
+    load_weights,
+    read_metadata,
+    read_safetensors,
+    save_weights,
+    tensors_sha256,
+)
 
 FLAT = {"layer1/0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bn/mean": np.ones(3, np.float16)}
 
@@ -44,6 +53,37 @@ def test_not_safetensors(tmp_path):
     (tmp_path / "w").write_bytes(b"PK\x03\x04 a torch file")
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load_weights(tmp_path / "w")
+
+
+def write_header(path, header: dict, content: bytes = b"", length: int | None = None) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + content)
+
+
+def tensor(start: int, end: int, dtype: str = "F32", shape: tuple[int, ...] = (2,)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({}, 1 << 60),
+        ({"a": tensor(0, 1 << 60, shape=(1 << 58,))}, None),
+        ({"a": tensor(0, 8), "b": tensor(4, 12)}, None),
+        ({"a": tensor(-8, 0)}, None),
+    ],
+)
+def test_headers_that_claim_what_is_not_there_are_refused(tmp_path, header, length):
+    write_header(tmp_path / "w", header, bytes(12), length)
+    for read in (read_safetensors, read_metadata, load_weights):
+        with pytest.raises(InputError, match="w: not a readable safetensors file"):
+            read(tmp_path / "w")
+
+
+def test_types_that_numpy_lacks_are_refused_by_name(tmp_path):
+    write_header(tmp_path / "w", {"a": tensor(0, 2, "F8_E4M3")}, bytes(2))
+    with pytest.raises(InputError, match="w: the tensor 'a' has a type that numpy lacks"):
+        read_safetensors(tmp_path / "w")
 
 
 def test_foreign_safetensors(tmp_path):

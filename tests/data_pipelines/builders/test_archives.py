@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.builders import archives
 from data_pipelines.builders.archives import open_members, opened_members, tar_files
 from data_pipelines.builders.downloads import verify
 from data_pipelines.errors import InputError
@@ -91,6 +92,22 @@ def test_other_files_are_no_archives(tmp_path):
             open_members(tmp_path / name)
         with pytest.raises(UnreadableError, match="No such file"):
             open_members(tmp_path / f"missing_{name}")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_that_may_expand_without_a_limit_are_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("x.jpg", b"x")
+    with pytest.raises(InputError, match=r"member 'x\.jpg' is compressed in another way than deflate; pack"):
+        open_members(tmp_path / "x.zip")
+
+
+def test_members_that_are_too_large_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MOST_BYTES", 1000)
+    for path in (write_tar(tmp_path / "x.tar"), write_zip(tmp_path / "x.zip")):
+        with pytest.raises(UnreadableError, match=r"member 'a/1\.jpg' claims 1,500 bytes, at most 1,000 are read"):
+            open_members(path).read("a/1.jpg")
+        assert open_members(path).read("a/2.png") == FILES["a/2.png"]
 
 
 def test_a_wrong_checksum_says_what_was_expected_and_found(tmp_path):

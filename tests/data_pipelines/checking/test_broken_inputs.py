@@ -39,7 +39,7 @@ def _rotated(path: Path) -> np.ndarray:
     exif = Image.Exif()
     exif[0x0112] = ROTATED
     Image.fromarray(PHOTO).save(path.with_suffix(".jpg"), exif=exif, quality=95)
-    return PHOTO
+    return np.rot90(PHOTO, -1)
 
 
 def _one_pixel(path: Path) -> np.ndarray:
@@ -52,8 +52,8 @@ ODD = [_alpha, _sixteen_bits, _cmyk, _rotated, _one_pixel]
 
 
 @pytest.mark.parametrize("write", ODD)
-def test_odd_photographs_are_shown_as_they_lie_in_the_file(write, tmp_path: Path):
-    """Alpha is dropped, 16 bits become 8. EXIF's orientation is not applied: labels are drawn over the file's rows."""
+def test_odd_photographs_become_upright_rgb(write, tmp_path: Path):
+    """Alpha is dropped, 16 bits become 8, EXIF's orientation is applied."""
     (tmp_path / "ood").mkdir()
     expected = write(tmp_path / "ood" / "photo")
     (path,) = (tmp_path / "ood").iterdir()

@@ -73,4 +73,4 @@ def test_a_photograph_that_only_the_training_decoder_reads_is_no_fault(source, m
     monkeypatch.setattr(decode.Image, "open", refuse)
     path = source.root / source.images[0]
     facts = decode.probe_image(File(path))
-    assert facts == (str(path), "JPEG", "RGB", tree.image(0).shape[:2], path.stat().st_size)
+    assert facts == (str(path), "JPEG", "RGB", tree.image(0).shape[:2], path.stat().st_size, 1)

@@ -18,7 +18,7 @@ from data_pipelines.images.decode import (
 )
 from data_pipelines.images.transforms import resize_image
 from data_pipelines.sources.records import File, UnreadableError
-from tests.data_pipelines.tree import image, jpeg, label, write_label
+from tests.data_pipelines.tree import image, jpeg, jpeg_of_size, label, write_label
 
 VOC = dataset_info("voc21")
 
@@ -142,6 +142,22 @@ def test_exactly_the_classes_and_the_ignore_index_are_in_range(tmp_path, ignore_
                 decode_label(File(tmp_path / "x.png"), info)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_labels_are_refused(tmp_path, mode):
+    source = saved(tmp_path, Image.fromarray(label(7)).convert(mode), "x.jpg")
+    with pytest.raises(InputError, match=r"x\.jpg: label image is a JPEG, whose compression .*; export .* as PNG"):
+        decode_label(source, VOC)
+
+
+def test_a_jpeg_with_more_pixels_than_are_read_is_refused_by_its_size(tmp_path):
+    source = file(tmp_path, jpeg_of_size(60_000, 59_999))
+    for read in (decode_image, probe_image):
+        with pytest.raises(UnreadableError, match=r"x\.jpg: is 59999x60000 .* more than the 178,956,970 pixels"):
+            read(source)
+    with pytest.raises(UnreadableError, match="3599940000 pixels"):
+        image_size(source)
+
+
 def test_a_truncated_label_is_unreadable(tmp_path):
     write_label(tmp_path / "x.png", label(7))
     data = (tmp_path / "x.png").read_bytes()
@@ -160,7 +176,7 @@ def test_confidence_must_be_gray(tmp_path):
 def test_a_probe_tells_what_a_photograph_is_without_decoding_it(tmp_path):
     data = jpeg(np.zeros((30, 50, 3), np.uint8))
     source = file(tmp_path, data)
-    assert probe_image(source) == (source.name, "JPEG", "RGB", (30, 50), len(data))
+    assert probe_image(source) == (source.name, "JPEG", "RGB", (30, 50), len(data), 1)
 
 
 def test_a_probe_tells_what_a_label_holds_right_or_wrong(tmp_path):
@@ -168,7 +184,7 @@ def test_a_probe_tells_what_a_label_holds_right_or_wrong(tmp_path):
     plane[0, :3] = 1
     write_label(tmp_path / "x.png", plane)
     facts = probe_label(File(tmp_path / "x.png"))
-    assert facts == (str(tmp_path / "x.png"), "PNG", "P", (10, 20), {1: 3, 99: 197})
+    assert facts == (str(tmp_path / "x.png"), "PNG", "P", (10, 20), {1: 3, 99: 197}, 1)
     fault = label_fault(facts, VOC)
     assert fault is not None
     assert fault[:2] == ("range", facts.name)

@@ -157,6 +157,8 @@ def test_a_filter_needs_cached_labels(keys: Filter, ood: str, labels: str, messa
         ('{"sources": [{"name": "a"}]}', r"source 0 lacks 'root'"),
         ('{"sources": [{"name": "a/b", "root": "ood"}]}', r"source 0 has the name 'a/b': use a word"),
         ('{"sources": [{"name": "a", "root": "ood", "weight": 0}]}', r"source 0 has the weight 0: use a positive"),
+        (f'{{"sources": [{{"name": "a", "root": "ood", "weight": 1{"0" * 400}}}]}}', r"source 0 has the weight 1000"),
+        ('{"sources": [{"name": "a", "root": "\\ud800"}]}', r"source 0 has 'root': '\\ud800', which is not UTF-8"),
         ('{"sources": [{"name": "a", "root": "ood", "once": 1}]}', r"'once': 1, which has the wrong type"),
         ('{"sources": [{"name": "a", "root": "ood", "share": 1}]}', r"unknown field 'share'; known are name, root"),
         (

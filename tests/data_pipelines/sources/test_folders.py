@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from data_pipelines.errors import InputError
@@ -38,6 +40,48 @@ def test_a_folder_gives_every_image_below_it_sorted(tmp_path):
     (tmp_path / "ood" / ".thumbs" / "x.jpg").touch()
     (tmp_path / "ood" / "notes.txt").touch()
     assert open_stream(config, "ood").ids() == ["000", "002", "004", "train/001", "train/003"]
+
+
+def test_a_link_to_a_folder_above_is_not_followed_and_other_links_are(tmp_path):
+    config = write_tree(tmp_path)
+    expected = open_stream(config, "ood").ids()
+    (tmp_path / "ood/train/up").symlink_to(tmp_path / "ood")
+    (tmp_path / "ood/self").symlink_to(".")
+    assert open_stream(config, "ood").ids() == expected
+    (tmp_path / "ood/photos").symlink_to(tmp_path / "JPEGImages")
+    found = open_stream(config, "ood").ids()
+    assert [id_ for id_ in found if not id_.startswith("photos/")] == expected
+    assert len(found) == len(expected) + len(list((tmp_path / "JPEGImages").iterdir()))
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    config = write_tree(tmp_path)
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / "ood" / one).mkdir()
+        (tmp_path / "ood" / one / f"{one}.jpg").write_bytes((tmp_path / "ood/000.jpg").read_bytes())
+        (tmp_path / "ood" / one / "other").symlink_to(tmp_path / "ood" / other)
+    found = open_stream(config, "ood").ids()
+    assert [id_ for id_ in found if id_[0] in "ab"] == ["a/a", "a/other/b", "b/b", "b/other/a"]
+
+
+def test_names_that_are_not_utf8_are_refused_escaped(tmp_path):
+    config = write_tree(tmp_path)
+    (tmp_path / "ood" / os.fsdecode(b"notes\xe9.txt")).touch()
+    open_stream(config, "ood")
+    (tmp_path / "ood" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    with pytest.raises(InputError, match=r"ood: the name 'caf\\udce9.jpg' is not UTF-8; rename the file") as error:
+        open_stream(config, "ood")
+    assert str(error.value).encode()
+    config.ood_root = str(tmp_path / os.fsdecode(b"r\xe9"))
+    with pytest.raises(InputError, match=r"ood_root='.*r\\udce9': the name is not UTF-8; rename the folder"):
+        open_stream(config, "ood")
+
+
+def test_files_that_are_no_images_are_counted_by_suffix(tmp_path):
+    config = write_tree(tmp_path)
+    for name in ("a.gif", "train/b.GIF", "c.tif", "readme", ".hidden.gif"):
+        (tmp_path / "ood" / name).touch()
+    assert open_stream(config, "ood").left_out == (("", 1), (".gif", 2), (".tif", 1))
 
 
 def test_an_ood_split_restricts_the_folder(tmp_path):
