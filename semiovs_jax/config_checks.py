@@ -17,6 +17,8 @@ from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
+from data_pipelines.labels.manifest import read_manifest, unlisted_content
+from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.sources.records import Source
@@ -26,6 +28,7 @@ from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
 from semiovs_jax.methods import Method, make_unchecked, method_faults
 from semiovs_jax.optim import optimizer_faults
+from semiovs_jax.ovs.labeling.doubt import confidence_doubt, training_doubt
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
 
@@ -40,8 +43,8 @@ class Inspection(NamedTuple):
       method: None if there is no such method.
       vocabularies: the words that labelers read, by the section of the config that names them; those that can be read.
       report: what the splits hold that can be opened.
-      cached: number of OOD images by the state of their cached OVS label ("labeled", "bad", "missing"); empty where the
-        method reads none.
+      cached: number of OOD images by the state of their cached OVS label: "labeled", "bad", "missing", and, if not 0,
+        "changed" and "damaged"; empty where the method reads none.
       faults: what forbids a run, each with what to do about it.
       warnings: what is allowed but worth a look.
       experiment: the parts, if there are no faults.
@@ -80,7 +83,8 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     faults = Faults()
     vocabularies: dict[str, Vocabulary] = {}
     cached: dict[str, int] = {}
-    dataset = options = student = None
+    warnings: list[str] = []
+    dataset = options = student = verified = None
     with faults.collected():
         dataset = dataset_info(config.data.dataset)
     faults.add(method_faults(config.method))
@@ -105,7 +109,9 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
-                cached = _check_cached(Path(config.ovs.labels_dir), report.ood_ids, faults)
+                verified = _verify_cached(config, sources["ood"], report, faults)
+                cached = _count_cached(Path(config.ovs.labels_dir), report.ood_ids, verified)
+                warnings += _cached_warnings(Path(config.ovs.labels_dir), verified)
         elif config.ovs.labels == "external" and dataset is not None:
             with faults.collected():
                 _check_external(config, sources["ood"], dataset, method)
@@ -117,10 +123,12 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
         assert method is not None
         assert options is not None
         assert student is not None
-        experiment = Experiment(dataset, method, options, student, sources, report)
-    warnings = list(report.warnings)
+        experiment = Experiment(dataset, method, options, student, sources, report, verified)
+    warnings = [*report.warnings, *warnings]
     if dataset is not None:
         warnings += [text for words in vocabularies.values() if (text := unknown_names(words, dataset))]
+        weights = {section: read_sections(config)(section).weights for section in vocabularies}
+        warnings += [text for names in weights.items() if (text := training_doubt(*names, dataset))]
     return Inspection(dataset, method, vocabularies, report, cached, tuple(faults.found), tuple(warnings), experiment)
 
 
@@ -131,14 +139,31 @@ def _splits(config: ml_collections.ConfigDict, method: Method | None) -> list[st
     return [*(name for name in ("labeled", "unlabeled") if name in streams), "val", *["ood"] * ood]
 
 
-def _check_cached(folder: Path, ids: Sequence[str], faults: Faults) -> dict[str, int]:
-    """Number of OOD images by the state of their cached label; adds damaged or missing files to the faults."""
+def _verify_cached(config: ml_collections.ConfigDict, source: Source, report: DataReport, faults: Faults) -> Verified:
+    """Compares cached labels with their images; adds what labeling does not repair to the faults."""
+    folder = Path(config.ovs.labels_dir)
     cache = open_label_cache(folder)
     faults.add(cache.faults())
+    verified = verify_labels(cache, source, report.ood_checksums, num_threads=config.data.num_threads)
+    unlisted = unlisted_content(folder)
+    faults.add([unlisted] if unlisted else verified.faults)
+    return verified
+
+
+def _count_cached(folder: Path, ids: Sequence[str], verified: Verified) -> dict[str, int]:
+    """Number of OOD images by the state of their cached label."""
+    cache = open_label_cache(folder)
     if not ids:
         return {}
     labeled, missing = sum(map(cache.is_labeled, ids)), len(unsettled(cache, ids))
-    return {"labeled": labeled, "bad": len(ids) - labeled - missing, "missing": missing}
+    unusable = {"changed": len(verified.changed), "damaged": len(verified.damaged)}
+    counts = {"labeled": labeled - sum(unusable.values()), "bad": len(ids) - labeled - missing, "missing": missing}
+    return counts | {state: count for state, count in unusable.items() if count}
+
+
+def _cached_warnings(folder: Path, verified: Verified) -> list[str]:
+    doubt = confidence_doubt(read_manifest(folder) or {}, folder)
+    return [f"{folder}: {message}" for message in verified.messages()] + ([doubt] if doubt else [])
 
 
 def _check_external(config: ml_collections.ConfigDict, source: Source, dataset: DatasetInfo, method: Method) -> None:

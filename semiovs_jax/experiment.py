@@ -23,6 +23,7 @@ from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.store import LabelStore
+from data_pipelines.labels.verify import Verified
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
@@ -36,6 +37,7 @@ from semiovs_jax.models import Functional, Student, build_student
 from semiovs_jax.optim import make_optimizer
 from semiovs_jax.ovs import build_ovs
 from semiovs_jax.ovs.base import OVS
+from semiovs_jax.ovs.labeling.doubt import training_doubt
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
@@ -55,6 +57,7 @@ class Experiment(NamedTuple):
       student: its shapes alone.
       sources: the splits that the method reads, opened once.
       report: what they hold.
+      labels: the state of the cached labels of the OOD images; None where the method reads none.
     """
 
     dataset: DatasetInfo
@@ -63,6 +66,7 @@ class Experiment(NamedTuple):
     student: Student
     sources: Mapping[str, Source]
     report: DataReport
+    labels: Verified | None = None
 
 
 def range_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
@@ -159,9 +163,9 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
         return
     source = run.sources["ood"]
     ovs, store = _open_labeling(config, run.dataset, source)
-    if not labels_complete(source, store):
+    if not labels_complete(source, store, run.labels, num_threads=config.data.num_threads):
         _logger.info("labeling the OOD images in %s", config.data.ood_root)
-        _label(config, source, ovs, store, mesh)
+        _label(config, source, ovs, store, mesh, run.labels)
 
 
 def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int | None) -> LabelReport:
@@ -171,8 +175,10 @@ def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int
       InputError: as `label_images`, or the images or the model cannot be opened.
     """
     dataset, source = dataset_info(config.data.dataset), open_config_split(config.data, "ood")
+    if doubt := training_doubt("ovs", config.ovs.weights, dataset):
+        _logger.warning(doubt)
     ovs, store = _open_labeling(config, dataset, source)
-    return _label(config, source, ovs, store, mesh, **share)
+    return _label(config, source, ovs, store, mesh, None, **share)
 
 
 def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, source: Source) -> tuple[OVS, LabelStore]:
@@ -182,7 +188,13 @@ def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, sour
 
 
 def _label(
-    config: ml_collections.ConfigDict, source: Source, ovs: OVS, store: LabelStore, mesh: Mesh, **share: int | None
+    config: ml_collections.ConfigDict,
+    source: Source,
+    ovs: OVS,
+    store: LabelStore,
+    mesh: Mesh,
+    verified: Verified | None,
+    **share: int | None,
 ) -> LabelReport:
     return label_images(
         source,
@@ -192,6 +204,7 @@ def _label(
         batch_size=config.ovs.batch_size,
         num_threads=config.data.num_threads,
         max_bad_records=config.data.max_bad_records,
+        verified=verified,
         **share,
     )
 

@@ -18,14 +18,16 @@ from semiovs_jax.config_checks import inspect
 from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
+from tests.ovs.tiny_clip import write_clip
 
-WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
+WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "clip.safetensors", "ovs.image_size": 64}
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Where configs/custom.py looks for data."""
     monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.safetensors")
     return write_custom(tmp_path / "data" / "custom")
 
 
@@ -344,6 +346,39 @@ def test_cached_labels_are_counted(root, capsys):
         write_label(root / f"ovs_labels/labels/web/{i}.png", label())
     write_text(root / "ovs_labels/bad/web/2.txt", "damaged")
     assert "cached OVS labels: 2 labeled, 1 bad, 2 missing" in check(capsys)[1]
+
+
+def test_labels_without_a_manifest_are_a_fault_as_for_labeling(root, capsys):
+    write_label(root / "ovs_labels/labels/web/0.png", label())
+    status, text = check(capsys)
+    assert status == 1
+    (fault,) = faults_of(text)
+    assert "ovs_labels: holds labels without manifest.json; if another tool made them, set config.ovs.labels=" in fault
+
+
+def test_changed_and_damaged_labels_are_named(root, capsys):
+    fake_ovs.label(label_config(root / "ood", root / "ovs_labels"), ColorOVS())
+    assert "cached OVS labels: 5 labeled, 0 bad, 0 missing\n" in check(capsys)[1]
+    custom_tree.write_image(root / "ood/web/3.jpg", 99)
+    path = root / "ovs_labels/labels/web/1.png"
+    path.write_bytes(path.read_bytes()[:-9])
+    status, text = check(capsys)
+    assert status == 0  # the next run labels them again
+    assert "cached OVS labels: 3 labeled, 0 bad, 0 missing, 1 changed, 1 damaged" in text
+    assert "1 OOD image(s) are not those that were labeled (web/3): main and label make their labels again" in text
+    assert "labels/web/1.png: damaged label" in text
+    for i in (0, 2):
+        custom_tree.write_image(root / f"ood/web/{i}.jpg", 90 + i)
+    status, text = check(capsys)
+    assert status == 1
+    assert "ovs_labels: holds labels of other images: 3 of 5 labeled images differ" in faults_of(text)[0]
+
+
+def test_weights_of_the_embedded_benchmark_are_doubted_for_other_data(root, capsys):
+    status, text = check(capsys, **{"ovs.weights": "shapes_clip"})
+    assert status == 0
+    assert "config.ovs.weights=shapes_clip: this small model is trained on drawn shapes (background; circle;" in text
+    assert "labels of floor; blob; bar are noise" in text
 
 
 def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from data_pipelines.datasets import DatasetInfo
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.vocabulary import load_vocabulary
@@ -20,7 +22,8 @@ def labels_identity(ovs_config: Any, ovs: OVS, dataset: DatasetInfo) -> dict[str
       dataset: the dataset of the labels.
 
     Returns:
-      Plain data for `open_store`: "fingerprint" decides whether cached labels are stale, the other facts explain why.
+      Plain data for `open_store`: "fingerprint" and "matmul_precision" decide whether cached labels are stale, the
+      other facts explain why. Labels of one set are made on one kind of "device".
 
     Raises:
       InputError: the vocabulary or the weights cannot be read.
@@ -35,5 +38,7 @@ def labels_identity(ovs_config: Any, ovs: OVS, dataset: DatasetInfo) -> dict[str
         "weights": ovs_config.weights,
         "weights_sha256": file_sha256(weights) if weights.is_file() else "",
         "dataset": dataset.name,
+        "device": jax.devices()[0].device_kind,
+        "matmul_precision": "highest",
         **{key: value for key, value in ovs_config.items() if key not in _NOT_SETTINGS},
     }
