@@ -18,6 +18,7 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
 from data_pipelines.labels.manifest import read_manifest, unlisted_content
+from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
@@ -28,7 +29,9 @@ from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
 from semiovs_jax.methods import Method, make_unchecked, method_faults
 from semiovs_jax.optim import optimizer_faults
+from semiovs_jax.ovs import model_fingerprint
 from semiovs_jax.ovs.labeling.doubt import confidence_doubt, training_doubt
+from semiovs_jax.ovs.labeling.identity import expected_identity
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
 
@@ -109,7 +112,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
-                verified = _verify_cached(config, sources["ood"], report, faults)
+                verified = _verify_cached(config, sources["ood"], dataset, report, faults)
                 cached = _count_cached(Path(config.ovs.labels_dir), report.ood_ids, verified)
                 warnings += _cached_warnings(Path(config.ovs.labels_dir), verified)
         elif config.ovs.labels == "external" and dataset is not None:
@@ -139,15 +142,36 @@ def _splits(config: ml_collections.ConfigDict, method: Method | None) -> list[st
     return [*(name for name in ("labeled", "unlabeled") if name in streams), "val", *["ood"] * ood]
 
 
-def _verify_cached(config: ml_collections.ConfigDict, source: Source, report: DataReport, faults: Faults) -> Verified:
+def _verify_cached(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    dataset: DatasetInfo | None,
+    report: DataReport,
+    faults: Faults,
+) -> Verified:
     """Compares cached labels with their images; adds what labeling does not repair to the faults."""
     folder = Path(config.ovs.labels_dir)
     cache = open_label_cache(folder)
     faults.add(cache.faults())
     verified = verify_labels(cache, source, report.ood_checksums, num_threads=config.data.num_threads)
-    unlisted = unlisted_content(folder)
-    faults.add([unlisted] if unlisted else verified.faults)
+    other = unlisted_content(folder) or (_stale(config, dataset) if dataset else None)
+    faults.add([other] if other else verified.faults)
     return verified
+
+
+def _stale(config: ml_collections.ConfigDict, dataset: DatasetInfo) -> str | None:
+    """The fault of cached labels that another model or other settings made; None if there is none, or not known."""
+    try:
+        fingerprint = model_fingerprint(config.ovs)
+        identity = expected_identity(config.ovs, fingerprint, dataset)
+    except InputError:  # the checks of weights and words report it
+        return None
+    try:
+        if fingerprint:
+            open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=False).open()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _count_cached(folder: Path, ids: Sequence[str], verified: Verified) -> dict[str, int]:

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from data_pipelines.images.png import read_texts
+from data_pipelines.labels.parallel import map_in_chunks
 from data_pipelines.labels.provenance import KEYWORD, Provenance, read_adopted
 from data_pipelines.sources.records import File, UnreadableError
 
@@ -72,7 +73,7 @@ class FileLabels:
             except ValueError:
                 return UnreadableError(f"{label.path}: damaged label (its text is {text!r})")
 
-        return pool.map(read, ids)
+        return map_in_chunks(pool, read, ids)
 
     def faults(self) -> list[str]:
         """No faults: an image without a file counts as not labeled."""

@@ -12,6 +12,7 @@ from data_pipelines.images.checksums import ImageChecksum, read_ends
 from data_pipelines.images.decode import image_size
 from data_pipelines.labels.cache import RecordedLabels
 from data_pipelines.labels.manifest import LABEL_AGAIN, read_manifest
+from data_pipelines.labels.parallel import map_in_chunks
 from data_pipelines.labels.provenance import Provenance, images_sha256
 from data_pipelines.sources.records import Record, Source, UnreadableError
 
@@ -87,7 +88,7 @@ def verify_labels(
         bare = [id_ for id_, label in found.items() if label is None]
         foreign = bare if "images_sha256" in manifest else []  # all labels recorded their images
         images.read(bare)
-        fits = pool.map(lambda id_: _fits(images.record(id_), labels), bare)
+        fits = map_in_chunks(pool, lambda id_: _fits(images.record(id_), labels), bare)
         unfit = {id_ for id_, fit in zip(bare, fits, strict=True) if not fit}
     changed = (*_changed(found, images.known), *unfit)
     adopted = {id_: images.known[id_] for id_ in bare if id_ in images.known and id_ not in unfit}
@@ -137,7 +138,7 @@ class _Images:
     def read(self, ids: Sequence[str]) -> None:
         """Reads the checksums that are not known yet."""
         ids = [id_ for id_ in ids if id_ not in self.known]
-        found = zip(ids, self._pool.map(self._read, ids), strict=True)
+        found = zip(ids, map_in_chunks(self._pool, self._read, ids), strict=True)
         self.known |= {id_: checksum for id_, checksum in found if checksum is not None}
 
     def _read(self, id_: str) -> ImageChecksum | None:

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.labels import shard_store
 from data_pipelines.labels.manifest import read_manifest
-from semiovs_jax.ovs.labeling import identity
+from semiovs_jax.ovs.labeling import doubt, identity
 from tests import fake_ovs
 from tests.fake_ovs import SHARD_RECORDS, ColorOVS, label_config, prepare_images, write_images
 
@@ -174,19 +174,11 @@ def test_labels_of_another_matmul_precision_are_stale(root):
         fake_ovs.complete(config, ColorOVS())
 
 
-def test_labels_of_low_confidence_are_worth_a_warning(root, caplog):
-    path = root / "labels_ood/manifest.json"
-    manifest = json.loads(path.read_text())
-    assert manifest["mean_confidence"] > 0.3
-    shutil.rmtree(root / "labels_ood")
+def test_labels_of_low_confidence_are_worth_a_warning(root, caplog, monkeypatch):
+    mean = read_manifest(root / "labels_ood")["mean_confidence"]
     with caplog.at_level(logging.WARNING):
-        fake_ovs.label(config_of(root, "ood"), DimOVS())
-    assert "the mean confidence of the labels is 0.1" in caplog.text
-
-
-class DimOVS(ColorOVS):
-    """The labels of `ColorOVS`, with an eighth of their confidence."""
-
-    def label(self, *arguments, **options):
-        found = super().label(*arguments, **options)
-        return found._replace(confidence=found.confidence / 8)
+        fake_ovs.label(config_of(root, "ood"), ColorOVS())
+    assert not caplog.records
+    monkeypatch.setattr(doubt, "LEAST_CONFIDENCE", 0.99)
+    fake_ovs.label(config_of(root, "ood"), ColorOVS())
+    assert f"labels_ood: the mean confidence of the labels is {mean:.2f}; below 0.99, the model often" in caplog.text
