@@ -76,8 +76,10 @@ def verify_labels(
     Raises:
         InputError: A file that describes the labels cannot be read.
     """
-    manifest = read_manifest(labels.folder) or {}
+    manifest = read_manifest(labels.folder)
     stamp = source.stamp if source.prepared else ""
+    if manifest is None:  # no labels yet, or those of another tool
+        return Verified((), (), {}, {}, 0, "", stamp)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         images = _Images(source, checksums, pool)
         labeled = [id_ for id_ in images.positions if labels.is_labeled(id_)]
