@@ -112,7 +112,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
-                verified = _verify_cached(config, sources["ood"], dataset, report, faults)
+                verified = _verify_cached(config, sources["ood"], dataset, faults)
                 cached = _count_cached(Path(config.ovs.labels_dir), report.ood_ids, verified)
                 warnings += _cached_warnings(Path(config.ovs.labels_dir), verified)
         elif config.ovs.labels == "external" and dataset is not None:
@@ -146,14 +146,13 @@ def _verify_cached(
     config: ml_collections.ConfigDict,
     source: Source,
     dataset: DatasetInfo | None,
-    report: DataReport,
     faults: Faults,
 ) -> Verified:
     """Compares cached labels with their images; adds what labeling does not repair to the faults."""
     folder = Path(config.ovs.labels_dir)
     cache = open_label_cache(folder)
     faults.add(cache.faults())
-    verified = verify_labels(cache, source, report.ood_checksums, num_threads=config.data.num_threads)
+    verified = verify_labels(cache, source, num_threads=config.data.num_threads)
     other = unlisted_content(folder) or (_stale(config, dataset) if dataset else None)
     faults.add([other] if other else verified.faults)
     return verified

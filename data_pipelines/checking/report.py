@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.checking.survey import (
@@ -32,7 +31,7 @@ from data_pipelines.checking.warnings import (
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError, first_few
 from data_pipelines.images.decode import ImageFacts, LabelFacts
-from data_pipelines.sources.records import EncodedImage, SelectedSource, Source
+from data_pipelines.sources.records import EncodedImage, Source
 
 _LABELED = ("labeled", "val")
 _BAR_DELAY = 2.0  # seconds before a progress bar is worth its line
@@ -48,7 +47,6 @@ class DataReport:
         duplicates: Files of the same bytes, of a split and of val, by the split; the same file in both is an overlap.
             Empty without val.
         ood_ids: Ids of the OOD images.
-        ood_checksums: int64 [len(ood_ids), 2], `ImageChecksum` of each OOD image; length -1: unreadable or not read.
         val_sizes: (height, width) of the validation images that can be read.
         faults: What forbids a run, each with what to do about it.
         warnings: What is allowed but worth a look.
@@ -58,7 +56,6 @@ class DataReport:
     overlaps: dict[str, list[str]]
     duplicates: dict[str, list[tuple[str, str]]]
     ood_ids: tuple[str, ...]
-    ood_checksums: np.ndarray
     val_sizes: tuple[tuple[int, int], ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -81,8 +78,10 @@ def report_data(
             copies of validation images.
     """
     with ThreadPoolExecutor(max(1, data_config.num_threads)) as pool:
-        looked_at = {split: source if thorough else spot_checked(source) for split, source in sources.items()}
-        surveys = {split: _survey(split, source, info, pool) for split, source in looked_at.items()}
+        surveys = {
+            split: _survey(split, source if thorough else spot_checked(source), info, pool)
+            for split, source in sources.items()
+        }
         duplicates = _duplicates(sources, surveys, pool) if thorough else {}
     splits = {split: _split_report(split, records) for split, records in surveys.items()}
     ids = {split: _ids(source) for split, source in sources.items()}
@@ -107,27 +106,9 @@ def report_data(
         f"{one} and {other}": sorted(set(ids[one]) & set(ids[other])) for one, other in itertools.combinations(ids, 2)
     }
     val_sizes = tuple(record.image.size for record in surveys.get("val", ()) if record.image)
-    checksums = np.full((len(ood_ids), 2), -1, np.int64)
-    if ood_ids:
-        _fill_checksums(checksums, looked_at["ood"], surveys["ood"], whole=looked_at["ood"] is sources["ood"])
     return DataReport(
-        splits,
-        overlaps,
-        duplicates,
-        tuple(ood_ids),
-        checksums,
-        val_sizes,
-        tuple(dict.fromkeys(faults)),
-        tuple(warnings),
+        splits, overlaps, duplicates, tuple(ood_ids), val_sizes, tuple(dict.fromkeys(faults)), tuple(warnings)
     )
-
-
-def _fill_checksums(checksums: np.ndarray, looked_at: Source, records: Sequence[RecordFacts], *, whole: bool) -> None:
-    """Writes the checksums of the images that were looked at and can be read to the rows of their positions."""
-    positions = range(len(records)) if whole or not isinstance(looked_at, SelectedSource) else looked_at.positions
-    for position, record in zip(positions, records, strict=True):
-        if record.image:
-            checksums[position] = record.image.checksum
 
 
 def _survey(split: str, source: Source, info: DatasetInfo | None, pool: Executor) -> list[RecordFacts]:

@@ -10,12 +10,12 @@ from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError
-from data_pipelines.images.checksums import ImageChecksum, read_ends
 from data_pipelines.images.transforms import Size
 from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _END_MARKERS = (b"\xff\xd9", b"IEND")  # of JPEG and PNG
+_TAIL_BYTES = 64
 _SMALLEST_FACTOR = 2  # simplejpeg: below this factor, a scaled decode may be slower than a full one
 _INDEX_MODES = ("P", "L")
 _MODE_FIXES = {
@@ -185,19 +185,14 @@ class ImageFacts(NamedTuple):
         format: PIL's name of the format: "JPEG", "PNG", ...
         mode: PIL's name of the pixel mode: "RGB", "L", "CMYK", ...
         size: (height, width).
-        checksum: Length and CRC of the encoded image.
+        length: Length of the encoded image, bytes.
     """
 
     name: str
     format: str
     mode: str
     size: Size
-    checksum: ImageChecksum
-
-    @property
-    def length(self) -> int:
-        """Length of the encoded image, bytes."""
-        return self.checksum.length
+    length: int
 
 
 def probe_image(encoded: EncodedImage) -> ImageFacts:
@@ -211,14 +206,16 @@ def probe_image(encoded: EncodedImage) -> ImageFacts:
     """
     facts = None
     with encoded.open() as stream:
-        ends = read_ends(stream)
+        length = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, length - _TAIL_BYTES))
+        tail = stream.read()
+        stream.seek(0)
         with contextlib.suppress(*_DAMAGED), Image.open(stream) as image:
-            size = image.height, image.width
-            facts = ImageFacts(encoded.name, image.format or "", image.mode, size, ends.checksum)
-    if facts is None or not any(marker in ends.tail for marker in _END_MARKERS):
+            facts = ImageFacts(encoded.name, image.format or "", image.mode, (image.height, image.width), length)
+    if facts is None or not any(marker in tail for marker in _END_MARKERS):
         height, width = decode_image(encoded).shape[:2]
         # simplejpeg reads some JPEGs whose header PIL refuses.
-        facts = facts or ImageFacts(encoded.name, "JPEG", "RGB", (height, width), ends.checksum)
+        facts = facts or ImageFacts(encoded.name, "JPEG", "RGB", (height, width), length)
     return facts
 
 

@@ -5,8 +5,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from data_pipelines.errors import first_few
 from data_pipelines.images.checksums import ImageChecksum, read_ends
 from data_pipelines.images.decode import image_size
@@ -59,9 +57,7 @@ class Verified(NamedTuple):
         return found
 
 
-def verify_labels(
-    labels: RecordedLabels, source: Source, checksums: np.ndarray | None = None, *, num_threads: int
-) -> Verified:
+def verify_labels(labels: RecordedLabels, source: Source, *, num_threads: int) -> Verified:
     """Checks the labels of all images of an OOD set.
 
     Reads the label files, if the labels are files, and both ends of each image. Images in shards are read only if their
@@ -70,7 +66,6 @@ def verify_labels(
     Args:
         labels: The labels.
         source: The OOD images.
-        checksums: int64 [len(source), 2], checksums of the images that are known already; length -1: not known.
         num_threads: Threads that read files.
 
     Raises:
@@ -81,10 +76,10 @@ def verify_labels(
     if manifest is None:  # no labels yet, or those of another tool
         return Verified((), (), {}, {}, 0, "", stamp)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        images = _Images(source, checksums, pool)
+        images = _Images(source, pool)
         labeled = [id_ for id_ in images.positions if labels.is_labeled(id_)]
         found = dict(zip(labeled, labels.provenances(labeled, pool), strict=True))
-        if not stamp or stamp != manifest.get("images_stamp") or _changed(found, images.known):
+        if not stamp or stamp != manifest.get("images_stamp"):
             images.read(labeled)
         damaged = {id_: str(label) for id_, label in found.items() if isinstance(label, UnreadableError)}
         bare = [id_ for id_, label in found.items() if label is None]
@@ -121,18 +116,16 @@ class _Images:
 
     Attributes:
         positions: The first position of each id in the source.
-        known: The checksums that are read, or were known from the start; without images that cannot be read.
+        known: The checksums that are read, without images that cannot be read.
     """
 
-    def __init__(self, source: Source, checksums: np.ndarray | None, pool: Executor):
+    def __init__(self, source: Source, pool: Executor):
         self._source = source
         self._pool = pool
         self.positions: dict[str, int] = {}
         for position, id_ in enumerate(source.ids()):
             self.positions.setdefault(id_, position)
-        rows = [] if checksums is None else checksums[list(self.positions.values())].tolist()
-        known = ((id_, row) for id_, row in zip(self.positions, rows, strict=False) if row[0] >= 0)
-        self.known = {id_: ImageChecksum(*row) for id_, row in known}
+        self.known: dict[str, ImageChecksum] = {}
 
     def record(self, id_: str) -> Record:
         return self._source[self.positions[id_]]

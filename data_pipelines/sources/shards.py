@@ -72,12 +72,17 @@ class ShardSource:
     @functools.cached_property
     def stamp(self) -> str:
         """A digest of the dataset's description, and of the size and the end of each shard, which has its index."""
-        digest = hashlib.sha256((self.folder / "dataset_info.json").read_bytes())
-        for path in sorted(self.folder.glob("*.array_record-*-of-?????")):
-            with path.open("rb") as shard:
-                size = shard.seek(0, io.SEEK_END)
-                shard.seek(max(0, size - _INDEX_BYTES))
-                digest.update(f"{path.name} {size}\n".encode() + shard.read())
+        try:
+            digest = hashlib.sha256((self.folder / "dataset_info.json").read_bytes())
+            for path in sorted(self.folder.glob("*.array_record-*-of-?????")):
+                with path.open("rb") as shard:
+                    size = shard.seek(0, io.SEEK_END)
+                    shard.seek(max(0, size - _INDEX_BYTES))
+                    digest.update(f"{path.name} {size}\n".encode() + shard.read())
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be read ({error}); check the storage, or prepare it again"
+            ) from error
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
