@@ -16,6 +16,9 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
+from data_pipelines.labels.manifest import read_manifest, unlisted_content
+from data_pipelines.labels.open_store import open_store
+from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.sources.records import Source
@@ -24,6 +27,9 @@ from semiovs_jax.experiment import Experiment, Names, read_sections, settle_name
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import labeler_faults, sections_with_words
 from semiovs_jax.methods import Method
+from semiovs_jax.ovs import model_fingerprint
+from semiovs_jax.ovs.labeling.doubt import confidence_doubt, training_doubt
+from semiovs_jax.ovs.labeling.identity import expected_identity
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
 
@@ -38,8 +44,8 @@ class Inspection(NamedTuple):
       method: None if there is no such method.
       vocabularies: the words that labelers read, by the section of the config that names them; those that can be read.
       report: what the splits hold that can be opened.
-      cached: number of OOD images by the state of their cached OVS label ("labeled", "bad", "missing"); empty where the
-        method reads none.
+      cached: number of OOD images by the state of their cached OVS label: "labeled", "bad", "missing", and, if not 0,
+        "changed" and "damaged"; empty where the method reads none.
       faults: what forbids a run, each with what to do about it.
       warnings: what is allowed but worth a look.
       experiment: the parts, if there are no faults.
@@ -80,6 +86,8 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     """
     faults = Faults()
     cached: dict[str, int] = {}
+    warnings: list[str] = []
+    verified = None
     names, vocabularies = _check_config(config, devices, faults)
     dataset, method, student = names
     sources = open_splits(config.data, _splits(config, method), faults)
@@ -89,7 +97,9 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
-                cached = _check_cached(Path(config.ovs.labels_dir), report.ood_ids, faults)
+                verified = _verify_cached(config, sources["ood"], dataset, faults)
+                cached = _count_cached(Path(config.ovs.labels_dir), report.ood_ids, verified)
+                warnings += _cached_warnings(Path(config.ovs.labels_dir), verified)
         elif config.ovs.labels == "external" and dataset is not None:
             with faults.collected():
                 _check_external(config, sources["ood"], dataset, method)
@@ -100,10 +110,12 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     experiment = None
     if not faults.found:
         dataset, method, student = names.usable(faults)
-        experiment = Experiment(dataset, method, Options.read(config.data), student, sources, report)
-    warnings = list(report.warnings)
+        experiment = Experiment(dataset, method, Options.read(config.data), student, sources, report, verified)
+    warnings = [*report.warnings, *warnings]
     if dataset is not None:
         warnings += [text for words in vocabularies.values() if (text := unknown_names(words, dataset))]
+        weights = {section: read_sections(config)(section).weights for section in vocabularies}
+        warnings += [text for names in weights.items() if (text := training_doubt(*names, dataset))]
     return Inspection(dataset, method, vocabularies, report, cached, tuple(faults.found), tuple(warnings), experiment)
 
 
@@ -139,14 +151,51 @@ def _splits(config: ml_collections.ConfigDict, method: Method | None) -> list[st
     return [*(name for name in ("labeled", "unlabeled") if name in streams), "val", *["ood"] * ood]
 
 
-def _check_cached(folder: Path, ids: Sequence[str], faults: Faults) -> dict[str, int]:
-    """Number of OOD images by the state of their cached label; adds damaged or missing files to the faults."""
+def _verify_cached(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    dataset: DatasetInfo | None,
+    faults: Faults,
+) -> Verified:
+    """Compares cached labels with their images; adds what labeling does not repair to the faults."""
+    folder = Path(config.ovs.labels_dir)
     cache = open_label_cache(folder)
     faults.add(cache.faults())
+    verified = verify_labels(cache, source, num_threads=config.data.num_threads)
+    other = unlisted_content(folder) or (_stale(config, dataset) if dataset else None)
+    faults.add([other] if other else verified.faults)
+    return verified
+
+
+def _stale(config: ml_collections.ConfigDict, dataset: DatasetInfo) -> str | None:
+    """The fault of cached labels that another model or other settings made; None if there is none, or not known."""
+    try:
+        fingerprint = model_fingerprint(config.ovs)
+        identity = expected_identity(config.ovs, fingerprint, dataset)
+    except InputError:  # the checks of weights and words report it
+        return None
+    try:
+        if fingerprint:
+            open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=False).open()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _count_cached(folder: Path, ids: Sequence[str], verified: Verified) -> dict[str, int]:
+    """Number of OOD images by the state of their cached label."""
+    cache = open_label_cache(folder)
     if not ids:
         return {}
     labeled, missing = sum(map(cache.is_labeled, ids)), len(unsettled(cache, ids))
-    return {"labeled": labeled, "bad": len(ids) - labeled - missing, "missing": missing}
+    unusable = {"changed": len(verified.changed), "damaged": len(verified.damaged)}
+    counts = {"labeled": labeled - sum(unusable.values()), "bad": len(ids) - labeled - missing, "missing": missing}
+    return counts | {state: count for state, count in unusable.items() if count}
+
+
+def _cached_warnings(folder: Path, verified: Verified) -> list[str]:
+    doubt = confidence_doubt(read_manifest(folder) or {}, folder)
+    return [f"{folder}: {message}" for message in verified.messages()] + ([doubt] if doubt else [])
 
 
 def _check_external(config: ml_collections.ConfigDict, source: Source, dataset: DatasetInfo, method: Method) -> None:

@@ -23,6 +23,7 @@ from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.store import LabelStore
+from data_pipelines.labels.verify import Verified
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.order import batches_at_most
 from data_pipelines.loading.selection import Filter, select_images
@@ -38,6 +39,7 @@ from semiovs_jax.models import Functional, Student, build_student, student_fault
 from semiovs_jax.optim import make_optimizer, optimizer_faults
 from semiovs_jax.ovs import build_ovs, model_faults
 from semiovs_jax.ovs.base import OVS
+from semiovs_jax.ovs.labeling.doubt import training_doubt
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.ovs.words import check_words
@@ -58,6 +60,7 @@ class Experiment(NamedTuple):
       student: its shapes alone.
       sources: the splits that the method reads, opened once.
       report: what they hold.
+      labels: the state of the cached labels of the OOD images; None where the method reads none.
     """
 
     dataset: DatasetInfo
@@ -66,6 +69,7 @@ class Experiment(NamedTuple):
     student: Student
     sources: Mapping[str, Source]
     report: DataReport
+    labels: Verified | None = None
 
 
 class Names(NamedTuple):
@@ -203,9 +207,9 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
         return
     source = run.sources["ood"]
     ovs, store = _open_labeling(config, run.dataset, source)
-    if not labels_complete(source, store):
+    if not labels_complete(source, store, run.labels, num_threads=config.data.num_threads):
         _logger.info("labeling the OOD images in %s", config.data.ood_root)
-        _label(config, source, ovs, store, mesh)
+        _label(config, source, ovs, store, mesh, run.labels)
 
 
 def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int | None) -> LabelReport:
@@ -226,8 +230,10 @@ def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int
     faults.refuse()
     assert dataset is not None
     assert source is not None
+    if doubt := training_doubt("ovs", config.ovs.weights, dataset):
+        _logger.warning(doubt)
     ovs, store = _open_labeling(config, dataset, source)
-    return _label(config, source, ovs, store, mesh, **share)
+    return _label(config, source, ovs, store, mesh, None, **share)
 
 
 def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, source: Source) -> tuple[OVS, LabelStore]:
@@ -237,7 +243,13 @@ def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, sour
 
 
 def _label(
-    config: ml_collections.ConfigDict, source: Source, ovs: OVS, store: LabelStore, mesh: Mesh, **share: int | None
+    config: ml_collections.ConfigDict,
+    source: Source,
+    ovs: OVS,
+    store: LabelStore,
+    mesh: Mesh,
+    verified: Verified | None,
+    **share: int | None,
 ) -> LabelReport:
     return label_images(
         source,
@@ -247,6 +259,7 @@ def _label(
         batch_size=config.ovs.batch_size,
         num_threads=config.data.num_threads,
         max_bad_records=config.data.max_bad_records,
+        verified=verified,
         **share,
     )
 

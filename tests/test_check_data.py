@@ -15,18 +15,21 @@ from configs import custom
 from data_pipelines.errors import InputError
 from semiovs_jax import check_data
 from semiovs_jax.config_checks import inspect
+from semiovs_jax.ovs import model_fingerprint
 from tests import custom_tree, fake_ovs
 from tests.custom_tree import label, write_custom, write_label, write_text, write_vocabulary
 from tests.data_pipelines.tree import jpeg_of_size
 from tests.fake_ovs import ColorOVS, label_config, prepare_images
+from tests.ovs.tiny_clip import write_clip
 
-WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "shapes_clip", "ovs.image_size": 64}
+WEIGHTS = {"model.random_init": True, "ovs.name": "maskclip", "ovs.weights": "clip.safetensors", "ovs.image_size": 64}
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Where configs/custom.py looks for data."""
     monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.safetensors")
     return write_custom(tmp_path / "data" / "custom")
 
 
@@ -41,6 +44,13 @@ def check(capsys, **changes) -> tuple[int, str]:
     except SystemExit as stop:
         status = stop.code
     return status, capsys.readouterr().out
+
+
+def configured() -> ColorOVS:
+    """A model that passes for the one that `check` configures."""
+    config = custom.get_config().unlock()
+    config.update_from_flattened_dict(WEIGHTS)
+    return ColorOVS(fingerprint=model_fingerprint(config.ovs))
 
 
 def faults_of(text: str) -> list[str]:
@@ -412,10 +422,58 @@ def test_cached_labels_are_counted(root, capsys):
     assert "cached OVS labels: 2 labeled, 1 bad, 2 missing" in check(capsys)[1]
 
 
+def test_labels_without_a_manifest_are_a_fault_as_for_labeling(root, capsys):
+    write_label(root / "ovs_labels/labels/web/0.png", label())
+    status, text = check(capsys)
+    assert status == 1
+    (fault,) = faults_of(text)
+    assert "ovs_labels: holds labels without manifest.json; if another tool made them, set config.ovs.labels=" in fault
+
+
+def test_changed_and_damaged_labels_are_named(root, capsys):
+    fake_ovs.label(label_config(root / "ood", root / "ovs_labels"), configured())
+    assert "cached OVS labels: 5 labeled, 0 bad, 0 missing\n" in check(capsys)[1]
+    manifest = root / "ovs_labels/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "mean_confidence": 0.16}))
+    assert "ovs_labels: the mean confidence of the labels is 0.16; below 0.3, the model often" in check(capsys)[1]
+    custom_tree.write_image(root / "ood/web/3.jpg", 99)
+    path = root / "ovs_labels/labels/web/1.png"
+    path.write_bytes(path.read_bytes()[:-9])
+    status, text = check(capsys)
+    assert status == 0  # the next run labels them again
+    assert "cached OVS labels: 3 labeled, 0 bad, 0 missing, 1 changed, 1 damaged" in text
+    assert "1 OOD image(s) are not those that were labeled (web/3): main and label make their labels again" in text
+    assert "labels/web/1.png: damaged label" in text
+    for i in (0, 2):
+        custom_tree.write_image(root / f"ood/web/{i}.jpg", 90 + i)
+    status, text = check(capsys)
+    assert status == 1
+    assert "ovs_labels: holds labels of other images: 3 of 5 labeled images differ" in faults_of(text)[0]
+
+
+def test_labels_of_other_words_are_a_fault_as_for_labeling(root, capsys):
+    fake_ovs.label(label_config(root / "ood", root / "ovs_labels"), configured())
+    assert check(capsys)[0] == 0
+    vocabulary = json.loads((root / "vocabulary.json").read_text())
+    vocabulary["classes"][1]["concepts"] = ["stain"]
+    write_text(root / "vocabulary.json", json.dumps(vocabulary))
+    status, text = check(capsys)
+    assert status == 1
+    (fault,) = faults_of(text)
+    assert "ovs_labels: stale labels, made otherwise: " in fault
+
+
+def test_weights_of_the_embedded_benchmark_are_doubted_for_other_data(root, capsys):
+    status, text = check(capsys, **{"ovs.weights": "shapes_clip"})
+    assert status == 0
+    assert "config.ovs.weights=shapes_clip: this small model is trained on drawn shapes (background; circle;" in text
+    assert "labels of floor; blob; bar are noise" in text
+
+
 def test_cached_labels_in_shards_are_counted_and_damage_is_a_fault(root, capsys):
     prepare_images(root / "ood", root / "prepared")
     changes = {"data.ood_root": "data/custom/prepared", "ovs.labels_dir": "data/custom/prepared/labels"}
-    fake_ovs.label(label_config(root / "prepared", root / "prepared/labels"), ColorOVS())
+    fake_ovs.label(label_config(root / "prepared", root / "prepared/labels"), configured())
     status, text = check(capsys, **changes)
     assert status == 0
     assert "cached OVS labels: 5 labeled, 0 bad, 0 missing" in text

@@ -2,19 +2,22 @@
 
 FOLDER/manifest.json       facts about the model, and the form of the labels: "files", or "shards" (see `shards`)
 FOLDER/class_pixels.npz    once finished: pixels per class of each image, see `read_class_pixels`
-FOLDER/labels/ID.png       palette PNG of class indices; the ignore index marks pixels without a label
+FOLDER/adopted.npz         the images of labels that an older version made, see `provenance`
+FOLDER/labels/ID.png       palette PNG of class indices; the ignore index marks pixels without a label; see `provenance`
 FOLDER/confidence/ID.png   8-bit gray PNG, 255 is certain
 FOLDER/bad/ID.txt          why an image cannot be read; such an image has no label
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
 
 from data_pipelines.labels.files import FileLabels
 from data_pipelines.labels.manifest import FILES, read_manifest
-from data_pipelines.sources.records import EncodedImage, Record, Source
+from data_pipelines.labels.provenance import Provenance
+from data_pipelines.sources.records import EncodedImage, Record, Source, UnreadableError
 
 
 class LabelCache(Protocol):
@@ -37,6 +40,28 @@ class LabelCache(Protocol):
         ...
 
 
+class RecordedLabels(LabelCache, Protocol):
+    """Labels that `semiovs_jax.label` made. They record their images."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder, `config.ovs.labels_dir`."""
+
+    def provenances(self, ids: Sequence[str], pool: Executor) -> Iterator[Provenance | UnreadableError | None]:
+        """What the labels of some images were made from, in the order of `ids`.
+
+        Labels that are files are read and checked.
+
+        Args:
+            ids: Labeled images.
+            pool: Reads many files at a time.
+
+        Returns:
+            None for a label that does not record it; the error for a label or a confidence that is damaged or missing.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabeledSource:
     """The records of a source, with the pseudo-labels of the same ids.
@@ -56,6 +81,11 @@ class LabeledSource:
         """As of the source."""
         return self.source.prepared
 
+    @property
+    def stamp(self) -> str:
+        """As of the source."""
+        return self.source.stamp
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -69,7 +99,7 @@ class LabeledSource:
         return self.source.ids()
 
 
-def open_label_cache(folder: Path) -> LabelCache:
+def open_label_cache(folder: Path) -> RecordedLabels:
     """Opens the labels of a folder, finished or not. A folder without a manifest is a tree of files.
 
     Raises:

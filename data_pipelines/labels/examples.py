@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from data_pipelines.datasets import DatasetInfo
+from data_pipelines.images.checksums import ImageChecksum
+from data_pipelines.labels.provenance import KEYWORD, Provenance
 
 
 class LabelExample(NamedTuple):
@@ -18,20 +21,41 @@ class LabelExample(NamedTuple):
         label: Palette PNG of class indices.
         confidence: 8-bit gray PNG, 255 is certain.
         pixels: int32 [num_classes + 1], pixels per class; the last entry counts the pixels without a class.
+        provenance: What the label was made from; None if unknown.
     """
 
     id: str
     label: bytes
     confidence: bytes
     pixels: np.ndarray
+    provenance: Provenance | None = None
 
 
-def encode_label(id_: str, label: np.ndarray, confidence: np.ndarray, dataset: DatasetInfo) -> LabelExample:
-    """Encodes the label and the confidence of an image, both uint8 [H, W]."""
+def encode_label(
+    id_: str,
+    label: np.ndarray,
+    confidence: np.ndarray,
+    dataset: DatasetInfo,
+    image: ImageChecksum | None = None,
+) -> LabelExample:
+    """Encodes the label and the confidence of an image, both uint8 [H, W].
+
+    Args:
+        id_: Id of the image.
+        label: Class indices, or the ignore index.
+        confidence: 255 is certain.
+        dataset: Classes and palette.
+        image: Checksum of the image; the label PNG keeps it as a text. None if unknown.
+    """
     indexed = Image.fromarray(label)
     indexed.putpalette(dataset.palette.tobytes())  # gray levels become indices
     pixels = class_row(np.bincount(label.ravel(), minlength=256), dataset.num_classes)
-    return LabelExample(id_, _png(indexed), _png(Image.fromarray(confidence)), pixels)
+    provenance, texts = None, PngInfo()
+    if image is not None:
+        certain = confidence[label < dataset.num_classes]
+        provenance = Provenance(image, round(float(certain.mean()) / 255, 4) if certain.size else 0.0)
+        texts.add_text(KEYWORD, provenance.write())
+    return LabelExample(id_, _png(indexed, texts), _png(Image.fromarray(confidence)), pixels, provenance)
 
 
 def class_row(counts: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
@@ -40,7 +64,7 @@ def class_row(counts: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarra
     return np.append(counts[:num_classes], counts[num_classes:].sum()).astype(np.int32)
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, texts: PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=texts)
     return buffer.getvalue()

@@ -1,7 +1,9 @@
 """The files that describe a folder of cached OVS labels: its manifest, and the pixels per class of each image."""
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +54,20 @@ def _invalid_fields(manifest: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(invalid))
 
 
+def unlisted_content(folder: Path) -> str | None:
+    """The fault of a folder that has no manifest but holds labels or a dataset; None if there is no fault."""
+    if (folder / MANIFEST).exists():
+        return None
+    if any(folder.glob("labels/**/*.png")):
+        return (
+            f"{folder}: holds labels without {MANIFEST}; if another tool made them, set config.ovs.labels='external'; "
+            f"else {LABEL_AGAIN}"
+        )
+    if any(any(folder.glob(pattern)) for pattern in ("dataset_info.json", "*/dataset_info.json")):
+        return f"{folder}: holds a dataset without {MANIFEST}; {LABEL_AGAIN}"
+    return None
+
+
 class ClassPixels(NamedTuple):
     """Pixels per class of each image of a finished folder.
 
@@ -72,19 +88,36 @@ def read_class_pixels(folder: Path) -> ClassPixels:
     """
     path = folder / _CLASS_PIXELS
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return ClassPixels(tuple(content["ids"].tolist()), content["pixels"])
+        return ClassPixels(*read_table(path, "pixels"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {RUN_LABEL}, which counts the pixels of existing labels") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {RUN_LABEL}, which counts the pixels again") from error
 
 
 def write_class_pixels(folder: Path, ids: Sequence[str], pixels: np.ndarray) -> None:
     """Writes the pixels per class of each image, int32 [len(ids), num_classes + 1]."""
+    write_table(folder / _CLASS_PIXELS, ids, pixels=pixels.astype(np.int32))
+
+
+def read_table(path: Path, column: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Reads a file that `write_table` writes; raises OSError, or ValueError if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            ids, rows = content["ids"], content[column]
+    except (KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    if (ids.ndim, rows.ndim, len(ids)) != (1, 2, len(rows)) or (ids.dtype.kind, rows.dtype.kind) != ("U", "i"):
+        raise ValueError(f"ids {ids.dtype}{list(ids.shape)} and {column} {rows.dtype}{list(rows.shape)}")
+    return tuple(ids.tolist()), rows
+
+
+def write_table(path: Path, ids: Sequence[str], **column: np.ndarray) -> None:
+    """Writes one row of integers for each id, int [len(ids), N], as .npz."""
     buffer = io.BytesIO()
-    np.savez(buffer, ids=np.array(ids, np.str_), pixels=pixels.astype(np.int32))
-    write_whole(folder / _CLASS_PIXELS, buffer.getvalue())
+    arrays: dict[str, Any] = {"ids": np.array(ids, np.str_), **column}
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.labels.examples import LabelExample
 from data_pipelines.labels.manifest import SHARDS
+from data_pipelines.labels.provenance import Provenance
 from data_pipelines.labels.shards import (
     FEATURES,
     SPLIT,
@@ -37,6 +38,7 @@ class _Found(NamedTuple):
     shards: dict[Path, LabelShard]
     labels: ShardLabels
     rows: dict[str, np.ndarray]  # pixels per class by image
+    provenances: dict[str, Provenance | None]
 
 
 class ShardStore(LabelStore):
@@ -57,11 +59,12 @@ class ShardStore(LabelStore):
     def _found(self) -> _Found:
         shards = [shard for shard in read_shards(self.folder) if not shard.fault()]
         rows = {id_: row for shard in shards for id_, row in zip(shard.content.ids, shard.pixels, strict=True)}
-        return _Found({shard.path: shard for shard in shards}, ShardLabels(self.folder, shards), rows)
+        provenances = {id_: found for s in shards for id_, found in zip(s.content.ids, s.provenances, strict=True)}
+        return _Found({shard.path: shard for shard in shards}, ShardLabels(self.folder, shards), rows, provenances)
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the image had a label when this store was opened."""
-        return self._found.labels.is_labeled(id_)
+        """Whether the image had a usable label when this store was opened."""
+        return id_ not in self.unusable and self._found.labels.is_labeled(id_)
 
     def divide(self, groups: Sequence[Sequence[str]], batch_size: int) -> list[list[str]]:
         """Assigns images to shards; a shard may hold images of several groups."""
@@ -95,7 +98,8 @@ class ShardStore(LabelStore):
 
     def _copy(self, id_: str) -> LabelExample:
         planes = self._found.labels.read(id_)
-        return LabelExample(id_, planes["label"], planes["confidence"], self._found.rows[id_])
+        provenance = self._found.provenances[id_]
+        return LabelExample(id_, planes["label"], planes["confidence"], self._found.rows[id_], provenance)
 
     def _finalize(self) -> dict[str, Any]:
         vars(self).pop("_found", None)  # this and other processes have written shards

@@ -17,7 +17,8 @@ import io
 import itertools
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,6 +31,7 @@ from data_pipelines.errors import InputError, first_few
 from data_pipelines.files import is_utf8, read_json
 from data_pipelines.labels.examples import LabelExample
 from data_pipelines.labels.manifest import RUN_LABEL, read_manifest, write_whole
+from data_pipelines.labels.provenance import Provenance, read_adopted
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, read_ids, shard_path, write_shard
 
@@ -58,6 +60,7 @@ class LabelShard(NamedTuple):
         content: Ids and bytes of its examples.
         pixels: int32 [len(content.ids), num_classes + 1], see `LabelExample`.
         bad: Why an image that is assigned to the shard has no label, by id.
+        provenances: What each label was made from, in the order of `content.ids`; None if unknown.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class LabelShard(NamedTuple):
     content: Shard
     pixels: np.ndarray
     bad: dict[str, str]
+    provenances: list[Provenance | None]
 
     def fault(self) -> str | None:
         """A message if the file is damaged or missing, None otherwise. Reads no examples."""
@@ -103,7 +107,7 @@ def write_label_shard(path: Path, examples: Sequence[LabelExample], bad: Mapping
     """
     list_path(path).unlink(missing_ok=True)  # of an older shard
     content = write_shard(
-        path, FEATURES, ({"id": id_, "label": label, "confidence": gray} for id_, label, gray, _ in examples)
+        path, FEATURES, ({"id": label.id, "label": label.label, "confidence": label.confidence} for label in examples)
     )
     pixels = np.stack([example.pixels for example in examples]) if examples else np.zeros((0, 0))
     entry = {
@@ -111,6 +115,7 @@ def write_label_shard(path: Path, examples: Sequence[LabelExample], bad: Mapping
         "bytes": content.bytes,
         "ids": content.ids,
         "bad": dict(bad),
+        "provenances": [example.provenance and example.provenance.write() for example in examples],
         "pixels": base64.b64encode(pixels.astype(_COUNTS).tobytes()).decode(),  # numbers are slow to parse
     }
     write_whole(list_path(path), json.dumps(entry) + "\n")
@@ -133,8 +138,13 @@ def _read_list(path: Path) -> LabelShard:
         if not all(isinstance(text, str) and is_utf8(text) for text in (*ids, *bad, *bad.values())):
             raise TypeError("ids and reasons must be texts")
         pixels = np.frombuffer(base64.b64decode(entry["pixels"]), _COUNTS).reshape(len(ids), -1 if ids else 0)
-        return LabelShard(path.with_suffix(""), int(entry["size"]), Shard(ids, int(entry["bytes"])), pixels, bad)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        texts = entry.get("provenances", [None] * len(ids))  # missing: an older version wrote the list
+        provenances = [text and Provenance.read(text) for text in texts]
+        if len(provenances) != len(ids):
+            raise ValueError(f"{len(provenances)} provenances of {len(ids)} labels")
+        shard = Shard(ids, int(entry["bytes"]))
+        return LabelShard(path.with_suffix(""), int(entry["size"]), shard, pixels, bad, provenances)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); remove it, then {RUN_LABEL} to label the images of its shard again"
         ) from error
@@ -198,6 +208,15 @@ class ShardLabels:
     def planes(self, id_: str) -> tuple[LabelPlane, LabelPlane]:
         """Label and confidence of the image; they may be missing."""
         return LabelPlane(self, id_, "label"), LabelPlane(self, id_, "confidence")
+
+    def provenances(self, ids: Sequence[str], pool: Executor) -> Iterator[Provenance | UnreadableError | None]:
+        """See `RecordedLabels.provenances`. Reads no labels: `faults` checks the shards."""
+        del pool
+        found: dict[str, Provenance | None] = dict(read_adopted(self.folder))
+        for shard in read_shards(self.folder):
+            pairs = zip(shard.content.ids, shard.provenances, strict=True)
+            found |= {id_: provenance for id_, provenance in pairs if provenance is not None}
+        return (found.get(id_) for id_ in ids)
 
     def shard_of(self, id_: str) -> Path | None:
         """The shard that holds the label of the image, None if it has no label."""

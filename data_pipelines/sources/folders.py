@@ -41,6 +41,11 @@ class FolderSource:
         """False: the files may change at any time."""
         return False
 
+    @property
+    def stamp(self) -> str:
+        """Empty: each file must be read to find a change."""
+        return ""
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -78,6 +78,11 @@ class NamedSource:
         """Whether the underlying source is prepared."""
         return self.source.prepared
 
+    @property
+    def stamp(self) -> str:
+        """That of the underlying source."""
+        return self.source.stamp
+
     def ids(self) -> list[str]:
         """The ids of all records, in order."""
         return [f"{self.name}/{id_}" for id_ in self.source.ids()]

@@ -87,6 +87,11 @@ class Source(Protocol):
         """Whether the images were checked when the source was written, as in shards."""
         ...
 
+    @property
+    def stamp(self) -> str:
+        """A digest that changes with the images of a prepared source, found without reading them; else ""."""
+        ...
+
     def ids(self) -> Sequence[str]:
         """The ids of all records, in order."""
         ...
@@ -108,6 +113,11 @@ class SelectedSource:
     def prepared(self) -> bool:
         """Whether the underlying source is prepared."""
         return self.source.prepared
+
+    @property
+    def stamp(self) -> str:
+        """That of the underlying source."""
+        return self.source.stamp
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -135,6 +145,11 @@ class ConcatenatedSource:
     def prepared(self) -> bool:
         """Whether all sources are prepared."""
         return all(source.prepared for source in self.sources)
+
+    @property
+    def stamp(self) -> str:
+        """Those of all sources."""
+        return " ".join(source.stamp for source in self.sources) if self.prepared else ""
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

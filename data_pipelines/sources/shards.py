@@ -6,6 +6,8 @@ TensorFlow Datasets.
 """
 
 import dataclasses
+import functools
+import hashlib
 import io
 import threading
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.sources.records import Record, UnreadableError
 from data_pipelines.sources.shard_files import ids_path, read_ids
 
+_INDEX_BYTES = 1 << 17  # at the end of a shard
 _WANTED = {"image": tfds.features.Image, "id": tfds.features.Text}
 
 
@@ -65,6 +68,22 @@ class ShardSource:
     def prepared(self) -> bool:
         """True: images are checked before they are written to shards."""
         return True
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """A digest of the dataset's description, and of the size and the end of each shard, which has its index."""
+        try:
+            digest = hashlib.sha256((self.folder / "dataset_info.json").read_bytes())
+            for path in sorted(self.folder.glob("*.array_record-*-of-?????")):
+                with path.open("rb") as shard:
+                    size = shard.seek(0, io.SEEK_END)
+                    shard.seek(max(0, size - _INDEX_BYTES))
+                    digest.update(f"{path.name} {size}\n".encode() + shard.read())
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be read ({error}); check the storage, or prepare it again"
+            ) from error
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -57,6 +57,24 @@ def model_faults(config: Mapping[str, Any]) -> list[str]:
     return module.faults(config) if hasattr(module, "faults") else []
 
 
+def model_fingerprint(config: Mapping[str, Any]) -> str:
+    """The `OVS.fingerprint` of the model that `config.ovs` names; reads no whole weight file.
+
+    Args:
+      config: as of `build_ovs`.
+
+    Returns:
+      "" if the module does not bring `fingerprint(config)`.
+
+    Raises:
+      InputError: the name is unknown, or the weights or the vocabulary cannot be read.
+    """
+    name = _RENAMED.get(config["name"], config["name"])
+    check_choices("config.ovs", {"name": name}, {"name": ovs_names()})
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module.fingerprint(config) if hasattr(module, "fingerprint") else ""
+
+
 def ovs_names() -> list[str]:
     """Names of all OVS models: the modules of this package that define a function `build`. Imports none of them."""
     modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]

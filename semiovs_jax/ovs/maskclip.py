@@ -24,6 +24,7 @@ from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
+from semiovs_jax.weights.parts import stored_sha256
 
 _LAYERS: dict[str, Collection[str]] = {"layers": ("", "maskclip")}  # of `config.clip`
 _NAMES: dict[str, Collection[str]] = {
@@ -160,22 +161,14 @@ def make_maskclip(
     names = {"normalization": normalization, "dtype": dtype, "matmul_precision": matmul_precision}
     check_choices(section, {**names, "image_size": image_size}, {**_NAMES, "image_size": at_least(vision.patch_size)})
     words = vocabulary.split_synonyms()
-    settings = {
-        "model": "dense_clip",  # the former name: another string would make all cached labels stale
-        "vocabulary": words.sha256,
-        "weights": clip.sha256,
-        "config": clip.config.to_json(),
-        "image_size": image_size,
-        "normalization": normalization,
-        "dtype": dtype,
-    }
+    settings = {"image_size": image_size, "normalization": normalization, "dtype": dtype}
     text = mean_over_templates(embed_text(clip.config.text, clip.text, words))
     tower = nnx.eval_shape(lambda: ClipVit(vision, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
     return MaskClip(
         weights={"visual": jax.tree.map(jnp.asarray, clip.visual), "text": jnp.asarray(text)},
         num_classes=len(words.classes),
         image_size=image_size,
-        fingerprint=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        fingerprint=_fingerprint(clip.config, clip.sha256, words, settings),
         visual=nnx.graphdef(tower),
         concepts_per_class=tuple(np.bincount(words.class_of_concept, minlength=len(words.classes)).tolist()),
         normalization=normalization,
@@ -205,6 +198,29 @@ def build(config: Mapping[str, Any], num_classes: int) -> MaskClip:
         dtype=config.get("dtype", "float32"),
         matmul_precision=config.get("matmul_precision", "highest"),
     )
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The fingerprint of the model that `build` returns, from the header of the weight file; raises as `build`."""
+    clip = CLIP.load_config(config["weights"])
+    settings = {
+        "image_size": config["image_size"],
+        "normalization": config.get("normalization") or clip.normalization,
+        "dtype": config.get("dtype", "float32"),
+    }
+    words = load_vocabulary(config["vocabulary"], templates=config.get("templates", "")).split_synonyms()
+    return _fingerprint(clip, stored_sha256(config["weights"]), words, settings)
+
+
+def _fingerprint(clip: ClipConfig, sha256: str, words: Vocabulary, settings: Mapping[str, Any]) -> str:
+    hashed = {
+        "model": "dense_clip",  # the former name: another string would make all cached labels stale
+        "vocabulary": words.sha256,
+        "weights": sha256,
+        "config": clip.to_json(),
+        **settings,
+    }
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def faults(config: Mapping[str, Any], section: str = "config.ovs", *, image_size: int | None = None) -> list[str]:

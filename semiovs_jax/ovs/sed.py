@@ -28,7 +28,7 @@ from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices, multiples_of
 from semiovs_jax.ovs.text import embed_text
 from semiovs_jax.ovs.vocabulary import Vocabulary, load_vocabulary
-from semiovs_jax.weights.parts import missing_weights
+from semiovs_jax.weights.parts import missing_weights, stored_sha256
 
 _STRIDE = 32  # of the image tower's last level
 _LONGEST_OVER_SHORT = 4  # INPUT.MAX_SIZE_TEST 2560 over MIN_SIZE_TEST 640
@@ -198,12 +198,6 @@ def make_sed(
     _check_settings(hashed | {"matmul_precision": matmul_precision, "class_chunk": class_chunk})
     if fault := _template_fault(config, vocabulary, f"{vocabulary.origin}: "):
         raise InputError(fault)
-    hashed |= {
-        "model": "sed",
-        "vocabulary": vocabulary.sha256,
-        "weights": sed.sha256,
-        "config": SED.write(config),
-    }
     parts = {
         "visual": nnx.eval_shape(lambda: ClipConvNext(config.visual, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
         "aggregator": nnx.eval_shape(lambda: SedAggregator(config.aggregator, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))),
@@ -214,7 +208,7 @@ def make_sed(
         weights=jax.tree.map(jnp.asarray, weights),
         num_classes=len(vocabulary.classes),
         image_size=image_size,
-        fingerprint=hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
+        fingerprint=_fingerprint(config, sed.sha256, vocabulary, hashed),
         visual=nnx.graphdef(parts["visual"]),
         aggregator=nnx.graphdef(parts["aggregator"]),
         class_of_concept=vocabulary.class_of_concept,
@@ -239,6 +233,30 @@ def build(config: Mapping[str, Any], num_classes: int) -> Sed:
     """
     vocabulary = load_vocabulary(config["vocabulary"], num_classes, templates=config.get("templates", ""))
     return make_sed(load_sed(config["weights"]), vocabulary, **_settings(config))
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The fingerprint of the model that `build` returns, from the header of the weight file; raises as `build`."""
+    weights = SED.load_config(config["weights"])
+    settings = {
+        "image_size": config.get("image_size") or weights.image_size,
+        "normalization": config.get("normalization") or weights.normalization,
+        "dtype": config.get("dtype", "float32"),
+        "top_k": config.get("top_k", 0),
+    }
+    vocabulary = load_vocabulary(config["vocabulary"], templates=config.get("templates", ""))
+    return _fingerprint(weights, stored_sha256(config["weights"]), vocabulary, settings)
+
+
+def _fingerprint(weights: SedWeightsConfig, sha256: str, vocabulary: Vocabulary, settings: Mapping[str, Any]) -> str:
+    hashed = {
+        "model": "sed",
+        "vocabulary": vocabulary.sha256,
+        "weights": sha256,
+        "config": SED.write(weights),
+        **settings,
+    }
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def faults(config: Mapping[str, Any]) -> list[str]:

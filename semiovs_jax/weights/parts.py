@@ -47,6 +47,11 @@ def weights_kind(name_or_path: str) -> str:
     return load_weights(weights_path(name_or_path))[1].get("kind", "")
 
 
+def stored_sha256(name_or_path: str) -> str:
+    """The digest of the tensors, from the header of shipped weights or of a weight file; raises as `read_metadata`."""
+    return read_metadata(weights_path(name_or_path)).get("sha256", "")
+
+
 def part_shapes(parts: Mapping[str, Callable[[], nnx.Module]]) -> PartShapes:
     """Shapes of the parameters by part and "/" path. The modules are only traced: no parameter is computed."""
     modules = {name: nnx.eval_shape(make) for name, make in parts.items()}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.file import load_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP
-from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs import build_ovs, model_fingerprint
 from semiovs_jax.ovs.maskclip import build_maskclip_labeler, class_scores, label_scores, make_maskclip
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.golden import Golden, assert_matches, golden_path
@@ -141,6 +141,8 @@ def test_fingerprint_names_all_that_decides_the_labels(config, ovs, tmp_path):
     path = write_clip(tmp_path / "scaled.safetensors", config=scaled)
     assert build_ovs({**config, "weights": path}, 3).fingerprint != ovs.fingerprint
     assert build_ovs(dict(config), 3).fingerprint == ovs.fingerprint
+    assert model_fingerprint(config) == ovs.fingerprint
+    assert {model_fingerprint({**config, key: value}) for key, value in changes.items()} == fingerprints
 
 
 def test_normalization_is_that_of_the_weights_unless_the_config_says_otherwise(config, ovs):

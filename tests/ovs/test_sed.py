@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipelines.errors import InputError
 from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.models.sed.file import load_sed
-from semiovs_jax.ovs import build_ovs
+from semiovs_jax.ovs import build_ovs, model_fingerprint
 from semiovs_jax.ovs.sed import label_probabilities, make_sed
 from semiovs_jax.ovs.vocabulary import Concept, Vocabulary
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
@@ -159,3 +159,6 @@ def test_a_config_builds_it(tmp_path):
     config = {"name": "sed", "weights": path, "vocabulary": "shapes", "templates": str(templates), "top_k": 2}
     sed = build_ovs(config, num_classes=9)
     assert (sed.image_size, sed.top_k, sed.num_classes) == (64, 2, 9)
+    assert model_fingerprint(config) == sed.fingerprint
+    assert model_fingerprint({**config, "image_size": 64, "class_chunk": 2, "normalization": ""}) == sed.fingerprint
+    assert model_fingerprint({**config, "top_k": 0}) != sed.fingerprint

@@ -196,7 +196,7 @@ def _percent(share: float) -> str:
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(str(value).encode(errors="backslashreplace").decode())  # file names need not be UTF-8
 
 
 def main(flags: Any) -> None:

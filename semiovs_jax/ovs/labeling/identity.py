@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from data_pipelines.datasets import DatasetInfo
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.vocabulary import load_vocabulary
@@ -20,20 +22,41 @@ def labels_identity(ovs_config: Any, ovs: OVS, dataset: DatasetInfo) -> dict[str
       dataset: the dataset of the labels.
 
     Returns:
-      Plain data for `open_store`: "fingerprint" decides whether cached labels are stale, the other facts explain why.
+      Those of `expected_identity`, the digest of the weight file, and the kind of the devices. Labels of one set are
+      made on one kind.
 
     Raises:
       InputError: the vocabulary or the weights cannot be read.
     """
-    vocabulary = load_vocabulary(ovs_config.vocabulary, templates=ovs_config.get("templates", ""))
     weights = weights_path(ovs_config.weights)
+    digest = file_sha256(weights) if weights.is_file() else ""
+    made = {"weights_sha256": digest, "device": jax.devices()[0].device_kind}
+    return expected_identity(ovs_config, ovs.fingerprint, dataset) | made
+
+
+def expected_identity(ovs_config: Any, fingerprint: str, dataset: DatasetInfo) -> dict[str, Any]:
+    """The facts that identify the labels of a model that is not built.
+
+    Args:
+      ovs_config: the `ovs` section of the config.
+      fingerprint: of the model.
+      dataset: the dataset of the labels.
+
+    Returns:
+      Plain data for `open_store`: "fingerprint" and "matmul_precision" decide whether cached labels are stale, the
+      other facts explain why. Needs no device.
+
+    Raises:
+      InputError: the vocabulary cannot be read.
+    """
+    vocabulary = load_vocabulary(ovs_config.vocabulary, templates=ovs_config.get("templates", ""))
     return {
-        "fingerprint": ovs.fingerprint,
+        "fingerprint": fingerprint,
         "ovs": ovs_config.name,
         "vocabulary": vocabulary.name,
         "vocabulary_sha256": vocabulary.sha256,
         "weights": ovs_config.weights,
-        "weights_sha256": file_sha256(weights) if weights.is_file() else "",
         "dataset": dataset.name,
+        "matmul_precision": "highest",
         **{key: value for key, value in ovs_config.items() if key not in _NOT_SETTINGS},
     }

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from data_pipelines.images.checksums import ImageChecksum, read_ends
 from data_pipelines.images.decode import decode_image, image_size
 from data_pipelines.labels.examples import LabelExample, encode_label
 from data_pipelines.labels.store import LabelStore
 from data_pipelines.loading.worker_log import BadRecords
-from data_pipelines.sources.records import Record, UnreadableError
+from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
@@ -55,6 +56,7 @@ class _Image(NamedTuple):
     id: str
     square: np.ndarray | None  # [S, S, 3], the model's input; None if the image has a label or is bad
     size: Size
+    checksum: ImageChecksum | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +157,11 @@ class Job:
             yield batch, list(itertools.islice(decoded, len(batch.records)))
 
     def _decode(self, record: Record) -> _Image:
-        image = None if self.store.is_labeled(record.id) else self._read(record, decode_image)
-        if image is None:
-            return _Image(record.id, None, (0, 0))
-        return _Image(record.id, self.ovs.preprocess(image), image.shape[:2])
+        decoded = None if self.store.is_labeled(record.id) else self._read(record, _decode_with_checksum)
+        if decoded is None:
+            return _Image(record.id, None, (0, 0), None)
+        pixels, checksum = decoded
+        return _Image(record.id, self.ovs.preprocess(pixels), pixels.shape[:2], checksum)
 
     def _compute(self, decoded: Iterable[tuple[Batch, list[_Image]]]) -> Iterator[tuple[list[_Image], Any]]:
         """Starts the computation of each batch; yields its images with labels and confidences still on the devices."""
@@ -200,9 +203,16 @@ class Job:
         def encode(row: int, image: _Image) -> LabelExample:
             height, width = image.size
             label, confidence = (np.ascontiguousarray(plane[row, :height, :width]) for plane in (labels, confidences))
-            return encode_label(image.id, label, confidence, self.store.dataset)
+            return encode_label(image.id, label, confidence, self.store.dataset, image.checksum)
 
         return [pool.submit(encode, row, image) for row, image in enumerate(images) if image.square is not None]
+
+
+def _decode_with_checksum(encoded: EncodedImage) -> tuple[np.ndarray, ImageChecksum]:
+    """An image, uint8 [H, W, 3], and its checksum, which is read first: an image that changes in between is found."""
+    with encoded.open() as stream:
+        checksum = read_ends(stream).checksum
+    return decode_image(encoded), checksum
 
 
 def _one_behind(items: Iterable[T]) -> Iterator[T]:

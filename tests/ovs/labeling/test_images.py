@@ -262,7 +262,7 @@ def test_stale_labels_are_refused(images, undisturbed, call):
 
 
 def test_stale_for_a_reason_the_manifest_does_not_hold(images, undisturbed):
-    with pytest.raises(InputError, match=f"fingerprint was {'a' * 64}, is {'b' * 64}"):
+    with pytest.raises(InputError, match=f"fingerprint was {'a' * 8}, is {'b' * 8};"):
         fake_ovs.complete(label_config(images, undisturbed), ColorOVS(fingerprint="b" * 64))
 
 
