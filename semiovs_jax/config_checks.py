@@ -17,6 +17,7 @@ from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
+from data_pipelines.labels.manifest import labels_folder
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.sources.records import Source
@@ -105,7 +106,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
-                cached = _check_cached(Path(config.ovs.labels_dir), report.ood_ids, faults)
+                cached = _check_cached(labels_folder(config.ovs.labels_dir), report.ood_ids, faults)
         elif config.ovs.labels == "external" and dataset is not None:
             with faults.collected():
                 _check_external(config, sources["ood"], dataset, method)
@@ -143,7 +144,7 @@ def _check_cached(folder: Path, ids: Sequence[str], faults: Faults) -> dict[str,
 
 def _check_external(config: ml_collections.ConfigDict, source: Source, dataset: DatasetInfo, method: Method) -> None:
     """Checks label files of another tool; raises `InputError` with all that is wrong with them."""
-    labels = open_external_labels(Path(config.ovs.labels_dir))
+    labels = open_external_labels(labels_folder(config.ovs.labels_dir))
     faults = external_faults(labels, source, dataset, max(1, config.data.num_threads))
     if not faults and (fault := missing_confidence(labels, source, method.ovs_threshold)):
         faults = [fault]

@@ -37,7 +37,7 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
         return params, batch_stats
     family = FAMILIES[config.model.backbone]
     _check_weights(config.model, family)
-    return family.load_pretrained(config.model.weights, params, batch_stats)
+    return family.load_pretrained(str(weights_path(config.model.weights)), params, batch_stats)
 
 
 def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, embed_dim: int) -> jax.Array:

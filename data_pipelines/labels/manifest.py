@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import replace_file
+from data_pipelines.files import local_path, replace_file
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"  # forms of the labels
@@ -18,6 +18,11 @@ LABEL_AGAIN = "remove the folder to label again, or set config.ovs.labels_dir to
 RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
 
 _CLASS_PIXELS = "class_pixels.npz"
+
+
+def labels_folder(labels_dir: str) -> Path:
+    """The folder that `config.ovs.labels_dir` names; raises `InputError` if it is a URL."""
+    return local_path(labels_dir, "config.ovs.labels_dir")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

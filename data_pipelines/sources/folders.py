@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import expand
 from data_pipelines.sources.records import File, Record, record_id
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -109,7 +110,7 @@ def existing_folder(value: str, field: str) -> Path:
     """The path of the folder `value`; raises `InputError`, with the key `field`, if it is missing."""
     if not value:
         raise InputError(f"{field} is empty: set it to the folder of the images")
-    root = Path(value).expanduser()
+    root = expand(value)
     if not root.is_dir():
         raise InputError(f"{field}={value}: no such folder; create it, or set {field} to the folder of the images")
     return root
