@@ -50,6 +50,9 @@ _ADDED = {
     "data.ood_min_foreground": 0.0,
     "data.ood_repeat_threshold": 0.0,
     "data.scaled_decode": False,
+    "clip.matmul_precision": "default",
+    "model.matmul_precision": "default",
+    "ovs.matmul_precision": "default",
 }
 
 _ABSENT = "not set"
@@ -93,7 +96,7 @@ def refusals(was: Run, is_: Run) -> list[str]:
         if key in MAY_CHANGE or (key in LENGTH and _grows(was, is_)) or _moved(key, was.digests, is_.digests):
             continue
         reason = ": a run may become longer, not shorter" if key in LENGTH else ""
-        lines.append(f"config.{key} was {old!r}, is {new!r}{reason}")
+        lines.append(f"config.{key} was {_shown(old)}, is {_shown(new)}{reason}")
     return lines + [
         f"config.{key}={_value(is_.config, key)!r}: its content has changed (sha256 was {old[:8]}, is {new[:8]})"
         for key, old, new in _other_contents(was.digests, is_.digests)
@@ -137,6 +140,10 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    return value if value is _ABSENT else repr(value)
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:

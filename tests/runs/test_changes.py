@@ -121,4 +121,4 @@ def test_names_of_earlier_versions_are_understood():
 
 
 def test_a_key_that_only_one_side_has_is_a_difference():
-    assert compare({"method.sharpness": 2.0}) == ["config.method.sharpness was 'not set', is 2.0"]
+    assert compare({"method.sharpness": 2.0}) == ["config.method.sharpness was not set, is 2.0"]

@@ -74,11 +74,10 @@ def test_hosts_that_do_not_share_their_storage_are_told_so_at_the_start(tmp_path
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared, own = [tmp_path / "run", tmp_path / "labels"], tmp_path / "own"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, index, port]
-            + [str(shared / "run"), str(shared / "labels"), str(own / index), str(shared / "labels")],
+            [sys.executable, "-c", WORKER, index, port, *shared, own / index, tmp_path / "labels"],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
             text=True,
