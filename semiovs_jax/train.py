@@ -128,7 +128,6 @@ def train_and_evaluate(
                     miou = scores.mean_iou
                     state = after_evaluation(state, miou)
 
-                checkpointer.check()
                 leaving = preemption.reached(step)
                 if step % save_every == 0 or step == steps or miou is not None or leaving:
                     checkpointer.save(step, state, data.iterator, meta, miou)

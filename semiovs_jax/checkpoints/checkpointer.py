@@ -212,11 +212,6 @@ class Checkpointer:
             self._set_aside([other for other in steps if other > step])
         return restored
 
-    def check(self) -> None:
-        """Raises the error of a save that has failed; does not wait."""
-        with self._storage_errors():
-            self._manager.check_for_errors()
-
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises the error if it failed."""
         with self._storage_errors():

@@ -30,6 +30,7 @@ class Board:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
         self._flushed = 0.0
+        self._closed = False
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
@@ -45,8 +46,10 @@ class Board:
         self._write(Event(summary=summary.text(tag, text)), step)
 
     def close(self) -> None:
-        """Writes what is buffered and closes the file."""
-        self._events.close()
+        """Writes what is buffered and closes the file; does nothing the second time."""
+        if not self._closed:
+            self._closed = True
+            self._events.close()
 
     def _write(self, event: Any, step: int) -> None:
         event.step = step

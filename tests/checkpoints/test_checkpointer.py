@@ -363,7 +363,7 @@ def test_unwritable_workdir(tmp_path):
         Checkpointer(tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("found_by", ["save", "check", "wait", "close"])
+@pytest.mark.parametrize("found_by", ["save", "wait", "close"])
 def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, caplog, found_by):
     caplog.set_level(logging.INFO)
     write = module.write_checksums
@@ -380,8 +380,6 @@ def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(tmp_path,
     def save():
         with Checkpointer(tmp_path) as checkpointer:
             checkpointer.save(3, make_state(), make_iterator(), {})
-            while found_by == "check":
-                checkpointer.check()
             if found_by == "save":
                 checkpointer.save(4, make_state(), make_iterator(), {})
             if found_by == "wait":

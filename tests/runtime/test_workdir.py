@@ -21,9 +21,9 @@ names = ("--workdir", "config.ovs.labels_dir")
 for both in (folders[:2], folders[2:]):
     try:
         workdir.check_shared(dict(zip(names, map(Path, both))))
-        print("SHARED", flush=True)
+        print("RESULT shared", flush=True)
     except InputError as error:
-        print(error, flush=True)
+        print("RESULT", error, flush=True)
 """
 
 
@@ -89,8 +89,9 @@ def test_hosts_that_do_not_share_their_storage_are_told_so_at_the_start(tmp_path
     finally:
         for process in processes:
             process.kill()
-    for index, (accepted, refused) in zip("01", printed, strict=True):
-        assert accepted == "SHARED"
+    for index, lines in zip("01", printed, strict=True):
+        accepted, refused = (line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT"))
+        assert accepted == "shared"
         assert refused.startswith(
             f"--workdir={own / index}: process 0 wrote a file there that process(es) 1 cannot see"
         )
