@@ -1,7 +1,8 @@
-"""Atomic file writes, JSON files and names."""
+"""Paths that a user writes, atomic file writes, JSON files and names."""
 
 import contextlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,36 @@ from typing import Any
 from data_pipelines.errors import InputError
 
 _ABANDONED_SECONDS = 600.0  # older partial files belong to dead writers
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # one slash: pathlib joins two
+
+
+def expand(path: str | Path) -> Path:
+    """The path with a leading `~` or `~USER` replaced by the home folder.
+
+    Raises:
+        InputError: The user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no home folder of that name; write the whole path") from error
+
+
+def local_path(path: str | Path, field: str) -> Path:
+    """The expanded path of a file or folder that is read and written in place.
+
+    Args:
+        path: The path; `~` is expanded.
+        field: The name of the path in error messages.
+
+    Raises:
+        InputError: The path is a URL.
+    """
+    if _URL.match(str(path)):
+        raise InputError(
+            f"{field}={path}: URLs are not supported yet; name a folder of this machine or of mounted storage"
+        )
+    return expand(path)
 
 
 @contextlib.contextmanager

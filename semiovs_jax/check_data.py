@@ -6,12 +6,12 @@ status 1. Faults are those that training refuses. A config that cannot be read g
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from semiovs_jax.runtime.command import run_command
 
 _SECTIONS = ("data", "method", "model", "ovs", "train", "eval")
@@ -28,7 +28,7 @@ def main(flags: Any) -> None:
     print(format_report(found))
     if flags.json:
         try:
-            Path(flags.json).write_text(report_as_json(found), encoding="utf-8")
+            expand(flags.json).write_text(report_as_json(found), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--json={flags.json}: cannot be written ({error.strerror or error})") from error
     if found.faults:

@@ -16,7 +16,7 @@ from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.labels.cache import open_label_cache, unsettled
 from data_pipelines.labels.external import external_faults, missing_confidence, open_external_labels
-from data_pipelines.labels.manifest import read_manifest, unlisted_content
+from data_pipelines.labels.manifest import labels_folder, read_manifest, unlisted_content
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.options import Options
@@ -97,9 +97,10 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():
+                folder = labels_folder(config.ovs.labels_dir)
                 verified = _verify_cached(config, sources["ood"], dataset, faults)
-                cached = _count_cached(Path(config.ovs.labels_dir), report.ood_ids, verified)
-                warnings += _cached_warnings(Path(config.ovs.labels_dir), verified)
+                cached = _count_cached(folder, report.ood_ids, verified)
+                warnings += _cached_warnings(folder, verified)
         elif config.ovs.labels == "external" and dataset is not None:
             with faults.collected():
                 _check_external(config, sources["ood"], dataset, method)
@@ -158,7 +159,7 @@ def _verify_cached(
     faults: Faults,
 ) -> Verified:
     """Compares cached labels with their images; adds what labeling does not repair to the faults."""
-    folder = Path(config.ovs.labels_dir)
+    folder = labels_folder(config.ovs.labels_dir)
     cache = open_label_cache(folder)
     faults.add(cache.faults())
     verified = verify_labels(cache, source, num_threads=config.data.num_threads)
@@ -176,7 +177,7 @@ def _stale(config: ml_collections.ConfigDict, dataset: DatasetInfo) -> str | Non
         return None
     try:
         if fingerprint:
-            open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=False).open()
+            open_store(labels_folder(config.ovs.labels_dir), identity, dataset, prepared=False).open()
     except InputError as error:
         return str(error)
     return None
@@ -200,7 +201,7 @@ def _cached_warnings(folder: Path, verified: Verified) -> list[str]:
 
 def _check_external(config: ml_collections.ConfigDict, source: Source, dataset: DatasetInfo, method: Method) -> None:
     """Checks label files of another tool; raises `InputError` with all that is wrong with them."""
-    labels = open_external_labels(Path(config.ovs.labels_dir))
+    labels = open_external_labels(labels_folder(config.ovs.labels_dir))
     faults = external_faults(labels, source, dataset, max(1, config.data.num_threads))
     if not faults and (fault := missing_confidence(labels, source, method.ovs_threshold)):
         faults = [fault]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from semiovs_jax import models
 from semiovs_jax.weights.files import file_sha256, save_weights
 from semiovs_jax.weights.keys import Converted, Converter
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     converters = find_converters()
     description = (__doc__ or "").partition("\n\n")[2]
     parser = argparse.ArgumentParser(prog="python -m semiovs_jax.convert", description=description)
-    parser.add_argument("source", type=Path, help="published weights")
-    parser.add_argument("out", type=Path, help="weight file to write (.safetensors)")
+    parser.add_argument("source", type=expand, help="published weights")
+    parser.add_argument("out", type=expand, help="weight file to write (.safetensors)")
     parser.add_argument("--kind", required=True, choices=sorted(converters))
     args = parser.parse_args(argv)
     try:

@@ -17,9 +17,9 @@ def main(flags: Any) -> None:
     evaluation = open_evaluation(flags.config, make_mesh())
     restored = restore_weights(flags.workdir, evaluation.target, flags.which)
     scores = evaluation.evaluator.run(*evaluation.weights(restored.state))
-    record = {"step": restored.meta["step"], **scores_record(scores, evaluation.dataset.classes)}
+    record = scores_record(scores, evaluation.dataset.classes)
     if jax.process_index() == 0:
-        print(format_table(record, record, evaluation.evaluator.protocol))
+        print(format_table({f"step {restored.meta['step']}": record}, evaluation.evaluator.protocol))
 
 
 if __name__ == "__main__":

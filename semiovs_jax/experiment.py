@@ -1,4 +1,4 @@
-"""Config in, parts of a run out. Beside `config_checks`, the only reader of the whole config.
+"""Config in, parts of a run out. Beside `config_checks` and `runs`, the only reader of the whole config.
 
 Everything below takes parts: dataset facts, opened sources, the method, the student, labelers, lengths.
 """
@@ -7,7 +7,6 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,10 @@ from jax.sharding import Mesh
 from data_pipelines.checking.report import DataReport
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
+from data_pipelines.files import expand
 from data_pipelines.labels.cache import open_label_cache
 from data_pipelines.labels.external import open_external_labels
+from data_pipelines.labels.manifest import labels_folder
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.store import LabelStore
 from data_pipelines.labels.verify import Verified
@@ -239,7 +240,7 @@ def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int
 def _open_labeling(config: ml_collections.ConfigDict, dataset: DatasetInfo, source: Source) -> tuple[OVS, LabelStore]:
     ovs = build_ovs(config.ovs, dataset.num_classes)
     identity = labels_identity(config.ovs, ovs, dataset)
-    return ovs, open_store(Path(config.ovs.labels_dir), identity, dataset, prepared=source.prepared)
+    return ovs, open_store(labels_folder(config.ovs.labels_dir), identity, dataset, prepared=source.prepared)
 
 
 def _label(
@@ -272,7 +273,7 @@ def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainDat
     """
     method, labels, selection = run.method, None, None
     if "ood" in method.streams and config.ovs.labels != "online":
-        folder = Path(config.ovs.labels_dir)
+        folder = labels_folder(config.ovs.labels_dir)
         labels = open_label_cache(folder) if config.ovs.labels == "cached" else open_external_labels(folder)
         keys = Filter(config.data.ood_min_foreground, config.data.ood_repeat_threshold)
         selection = select_images(run.sources["ood"], keys, folder, run.dataset)
@@ -420,13 +421,14 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
     """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
-    return bool(config.data.make) and not Path(config.data.root).exists()
+    return bool(config.data.make) and not expand(config.data.root).exists()
 
 
 def make_benchmark(config: ml_collections.ConfigDict) -> None:
     """Writes the embedded benchmark where it is missing."""
     if lacks_benchmark(config) and jax.process_index() == 0:
-        _logger.info("writing the benchmark %r to %s", config.data.make, config.data.root)
-        write_shapes(config.data.root)
+        root = expand(config.data.root)
+        _logger.info("writing the benchmark %r to %s", config.data.make, root)
+        write_shapes(root)
     if jax.process_count() > 1:
         jax.experimental.multihost_utils.sync_global_devices("the benchmark is written")

@@ -12,7 +12,7 @@ from semiovs_jax.models import FAMILIES, Functional, Student
 from semiovs_jax.models.clip.file import load_clip, missing_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
 from semiovs_jax.ovs.vocabulary import vocabulary_of_names
-from semiovs_jax.weights.parts import missing_weights
+from semiovs_jax.weights.parts import missing_weights, weights_path
 
 
 def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, student: Student) -> tuple[Any, Any]:
@@ -42,7 +42,7 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
         "config.model.weights", weights, family.WEIGHTS_KIND, source=family.WEIGHTS_SOURCE, otherwise=otherwise
     ):
         raise InputError(fault)
-    return family.load_pretrained(weights, params, batch_stats)
+    return family.load_pretrained(str(weights_path(weights)), params, batch_stats)
 
 
 def _embed_class_names(config: ml_collections.ConfigDict, dataset: DatasetInfo, embed_dim: int) -> jax.Array:

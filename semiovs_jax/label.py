@@ -8,12 +8,16 @@ runtime, start the command on each machine with --process_index and --process_co
 import logging
 from typing import Any
 
+from data_pipelines.labels.manifest import labels_folder
 from semiovs_jax.experiment import label_ood_images
 from semiovs_jax.runtime.sharding import make_mesh
+from semiovs_jax.runtime.workdir import check_shared
 
 
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
+    if flags.process_count is None:
+        check_shared({"config.ovs.labels_dir": labels_folder(flags.config.ovs.labels_dir)})
     report = label_ood_images(
         flags.config, make_mesh(), process_index=flags.process_index, process_count=flags.process_count
     )

@@ -19,6 +19,7 @@ from semiovs_jax.initial import initial_weights
 from semiovs_jax.methods import STUDENT
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
+from semiovs_jax.runs.folder import open_run
 from semiovs_jax.runtime.ahead import bytes_per_device, compile_step
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch, with_sharding
@@ -29,24 +30,32 @@ from semiovs_jax.train_step import StepSpec, make_after_evaluation, make_train_s
 _logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | Path, fork_from: str | Path | None = None
+) -> None:
     """Trains, labels, evaluates and saves; goes on where a checkpoint in `workdir` ends.
 
     The state after a step is a function of config, data and step alone, however often the run was stopped.
 
     Args:
       config: an experiment, see `configs/common.py`.
-      workdir: folder of everything the run writes but OVS labels, which are in `config.ovs.labels_dir`.
+      workdir: folder of everything the run writes but OVS labels, which are in `config.ovs.labels_dir`. It belongs to
+        this config and these data; a finished run is left as it is.
+      fork_from: workdir of another run, or one of its checkpoints, whose state and step a new run starts from.
 
     Raises:
       InputError: something a person has to fix, found before training starts where it can be.
     """
+    folder = open_run(config, workdir, fork_from)
+    if folder.finished:
+        folder.log_finished()
+        return
     mesh = make_mesh()
     if experiment.lacks_benchmark(config):
         refuse_config(config, devices=mesh.size)
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
-    workdir = check_workdir(workdir)
+    check_workdir(folder.path)
     student = experiment.make_student(config, run.dataset)
     params, batch_stats = initial_weights(config, run.dataset, student)
     labelers = experiment.make_labelers(config, run.dataset, run.method, student)
@@ -76,17 +85,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
-    with Checkpointer(workdir) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
-        restored = checkpointer.restore(state, data.iterator)
+    with Checkpointer(folder.path) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
+        restored = checkpointer.restore(state, data.iterator, folder.fork_from)
         if restored is not None:
             state = restored.state
         first = int(state.step)
+        record = folder.begin(first, data.steps_per_epoch)
         structs = with_sharding(experiment.batch_structs(config, run.method), batch_sharding(mesh))
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
 
         with Report(
-            workdir,
+            folder.path,
             run.dataset,
             total_steps=steps,
             images_per_step=config.batch_size * len(run.method.streams),
@@ -135,7 +145,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             report.finish(
                 evaluator.protocol,
                 {
-                    "config_sha256": meta["config_sha256"],
+                    **record.facts(),
                     "steps": steps,
                     "seconds_since_start": round(time.perf_counter() - started, 1),
                     "bad_records": list(data.bad_records),

@@ -59,6 +59,8 @@ def test_a_task_of_ones_own_is_checked_trained_and_evaluated(tmp_path, monkeypat
     assert json.loads((root / "ovs_labels" / "manifest.json").read_text())["finished"]
 
     evaluate.main(flags)
-    assert "blob" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "blob" in table
+    assert table.splitlines()[0].split() == ["IoU,", "%", "step", "2"]
     check_data.main(flags)
     assert "cached OVS labels: 5 labeled, 0 bad, 0 missing" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Whole runs of the real config, shrunk: what they write, how they stop and go on, and what they refuse."""
 
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,12 +122,47 @@ def test_prevmatch_killed_goes_on_bit_for_bit_with_its_snapshots(folder: Path, m
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_changes_nothing(whole_run: Path, folder: Path):
-    before = json.loads((whole_run / "result.json").read_text())
-    train.train_and_evaluate(shrunk_demo(folder), whole_run)
-    after = json.loads((whole_run / "result.json").read_text())
-    assert after["best"] == before["best"]
-    assert after["last"] == before["last"]
+def test_a_finished_run_started_again_changes_nothing_and_compiles_nothing(
+    whole_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def files():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in whole_run.rglob("*")}
+
+    def never(*arguments, **options):
+        raise AssertionError("the run is finished")
+
+    before = files()
+    for name in ("inspect_config", "initial_weights", "compile_step"):
+        monkeypatch.setattr(train, name, never)
+    with caplog.at_level(logging.INFO, "semiovs_jax"):
+        train.train_and_evaluate(shrunk_demo(folder), whole_run)
+    assert files() == before
+    assert "finished: nothing to do" in caplog.text
+    assert (whole_run / "table.txt").read_text().strip() in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_path: Path):
+    supervised = {"method.name": "supervised", "method.ood": "none", "train.panel_images": 0}
+    short, fork = tmp_path / "short", tmp_path / "fork"
+    train.train_and_evaluate(shrunk_demo(folder, **supervised, **{"train.steps": 2}), short)
+    first = json.loads((short / "result.json").read_text())
+    train.train_and_evaluate(shrunk_demo(folder, **supervised, **{"train.steps": 4}), short)
+    result = json.loads((short / "result.json").read_text())
+    assert result["last"]["step"] == result["steps"] == 4
+    assert [start["config_sha256"] for start in result["earlier_starts"]] == [first["config_sha256"]]
+    assert result["digests"] == first["digests"]
+    lines = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in lines if record["event"] == "train"] == [1, 2, 3, 4]
+
+    other = shrunk_demo(folder, **supervised, **{"train.steps": 6, "optim.learning_rate": 1e-3})
+    with pytest.raises(InputError, match=r"config\.optim\.learning_rate was 0\.02, is 0\.001"):
+        train.train_and_evaluate(other, short)
+    train.train_and_evaluate(other, fork, fork_from=short)
+    result = json.loads((fork / "result.json").read_text())
+    assert result["forked_from"]["checkpoint"] == str(short / "checkpoints" / "4")
+    lines = [json.loads(line) for line in (fork / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in lines if record["event"] == "train"] == [5, 6]
 
 
 @pytest.mark.slow
@@ -204,6 +240,12 @@ def test_an_unwritable_workdir_is_refused(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_model_is_refused(whole_run: Path, folder: Path):
-    with pytest.raises(InputError, match=str(whole_run)):
+def test_a_workdir_of_another_config_is_refused(whole_run: Path, folder: Path):
+    with pytest.raises(InputError, match=r"(?s)whole: holds.*backbone was 'resnet_tiny', is 'resnet50'.*--fork_from="):
         train.train_and_evaluate(shrunk_demo(folder, **{"model.backbone": "resnet50"}), whole_run)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_refused(whole_run: Path, folder: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"whole/checkpoints/4: a checkpoint of another model"):
+        train.train_and_evaluate(shrunk_demo(folder, **{"model.backbone": "resnet50"}), tmp_path, fork_from=whole_run)

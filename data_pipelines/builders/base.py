@@ -17,7 +17,7 @@ from data_pipelines.builders.downloads import download_config as verified
 from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.builders.units import Preparation, prepare_in_turn
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import is_utf8
+from data_pipelines.files import expand, is_utf8
 from data_pipelines.images.decode import lossy_label, probe_image
 from data_pipelines.sources.folders import IMAGE_SUFFIXES, is_image
 from data_pipelines.sources.lists import collisions
@@ -122,7 +122,7 @@ class SourceBuilder(ImageBuilder, skip_registration=True):  # type: ignore[call-
     """
 
     def __init__(self, *, source: str | Path = "", **options: Any):
-        self.source = Path(source).expanduser().absolute() if source else None
+        self.source = expand(source).absolute() if source else None
         super().__init__(**options)
 
     @abc.abstractmethod

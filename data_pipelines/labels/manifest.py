@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import read_json, replace_file
+from data_pipelines.files import local_path, read_json, replace_file
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"  # forms of the labels
@@ -21,6 +21,11 @@ RUN_LABEL = "run `python -m semiovs_jax.label --config=...`"
 _CLASS_PIXELS = "class_pixels.npz"
 _TYPES = {"finished": bool, "form": str, "counts": dict, "bad": dict, "pixels": dict, SHARDS: dict}
 _MOST_SHARDS = 100_000
+
+
+def labels_folder(labels_dir: str) -> Path:
+    """The folder that `config.ovs.labels_dir` names; raises `InputError` if it is a URL."""
+    return local_path(labels_dir, "config.ovs.labels_dir")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

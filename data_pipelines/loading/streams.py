@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import expand
 from data_pipelines.labels.cache import LabelCache, LabeledSource
 from data_pipelines.sources.folders import existing_folder, open_images, open_list, prepared_dataset
 from data_pipelines.sources.lists import read_split
@@ -112,7 +113,7 @@ def _open_ood(root: str, split: str) -> Source:
     if split:
         raise InputError(f"{_OOD_SPLIT}={split}: {root} names the splits of its sources; set {_OOD_SPLIT} to ''")
     return open_mixture(
-        Path(root).expanduser(),
+        expand(root),
         lambda folder, of, name: _open_images(
             existing_folder(str(folder), f"{name}: root"), of, (f"{name}: root", f"{name}: split")
         ),

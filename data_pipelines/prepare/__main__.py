@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from data_pipelines.prepare.local import DATASETS, make_builder, prepare
 
 
@@ -12,8 +12,8 @@ def main() -> None:
     """Command line. An `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write DATASET/VERSION to")
-    parser.add_argument("--manual_dir", type=Path, help="folder with downloaded archives, or the folders in them")
+    parser.add_argument("--out", type=expand, required=True, help="folder to write DATASET/VERSION to")
+    parser.add_argument("--manual_dir", type=expand, help="folder with downloaded archives, or the folders in them")
     parser.add_argument("--source", default="", help="for image_folder: a folder or archive; for webdataset_ood: tars")
     flags = parser.parse_args()
     try:

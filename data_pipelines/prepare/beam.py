@@ -27,13 +27,13 @@ import functools
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from data_pipelines.builders.leakage import DISTANCE, hash_evaluation_images
 from data_pipelines.builders.report import Report
 from data_pipelines.builders.samples import Unit
 from data_pipelines.builders.units import Part, Preparation, begin, finish, prepare_part
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from data_pipelines.loading.streams import open_split
 from data_pipelines.prepare.local import DATASETS, make_builder, open_preparation
 
@@ -102,9 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards, with Apache Beam.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write DATASET/VERSION to; all workers see it"
+        "--out", type=expand, required=True, help="folder to write DATASET/VERSION to; all workers see it"
     )
-    parser.add_argument("--manual_dir", type=Path, help="folder with downloaded archives, or the folders in them")
+    parser.add_argument("--manual_dir", type=expand, help="folder with downloaded archives, or the folders in them")
     parser.add_argument("--source", default="", help="for image_folder: a folder or archive; for webdataset_ood: tars")
     parser.add_argument("--evaluation_root", default="", help="folder of evaluation images, or a prepared dataset")
     parser.add_argument("--evaluation_split", default="", help="list relative to --evaluation_root, or a split")

@@ -3,9 +3,9 @@
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from data_pipelines.shapes.drawing import SCENE_CLASSES
 
@@ -13,7 +13,7 @@ from data_pipelines.shapes.drawing import SCENE_CLASSES
 def main() -> None:
     """Command line: `--root`, `--seed`, and one flag for each field of `ShapesSpec`."""
     parser = argparse.ArgumentParser(description='Writes the embedded benchmark "shapes" in the layout of VOC.')
-    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    parser.add_argument("--root", type=expand, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of every image")
     for field in dataclasses.fields(ShapesSpec):
         parser.add_argument(f"--{field.name}", type=int, default=field.default, help="default: %(default)s")

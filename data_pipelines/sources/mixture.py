@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import is_utf8, read_json
+from data_pipelines.files import expand, is_utf8, read_json
 from data_pipelines.sources.records import ConcatenatedSource, Record, Source
 
 _FIELDS = {"name": str, "root": str, "split": str, "weight": (int, float), "once": bool}
@@ -112,7 +112,7 @@ def open_mixture(path: Path, open_source: Callable[[Path, str, str], Source]) ->
         raise InputError(f"{path}: several sources have the name(s) {', '.join(repeated)}; rename all but one")
     sources = []
     for entry in entries:
-        root = path.parent / Path(entry["root"]).expanduser()
+        root = path.parent / expand(entry["root"])
         source = open_source(root, entry.get("split", ""), f"{path}: source {entry['name']}")
         sources.append(NamedSource(entry["name"], source))
     weights = tuple(float(entry.get("weight", 1)) for entry in entries)

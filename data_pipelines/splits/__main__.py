@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import pooch
 
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
+from data_pipelines.files import expand
 from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
 from data_pipelines.splits.published import load_published, read_lists
 
@@ -35,8 +35,8 @@ def main() -> None:
     """Command line. An `InputError` ends it with its message and status 2."""
     parser = argparse.ArgumentParser(description="Writes published split lists, or a class-balanced draw.")
     parser.add_argument("--dataset", required=True, help="voc2012 or context60; with --make_split a dataset file")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the lists to")
-    parser.add_argument("--from_folder", type=Path, help="read the published lists here instead of downloading them")
+    parser.add_argument("--out", type=expand, required=True, help="folder to write the lists to")
+    parser.add_argument("--from_folder", type=expand, help="read the published lists here instead of downloading them")
     parser.add_argument("--make_split", type=int, metavar="N", help="draw N labeled images of --list")
     parser.add_argument("--seed", type=int, default=0, help="for --make_split; default: %(default)s")
     parser.add_argument("--root", default="", help="for --make_split: folder of the images and labels")

@@ -7,18 +7,19 @@ the best by mIoU are kept. A damaged checkpoint is skipped and renamed.
 Every process must call every method with the same arguments. All processes must share the storage of `WORKDIR`.
 """
 
-import hashlib
-import json
+import contextlib
+import logging
 import math
-import platform
-from collections.abc import Mapping, Sequence
-from importlib import metadata as package_metadata
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -33,9 +34,12 @@ from semiovs_jax.checkpoints.reading import (
     read_scores,
     write_checksums,
 )
+from semiovs_jax.runtime.provenance import config_as_json, config_sha256, package_versions
+from semiovs_jax.runtime.workdir import workdir_path
 
 SUBDIR = "checkpoints"
-_PACKAGES = ("semiovs-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of TensorStore
 
 
 class Best(NamedTuple):
@@ -62,19 +66,12 @@ def describe_run(config: ml_collections.ConfigDict, model: Mapping[str, Any]) ->
     Returns:
       A JSON-serializable dict with the keys config, config_sha256, model and versions.
     """
-    config_json = json.loads(json.dumps(config.to_dict(), default=str))
-    text = json.dumps(config_json, sort_keys=True)
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = package_metadata.version(name)
-        except package_metadata.PackageNotFoundError:  # run from a checkout that was never installed
-            versions[name] = "not installed"
+    content = config_as_json(config)
     return {
-        "config": config_json,
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "config": content,
+        "config_sha256": config_sha256(content),
         "model": dict(model),
-        "versions": versions,
+        "versions": package_versions(),
     }
 
 
@@ -91,13 +88,14 @@ class Checkpointer:
         """Opens (and creates) `workdir/checkpoints`.
 
         Args:
-          workdir: the run's directory, a local path or any other that `etils.epath` supports.
+          workdir: the run's directory, see `workdir_path`.
           keep_latest: number of the newest checkpoints to keep, besides the best.
 
         Raises:
-          InputError: the directory cannot be created.
+          InputError: the directory cannot be created, or checkpoints below it could not be restored.
         """
-        self.directory = epath.Path(workdir).absolute() / SUBDIR
+        absl_logging.get_absl_logger().addFilter(_is_not_raised)
+        self.directory = epath.Path(workdir_path(workdir)) / SUBDIR
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -120,8 +118,12 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except InputError:
+            if kind is None:  # otherwise the body's error has the cause
+                raise
 
     @property
     def best(self) -> Best | None:
@@ -149,27 +151,33 @@ class Checkpointer:
 
         Returns:
           False if this step or a later one is already saved; nothing is written then.
+
+        Raises:
+          InputError: the previous save failed, or this one cannot begin: the disk is full, for example.
         """
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
             return False
         # Orbax waits, too, but only after `_saving` has changed, which the callback of the previous save reads.
-        self._manager.wait_until_finished()
+        self.wait()
         self._saving = step
         miou = float(miou) if miou is not None and math.isfinite(miou) else None
         best = _best(read_scores(self.directory) | ({} if miou is None else {step: miou}))
         document = {**meta, "step": step, "miou": miou, "best": best._asdict() if best else None}
-        return self._manager.save(
-            step,
-            metrics=miou,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data_iterator),
-                meta=ocp.args.JsonSave(document),
-            ),
-        )
+        with self._storage_errors():
+            return self._manager.save(
+                step,
+                metrics=miou,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(data_iterator),
+                    meta=ocp.args.JsonSave(document),
+                ),
+            )
 
-    def restore(self, target: Any, data_iterator: grain.DatasetIterator) -> Restored | None:
+    def restore(
+        self, target: Any, data_iterator: grain.DatasetIterator, fork_from: epath.PathLike | None = None
+    ) -> Restored | None:
         """Restores the newest undamaged checkpoint and sets `data_iterator` to its position.
 
         Damaged checkpoints are logged. Once an older one is restored, they are renamed to `broken-STEP`, so that the
@@ -179,6 +187,8 @@ class Checkpointer:
           target: pytree of arrays or shape structs like the saved state. Its shardings place the restored arrays; the
             devices that saved them do not matter.
           data_iterator: an iterator of the same data pipeline, for any number of processes.
+          fork_from: the workdir of another run, or the directory of one checkpoint in it, which is restored if this run
+            has no checkpoint; it is not changed.
 
         Returns:
           (state, meta), or None if there is no checkpoint.
@@ -186,7 +196,9 @@ class Checkpointer:
         Raises:
           InputError: the checkpoint is of another model, or all checkpoints are damaged.
         """
-        steps = list_steps(self.directory)
+        directory, steps = self.directory, list_steps(self.directory)
+        if fork_from is not None and not steps:
+            directory, steps = find_checkpoints(fork_from, "--fork_from")
         if not steps:
             return None
 
@@ -195,17 +207,45 @@ class Checkpointer:
             data_iterator.set_state(read_data_position(step_dir))
             return restored
 
-        step, restored = first_whole(self.directory, sorted(steps, reverse=True), load)
-        self._set_aside([other for other in steps if other > step])
+        step, restored = first_whole(directory, sorted(steps, reverse=True), load)
+        if directory == self.directory:
+            self._set_aside([other for other in steps if other > step])
         return restored
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises the error if it failed."""
-        self._manager.wait_until_finished()
+        with self._storage_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and releases Orbax's manager."""
-        self._manager.close()
+        """Waits for the last save and releases Orbax's manager; raises the error of a failed save."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Raises an `InputError` for what the operating system refuses, here or in Orbax's threads."""
+        try:
+            yield
+        except Exception as error:
+            if (reason := _refusal(error)) is None:
+                raise
+            self._remove_unfinished()
+            steps = list_steps(self.directory)
+            kept = f"goes on after step {max(steps)}" if steps else "starts again"
+            raise InputError(
+                f"{self.directory}: a checkpoint cannot be written ({reason}); make room there or restore access, then "
+                f"run the same command, which {kept}"
+            ) from error
+
+    def _remove_unfinished(self) -> None:
+        """Removes the files of the save that failed, which take room."""
+        with contextlib.suppress(OSError):
+            for path in self.directory.iterdir():
+                if path.name.startswith(f"{self._saving}."):
+                    path.rmtree()
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         for step in steps:
@@ -231,7 +271,7 @@ def restore_weights(
     """Restores a part of a state, such as params and batch_stats; the run may still be writing.
 
     Args:
-      source: a workdir, or the directory of one checkpoint in it.
+      source: a workdir, see `workdir_path`, or the directory of one checkpoint in it.
       target: such as {"params": ..., "batch_stats": ...}: pytrees of arrays or shape structs, whose shardings are used.
       which: "best" by mIoU (the latest if none was evaluated) or "latest". If it is damaged, the next one is tried.
 
@@ -241,22 +281,33 @@ def restore_weights(
     Raises:
       InputError: no checkpoint, no undamaged one, or a checkpoint of another model.
     """
-    source = epath.Path(source).absolute()
-    if (source / "state").is_dir():
-        directory, steps = source.parent, [source.name]
-    else:
-        directory = source / SUBDIR
-        scores = read_scores(directory) if which == "best" else {}
-        newest_first = sorted(list_steps(directory), reverse=True)
-        steps = sorted(newest_first, key=lambda step: -scores.get(step, -math.inf))
-    if not steps:
-        raise InputError(f"{source}: no checkpoint in {directory}; pass the --workdir of a run that has saved one")
+    directory, found = find_checkpoints(source)
+    scores = read_scores(directory) if which == "best" else {}
+    steps = sorted(sorted(found, reverse=True), key=lambda step: -scores.get(step, -math.inf))
     _, restored = first_whole(
         directory,
         steps,
         lambda step_dir: Restored(load_state(step_dir, target, partial=True), read_meta(step_dir)),
     )
     return restored
+
+
+def find_checkpoints(source: epath.PathLike, field: str = "--workdir") -> tuple[epath.Path, list[int]]:
+    """The directory of a run's checkpoints, and the steps of all or, if `source` is one checkpoint, its step.
+
+    Args:
+      source: a workdir, or the directory of one checkpoint in it.
+      field: the name of `source` in error messages.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    folder = epath.Path(workdir_path(source, field))
+    if folder.name.isdigit() and (folder / "state").is_dir():
+        return folder.parent, [int(folder.name)]
+    if steps := list_steps(folder / SUBDIR):
+        return folder / SUBDIR, steps
+    raise InputError(f"{field}={source}: no checkpoint in {folder / SUBDIR}; pass the workdir of a run that saved one")
 
 
 class _Manager(ocp.CheckpointManager):
@@ -272,6 +323,22 @@ def _best(scores: Mapping[int, float]) -> Best | None:
         return None
     step = max(scores, key=lambda step: (scores[step], step))
     return Best(step, scores[step])
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the operating system refused, such as "No space left on device"; None for another error."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if found := _OS_ERROR.search(str(error)):
+            return os.strerror(int(found[1]))
+        error = error.__cause__
+    return None
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Orbax's threads log the traceback of an error that Orbax raises, too."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _barrier(name: str) -> None:

@@ -1,9 +1,10 @@
 """Everything the training loop reports: progress, metrics, plots, tables."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 import jax
 import numpy as np
@@ -19,6 +20,24 @@ from semiovs_jax.reporting.summary import Summary, format_summary
 
 # Shown beside the progress bar; everything else is in the files.
 _HEADLINES = ("loss", "loss_x", "mask_ratio")
+
+P = ParamSpec("P")
+
+
+def _writing(method: Callable[Concatenate["Report", P], None]) -> Callable[Concatenate["Report", P], None]:
+    """Raises an `InputError` with the file where the disk refuses to write."""
+
+    @functools.wraps(method)
+    def write(self: "Report", *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or self._workdir}: cannot be written ({error.strerror or error}); make room there or "
+                "restore access, then run the same command, which continues after the newest checkpoint"
+            ) from error
+
+    return write
 
 
 class Report:
@@ -61,7 +80,7 @@ class Report:
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
             return
-        from tensorboardX import SummaryWriter  # seconds: it imports PyTorch where that is installed
+        from semiovs_jax.reporting.board import Board  # seconds: it imports PyTorch where that is installed
 
         self._workdir = Path(workdir)
         self._dataset = dataset
@@ -71,7 +90,7 @@ class Report:
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
             self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step)
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=restored_step + 1)
+            self._board = Board(self._workdir / "tensorboard", purge_step=restored_step + 1)
         except OSError as error:
             raise InputError(f"--workdir={workdir}: not writable ({error}); choose another folder") from error
         self._clock = Clock(total_steps)
@@ -83,8 +102,13 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except InputError:
+            if kind is None:  # otherwise the body's error has the cause
+                raise
 
+    @_writing
     def start(self, summary: Summary) -> None:
         """Prints the summary of the run."""
         if not self._writes:
@@ -94,6 +118,7 @@ class Report:
         (self._workdir / "summary.txt").write_text(text + "\n", encoding="utf-8")
         self._board.add_text("summary", f"```\n{text}\n```", summary.restored_step or 0)
 
+    @_writing
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Records a step. Waits for the device only if the step is logged.
 
@@ -117,6 +142,7 @@ class Report:
         headlines = {name: values[name] for name in _HEADLINES if name in values}
         self._progress.show(step, headlines, images_per_second, self._clock.seconds_left(step))
 
+    @_writing
     def evaluation(self, step: int, scores: Scores) -> None:
         """Records an evaluation after `step` and redraws the curves."""
         if not self._writes:
@@ -135,15 +161,17 @@ class Report:
         curves.draw_curves(self._log.records, self._workdir / "curves.png")
         self._clock.restart(step)
 
+    @_writing
     def panel(self, step: int, columns: Mapping[str, Any]) -> None:
         """Draws a panel (see `panels.draw_panel`). Columns may be on the device."""
         if not self._writes:
             return
         picture = panels.draw_panel({title: np.asarray(value) for title, value in columns.items()}, self._dataset)
         Image.fromarray(picture).save(self._workdir / "panels" / f"{step:06d}.png")
-        self._board.add_image("panel", picture, step, dataformats="HWC")
+        self._board.add_image("panel", picture, step)
         self._clock.restart(step)
 
+    @_writing
     def finish(self, protocol: str, facts: Mapping[str, Any] | None = None) -> None:
         """Prints and writes the final table of the best and the last evaluation; writes the curves and result.json.
 
@@ -158,7 +186,8 @@ class Report:
         result = {"protocol": protocol, **(facts or {})}
         if evaluations:
             best, last = table.best_of(evaluations), evaluations[-1]
-            text = table.format_table(best, last, protocol)
+            columns = {f"best, step {best['step']}": best, f"last, step {last['step']}": last}
+            text = table.format_table(columns, protocol)
             self._progress.write(text)
             (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
             for name, record in (("best", best), ("last", last)):
@@ -166,6 +195,7 @@ class Report:
         table.write_result(self._workdir / "result.json", result)
         self.close()
 
+    @_writing
     def close(self) -> None:
         """Closes the files. `finish` and the end of a `with` block call it."""
         if not self._writes:

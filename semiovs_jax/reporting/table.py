@@ -27,31 +27,31 @@ def best_of(evaluations: Sequence[Record]) -> Record:
     return max(evaluations, key=lambda record: record["miou"])
 
 
-def format_table(best: Record, last: Record, protocol: str) -> str:
-    """Formats the per-class IoU of the best and the last evaluation, in percent, with both means.
+def format_table(columns: Mapping[str, Record], protocol: str) -> str:
+    """Formats the per-class IoU of evaluations, in percent, with both means.
 
     Args:
-      best: the best evaluation: a record of `scores_record` with its "step".
-      last: the last evaluation, in the same form.
+      columns: records of `scores_record` by the titles of their columns; all of the same classes.
       protocol: the evaluation protocol in one sentence.
     """
-    rows = [(name, value, last["iou"][name]) for name, value in best["iou"].items()]
+    records = columns.values()
+    classes = next(iter(records))["iou"]
+    rows = [(name, *(record["iou"][name] for record in records)) for name in classes]
     means = [
-        ("mIoU, all classes (absent as 0)", best["miou"], last["miou"]),
-        ("mIoU, classes present", best["miou_present"], last["miou_present"]),
-        ("pixel accuracy", best["pixel_accuracy"], last["pixel_accuracy"]),
+        ("mIoU, all classes (absent as 0)", *(record["miou"] for record in records)),
+        ("mIoU, classes present", *(record["miou_present"] for record in records)),
+        ("pixel accuracy", *(record["pixel_accuracy"] for record in records)),
     ]
-    heads = (f"best, step {best['step']}", f"last, step {last['step']}")
     name_width = max(len(name) for name, *_ in rows + means)
-    width = max(map(len, heads))
-    rule = "-" * (name_width + 2 * (width + 2))
+    width = max(map(len, columns))
+    rule = "-" * (name_width + len(columns) * (width + 2))
 
     def line(name: str, *cells: str) -> str:
         return f"{name:<{name_width}}" + "".join(f"  {cell:>{width}}" for cell in cells)
 
     body = [line(name, *map(_percent, values)) for name, *values in rows]
     foot = [line(name, *map(_percent, values)) for name, *values in means]
-    return "\n".join([line("IoU, %", *heads), rule, *body, rule, *foot, rule, f"protocol: {protocol}"])
+    return "\n".join([line("IoU, %", *columns), rule, *body, rule, *foot, rule, f"protocol: {protocol}"])
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
+import errno
 import json
+import logging
+import os
 from typing import Any
 
 import grain
@@ -12,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
+from semiovs_jax.checkpoints import checkpointer as module
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, restore_weights
 from semiovs_jax.labelers.snapshots import Snapshots, SnapshotState
 from semiovs_jax.train_state import TrainState
@@ -357,3 +361,80 @@ def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--workdir=.*file/run: cannot create .*choose a folder"):
         Checkpointer(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("found_by", ["save", "wait", "close"])
+def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, caplog, found_by):
+    caplog.set_level(logging.INFO)
+    write = module.write_checksums
+
+    def full(step_dir):
+        if step_dir.name.startswith("3"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(step_dir))
+        write(step_dir)
+
+    monkeypatch.setattr(module, "write_checksums", full)  # called in Orbax's writing thread
+    run(tmp_path, [1, 2])
+    expected = r"checkpoints: a checkpoint cannot be written \(No space left on device\); make room .*after step 2$"
+
+    def save():
+        with Checkpointer(tmp_path) as checkpointer:
+            checkpointer.save(3, make_state(), make_iterator(), {})
+            if found_by == "save":
+                checkpointer.save(4, make_state(), make_iterator(), {})
+            if found_by == "wait":
+                checkpointer.wait()
+
+    with pytest.raises(InputError, match=expected):
+        save()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}, "no part is left"
+    assert not [record for record in caplog.records if record.exc_info], "the traceback of the thread is not logged"
+
+
+def test_a_full_disk_in_the_words_of_tensorstore():
+    error = ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 4: x [os_error_code='28']")
+    assert module._refusal(error) == "No space left on device"
+    assert module._refusal(ValueError("another fault")) is None
+
+
+def test_a_fork_starts_from_another_run_and_then_continues_on_its_own(tmp_path):
+    source, fork = tmp_path / "source", tmp_path / "fork"
+    iterator = make_iterator()
+    for _ in range(5):
+        next(iterator)
+    with Checkpointer(source) as checkpointer:
+        checkpointer.save(3, make_state().replace(step=jnp.int32(3)), make_iterator(), {})
+        checkpointer.save(5, make_state().replace(step=jnp.int32(5)), iterator, {})
+    expected = next(iterator)
+    for from_, step in ((source, 5), (source / "checkpoints" / "3", 3)):
+        iterator = make_iterator()
+        with Checkpointer(fork) as checkpointer:
+            state, _ = checkpointer.restore(make_state(), iterator, from_)
+        assert state.step == step
+        assert (np.array_equal(next(iterator), expected)) == (step == 5)
+    with Checkpointer(fork) as checkpointer:
+        checkpointer.save(9, make_state().replace(step=jnp.int32(9)), make_iterator(), {})
+        state, _ = _wait_and_restore(checkpointer, make_state())
+        assert state.step == 9
+        assert checkpointer.restore(make_state(), make_iterator(), source).state.step == 9
+    assert steps_on_disk(source) == [3, 5], "the source is not changed"
+
+
+def test_a_damaged_checkpoint_of_the_source_of_a_fork_is_skipped_and_left_there(tmp_path):
+    run(tmp_path / "source", [1, 2])
+    _truncate(tmp_path / "source" / "checkpoints" / "2")
+    with Checkpointer(tmp_path / "fork") as checkpointer:
+        state, _ = checkpointer.restore(make_state(), make_iterator(), tmp_path / "source")
+    assert state.step == 1
+    assert steps_on_disk(tmp_path / "source") == [1, 2]
+
+
+def test_paths_that_are_urls_or_that_orbax_would_not_find_again_are_refused(tmp_path, monkeypatch):
+    for open_ in (Checkpointer, lambda path: restore_weights(path, {"params": {}})):
+        with pytest.raises(InputError, match=r"--workdir=gs://b/r: URLs are not supported yet"):
+            open_("gs://b/r")
+        with pytest.raises(InputError, match=r"path with \[ or \] cannot be restored"):
+            open_(tmp_path / "run[1]")
+    state = run(tmp_path / "home", [1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert restore_weights("~/home", {"params": state.params}).meta["step"] == 1

@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import remove_abandoned_parts, replace_file, whole_file
+from data_pipelines.files import expand, local_path, remove_abandoned_parts, replace_file, whole_file
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -41,3 +42,16 @@ def test_a_part_goes_with_the_error_that_ended_it(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_home_folders_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand("~/a") == local_path("~/a", "--x") == tmp_path / "a"
+    with pytest.raises(InputError, match=r"~nobody\.known/a: there is no home folder of that name"):
+        expand("~nobody.known/a")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/a", "s3://bucket", "file:///a", Path("gs://bucket/a")])
+def test_urls_are_no_local_paths(url):
+    with pytest.raises(InputError, match=r"--x=.*: URLs are not supported yet; name a folder"):
+        local_path(url, "--x")

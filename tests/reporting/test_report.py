@@ -1,12 +1,15 @@
+import errno
 import io
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
 from configs import common
 from data_pipelines.datasets import DatasetInfo, dataset_info
@@ -14,6 +17,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.methods import make_method
 from semiovs_jax.reporting import Report, Summary, curves, panels, table
+from semiovs_jax.reporting.board import Board
 from semiovs_jax.reporting.metrics_log import MetricsLog, read_records
 from semiovs_jax.reporting.progress import Clock, Progress
 from semiovs_jax.reporting.summary import format_summary
@@ -244,8 +248,61 @@ def test_table_reports_both_means():
     late = metrics.scores(np.array([[8, 0, 0], [2, 0, 0], [0, 0, 0]]))
     best, last = ({"step": step} | table.scores_record(s, dataset.classes) for step, s in ((1, early), (2, late)))
     assert table.best_of([best, last, best | {"step": 3}]) == best
-    lines = {line[:33].strip(): line[33:].split() for line in table.format_table(best, last, "p").splitlines()}
+    lines = {
+        line[:33].strip(): line[33:].split()
+        for line in table.format_table({"best": best, "last": last}, "p").splitlines()
+    }
     assert lines["ground"] == ["100.00", "80.00"]
     assert lines["ghost"] == ["absent", "absent"]
     assert lines["mIoU, all classes (absent as 0)"] == ["66.67", "26.67"]
     assert lines["mIoU, classes present"] == ["100.00", "40.00"]
+
+
+def test_a_full_disk_is_one_message(tmp_path, dataset):
+
+    def log():
+        with make_report(tmp_path, dataset) as report:
+            report._log._file.close()
+            report._log._file = Path("/dev/full").open("w")  # noqa: SIM115
+            run(report, dataset, 1, 20)
+
+    with pytest.raises(InputError, match=r"No space left on device.*make room .*run the same command") as error:
+        log()
+    assert str(tmp_path) in str(error.value)
+    assert error.value.__context__.errno == errno.ENOSPC
+
+
+def test_a_full_disk_under_tensorboard_is_one_message_too(tmp_path, dataset):
+    """Its own writer would wait forever."""
+    picture = {"image": np.random.default_rng(0).integers(0, 255, (2, 99, 99, 3)).astype(np.uint8)}
+
+    def draw():
+        with make_report(tmp_path, dataset) as report:
+            report._board._events._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+            for step in range(40):
+                report.panel(step, picture)
+
+    with pytest.raises(InputError, match=r"No space left on device"):
+        draw()
+
+
+def test_events_are_what_tensorboard_reads(tmp_path):
+    board = Board(tmp_path / "board", purge_step=6)
+    board.add_scalar("train/loss", 0.5, 7)
+    board.add_text("summary", "words", 7)
+    board.add_image("panel", np.zeros((4, 5, 3), np.uint8), 8)
+    board.close()
+    (path,) = (tmp_path / "board").iterdir()
+    events = [event_pb2.Event.FromString(data) for data in _records(path.read_bytes())]
+    assert [(event.step, [value.tag for value in event.summary.value]) for event in events[1:]] == [
+        (6, []), (7, ["train/loss"]), (7, ["summary/text_summary"]), (8, ["panel"]),
+    ]  # fmt: skip
+    assert events[1].session_log.status == event_pb2.SessionLog.START
+    assert events[2].summary.value[0].simple_value == 0.5
+
+
+def _records(content):
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield content[12 : 12 + length]
+        content = content[16 + length :]

@@ -23,7 +23,7 @@ from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import decode_confidence, decode_image, decode_label
 from data_pipelines.labels.cache import open_label_cache
-from data_pipelines.labels.manifest import MANIFEST, RUN_LABEL, read_manifest, write_whole
+from data_pipelines.labels.manifest import MANIFEST, RUN_LABEL, labels_folder, read_manifest, write_whole
 from data_pipelines.loading.streams import open_config_split, with_labels
 from data_pipelines.sources.records import Record
 
@@ -202,7 +202,7 @@ def _text(value: Any) -> str:
 def main(flags: Any) -> None:
     """Writes the page for the labels of `flags.config`."""
     config = flags.config
-    folder = Path(config.ovs.labels_dir)
+    folder = labels_folder(config.ovs.labels_dir)
     source = with_labels(open_config_split(config.data, "ood"), open_label_cache(folder), confidence=True)
     dataset = dataset_info(config.data.dataset)
     records = (source[i] for i in range(len(source)))

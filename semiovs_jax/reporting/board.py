@@ -1,0 +1,60 @@
+"""TensorBoard's event file, written by the caller's thread: what the disk refuses reaches the run.
+
+tensorboardX's own `SummaryWriter` writes in a thread. If the disk is full, that thread ends, and the run waits forever.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+_FLUSH_SECONDS = 120.0
+
+
+class Board:
+    """An event file of scalars, images and texts.
+
+    Args:
+      folder: folder of the file; created if missing.
+      purge_step: TensorBoard hides the events of earlier files from this step on.
+
+    Raises:
+      OSError: raised by every method: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._flushed = 0.0
+        self._closed = False
+        self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Adds a number."""
+        self._write(Event(summary=summary.scalar(tag, value)), step)
+
+    def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """Adds an image, uint8 [H, W, 3]."""
+        self._write(Event(summary=summary.image(tag, image, dataformats="HWC")), step)
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Adds a text in Markdown."""
+        self._write(Event(summary=summary.text(tag, text)), step)
+
+    def close(self) -> None:
+        """Writes what is buffered and closes the file; does nothing the second time."""
+        if not self._closed:
+            self._closed = True
+            self._events.close()
+
+    def _write(self, event: Any, step: int) -> None:
+        event.step = step
+        event.wall_time = time.time()
+        self._events.write_event(event)
+        if event.wall_time > self._flushed + _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = event.wall_time
