@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
 from semiovs_jax.config_checks import inspect as inspect_config
-from semiovs_jax.evaluation.evaluator import Evaluator
-from semiovs_jax.initial import initial_weights
+from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
+from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
@@ -44,9 +45,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     mesh = make_mesh()
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
-    student = experiment.make_student(config, run.dataset)
-    params, batch_stats = initial_weights(config, run.dataset, student)
-    labelers = experiment.make_labelers(config, run.dataset, run.method, student)
+    labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
     experiment.prepare_labels(config, run, mesh)
 
     data = experiment.open_batches(config, run)
@@ -55,9 +54,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     save_every = config.train.checkpoint_every_steps or data.steps_per_epoch
 
     spec = experiment.make_step_spec(
-        config, run.dataset, run.method, student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
+        config, run.dataset, run.method, run.student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
     )
-    state = jax.device_put(TrainState.create(params, batch_stats, spec.optimizer, labelers), replicated(mesh))
     weights = jax.device_put({name: labeler.weights for name, labeler in labelers.items()}, replicated(mesh))
     after_evaluation = make_after_evaluation(spec, mesh)
     records = ValidationRecords(run.sources["val"], run.dataset, run.report.val_sizes)
@@ -67,17 +65,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         run.dataset,
         config.eval,
         mesh,
-        size_multiple=student.size_multiple,
+        size_multiple=run.student.size_multiple,
         num_threads=config.data.num_threads,
     )
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
     with Checkpointer(workdir) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
-        restored = checkpointer.restore(state, data.iterator)
-        if restored is not None:
-            state = restored.state
+        restored = checkpointer.restore(experiment.state_structs(run.student, spec, mesh), data.iterator)
+        state = restored.state if restored else experiment.initial_state(config, run.dataset, spec, mesh)
         first = int(state.step)
+        guard = Guard(config, checkpointer, restored.meta.get("bad_steps", ()) if restored else ())
         structs = with_sharding(experiment.batch_structs(config, run.method), batch_sharding(mesh))
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
@@ -98,7 +96,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                     steps_per_epoch=data.steps_per_epoch,
                     total_steps=steps,
                     method=run.method,
-                    parameters=count_parameters(params),
+                    parameters=count_parameters(state.params),
                     mesh=mesh,
                     bytes_per_device=bytes_per_device(train_step),
                     restored_step=first if restored else None,
@@ -107,22 +105,30 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
             # that of the next batch.
             for step in range(first + 1, steps + 1):
-                batch = shard_batch(next(data.iterator), mesh)
+                batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
                 state, metrics = train_step(state, batch, weights)
                 report.step(step, metrics)
+                guard.after_step(step, metrics)
 
                 miou = None
-                if step % eval_every == 0 or step == steps:
+                evaluates = step % eval_every == 0 or step == steps
+                if evaluates:
+                    guard.check(step, state)
                     if config.train.panel_images:
                         report.panel(step, inspect(state, batch, weights))
-                    scores = evaluator.run(*evaluated_weights(spec, state))
-                    report.evaluation(step, scores)
-                    miou = scores.mean_iou
-                    state = after_evaluation(state, miou)
+                    try:
+                        scores = evaluator.run(*evaluated_weights(spec, state))
+                    except NotFiniteLogitsError as error:
+                        _logger.warning("step %d has no mIoU: %s", step, error)
+                    else:
+                        report.evaluation(step, scores)
+                        miou = scores.mean_iou
+                        state = after_evaluation(state, miou)
 
                 leaving = preemption.reached(step)
-                if step % save_every == 0 or step == steps or miou is not None or leaving:
-                    checkpointer.save(step, state, data.iterator, meta, miou)
+                if evaluates or step % save_every == 0 or leaving:
+                    guard.check(step, state)
+                    checkpointer.save(step, state, data.iterator, meta | {"bad_steps": list(guard.bad_steps)}, miou)
                 if leaving and step < steps:
                     checkpointer.wait()
                     _logger.warning("stopped after step %d of %d; the same command goes on from there", step, steps)
@@ -136,8 +142,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                     "steps": steps,
                     "seconds_since_start": round(time.perf_counter() - started, 1),
                     "bad_records": list(data.bad_records),
+                    "bad_steps": guard.bad_steps,
                 },
             )
+
+
+def read_by_step(batch: Mapping[str, Any], structs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a batch that the step reads: those in `experiment.batch_structs`."""
+    return {stream: {name: batch[stream][name] for name in fields} for stream, fields in structs.items()}
 
 
 def evaluated_weights(spec: StepSpec, state: TrainState) -> tuple[Any, Any]:
