@@ -214,7 +214,7 @@ def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, caplog, monkeypatc
     with Checkpointer(tmp_path) as checkpointer:
         restored, _ = checkpointer.restore(make_state(), make_iterator())
         assert checkpointer.best is None
-    assert restored.step == 0
+    assert restored.step == 1
     assert "holds a NaN or an infinity in params/head" in caplog.text
     assert (tmp_path / "checkpoints" / "broken-2").is_dir()
 
