@@ -102,6 +102,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.train.log_every_steps = 50
     config.train.eval_every_steps = 0  # 0: every epoch
     config.train.checkpoint_every_steps = 0  # 0: every epoch
+    config.train.max_bad_steps = 0  # steps whose loss or gradient is not finite that are skipped before a run gives up
     config.train.panel_images = 4  # images in a panel, written at each evaluation; 0: none
 
     config.eval = ConfigDict()

@@ -94,6 +94,7 @@ _TABLE: Mapping[str, Range] = {
     "train.log_every_steps": _integer(1),
     "train.eval_every_steps": _integer(0),
     "train.checkpoint_every_steps": _integer(0),
+    "train.max_bad_steps": _integer(0),
     "train.panel_images": _integer(0),
     "eval.batch_size": _integer(1),
     "eval.max_shapes": _integer(1),

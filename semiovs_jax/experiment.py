@@ -34,10 +34,12 @@ from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources.records import Source
 from semiovs_jax.config_ranges import range_faults
 from semiovs_jax.evaluation.evaluator import Evaluator
+from semiovs_jax.finite import not_finite
+from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import Facts, Labeler, build_labelers
 from semiovs_jax.methods import STUDENT, Method, make_unchecked, method_faults
 from semiovs_jax.models import Functional, Student, build_student, student_faults
-from semiovs_jax.optim import make_optimizer, optimizer_faults
+from semiovs_jax.optim import learning_rate_schedules, make_optimizer, optimizer_faults
 from semiovs_jax.ovs import build_ovs, model_faults
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.doubt import training_doubt
@@ -195,7 +197,33 @@ def make_step_spec(
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
+        learning_rates=learning_rate_schedules(config.optim, steps),
+        parameter_groups=student.parameter_groups,
+        skips_bad_updates=config.train.max_bad_steps > 0,
     )
+
+
+def initial_state(config: ml_collections.ConfigDict, dataset: DatasetInfo, spec: StepSpec, mesh: Mesh) -> TrainState:
+    """The state before the first update, on the devices.
+
+    Raises:
+      InputError: as `initial_weights`, or weights that are not finite.
+    """
+    params, batch_stats = initial_weights(config, dataset, make_student(config, dataset))
+    state = jax.device_put(TrainState.create(params, batch_stats, spec.optimizer, spec.labelers), replicated(mesh))
+    if parts := not_finite(state):
+        raise InputError(
+            f"config.model.weights={config.model.weights!r}: the initial state holds a NaN or an infinity in "
+            f"{', '.join(parts)}; convert the weights again"
+        )
+    return state
+
+
+def state_structs(student: Student, spec: StepSpec, mesh: Mesh) -> TrainState:
+    """The shapes of a state, with shardings; `student` may be shapes, too."""
+    _, params, batch_stats = Functional.create(student)
+    create = functools.partial(TrainState.create, optimizer=spec.optimizer, labelers=spec.labelers)
+    return with_sharding(jax.eval_shape(create, params, batch_stats), replicated(mesh))
 
 
 def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mesh) -> None:
@@ -327,14 +355,12 @@ def _stream_fault(config: ml_collections.ConfigDict, steps: int, at_most: int | 
 
 
 def batch_structs(config: ml_collections.ConfigDict, method: Method) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of one training batch, as `data_pipelines.pipeline.make_train_iterator` describes it."""
+    """The part of a training batch that a step reads; see `data_pipelines.pipeline.make_train_iterator`."""
     count, size = config.batch_size, config.data.crop_size
     plane = (count, size, size)
     fields = {
         "image": jax.ShapeDtypeStruct((*plane, 3), np.uint8),
         "valid": jax.ShapeDtypeStruct(plane, np.bool_),
-        "index": jax.ShapeDtypeStruct((count,), np.int32),
-        "substituted": jax.ShapeDtypeStruct((count,), np.int32),
     }
     label = {"label": jax.ShapeDtypeStruct(plane, np.uint8)}
     confidence = {"confidence": jax.ShapeDtypeStruct(plane, np.uint8)}
@@ -366,12 +392,9 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     # The run's length is a constant of the program; its value changes nothing that is reported.
     steps = config.train.steps or 1
     spec = make_step_spec(config, dataset, method, student, labelers, steps=steps, steps_per_epoch=1)
-    _, params, batch_stats = Functional.create(student)
-    create = functools.partial(TrainState.create, optimizer=spec.optimizer, labelers=labelers)
-    state = jax.eval_shape(create, params, batch_stats)
     weights = {name: labeler.weights for name, labeler in labelers.items()}
     return spec, Arguments(
-        with_sharding(state, replicated(mesh)),
+        state_structs(student, spec, mesh),
         with_sharding(batch_structs(config, method), batch_sharding(mesh)),
         with_sharding(weights, replicated(mesh)),
     )

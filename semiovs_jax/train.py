@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
 from semiovs_jax.config_checks import inspect as inspect_config
 from semiovs_jax.config_checks import refuse_config
-from semiovs_jax.evaluation.evaluator import Evaluator
-from semiovs_jax.initial import initial_weights
+from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
+from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
@@ -56,9 +57,7 @@ def train_and_evaluate(
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
     check_workdir(folder.path)
-    student = experiment.make_student(config, run.dataset)
-    params, batch_stats = initial_weights(config, run.dataset, student)
-    labelers = experiment.make_labelers(config, run.dataset, run.method, student)
+    labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
     experiment.prepare_labels(config, run, mesh)
 
     data = experiment.open_batches(config, run)
@@ -67,9 +66,8 @@ def train_and_evaluate(
     save_every = config.train.checkpoint_every_steps or data.steps_per_epoch
 
     spec = experiment.make_step_spec(
-        config, run.dataset, run.method, student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
+        config, run.dataset, run.method, run.student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
     )
-    state = jax.device_put(TrainState.create(params, batch_stats, spec.optimizer, labelers), replicated(mesh))
     weights = jax.device_put({name: labeler.weights for name, labeler in labelers.items()}, replicated(mesh))
     after_evaluation = make_after_evaluation(spec, mesh)
     records = ValidationRecords(run.sources["val"], run.dataset, run.report.val_sizes)
@@ -79,18 +77,19 @@ def train_and_evaluate(
         run.dataset,
         config.eval,
         mesh,
-        size_multiple=student.size_multiple,
+        size_multiple=run.student.size_multiple,
         num_threads=config.data.num_threads,
     )
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
     with Checkpointer(folder.path) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
-        restored = checkpointer.restore(state, data.iterator, folder.fork_from)
-        if restored is not None:
-            state = restored.state
+        target = experiment.state_structs(run.student, spec, mesh)
+        restored = checkpointer.restore(target, data.iterator, folder.fork_from)
+        state = restored.state if restored else experiment.initial_state(config, run.dataset, spec, mesh)
         first = int(state.step)
         record = folder.begin(first, data.steps_per_epoch)
+        guard = Guard(config, checkpointer, restored.meta.get("bad_steps", ()) if restored else ())
         structs = with_sharding(experiment.batch_structs(config, run.method), batch_sharding(mesh))
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
@@ -111,7 +110,7 @@ def train_and_evaluate(
                     steps_per_epoch=data.steps_per_epoch,
                     total_steps=steps,
                     method=run.method,
-                    parameters=count_parameters(params),
+                    parameters=count_parameters(state.params),
                     mesh=mesh,
                     bytes_per_device=bytes_per_device(train_step),
                     restored_step=first if restored else None,
@@ -120,22 +119,30 @@ def train_and_evaluate(
             # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
             # that of the next batch.
             for step in range(first + 1, steps + 1):
-                batch = shard_batch(next(data.iterator), mesh)
+                batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
                 state, metrics = train_step(state, batch, weights)
                 report.step(step, metrics)
+                guard.after_step(step, metrics)
 
                 miou = None
-                if step % eval_every == 0 or step == steps:
+                evaluates = step % eval_every == 0 or step == steps
+                if evaluates:
+                    guard.check(step, state)
                     if config.train.panel_images:
                         report.panel(step, inspect(state, batch, weights))
-                    scores = evaluator.run(*evaluated_weights(spec, state))
-                    report.evaluation(step, scores)
-                    miou = scores.mean_iou
-                    state = after_evaluation(state, miou)
+                    try:
+                        scores = evaluator.run(*evaluated_weights(spec, state))
+                    except NotFiniteLogitsError as error:
+                        _logger.warning("step %d has no mIoU: %s", step, error)
+                    else:
+                        report.evaluation(step, scores)
+                        miou = scores.mean_iou
+                        state = after_evaluation(state, miou)
 
                 leaving = preemption.reached(step)
-                if step % save_every == 0 or step == steps or miou is not None or leaving:
-                    checkpointer.save(step, state, data.iterator, meta, miou)
+                if evaluates or step % save_every == 0 or leaving:
+                    guard.check(step, state)
+                    checkpointer.save(step, state, data.iterator, meta | {"bad_steps": list(guard.bad_steps)}, miou)
                 if leaving and step < steps:
                     checkpointer.wait()
                     _logger.warning("stopped after step %d of %d; the same command goes on from there", step, steps)
@@ -149,8 +156,14 @@ def train_and_evaluate(
                     "steps": steps,
                     "seconds_since_start": round(time.perf_counter() - started, 1),
                     "bad_records": list(data.bad_records),
+                    "bad_steps": guard.bad_steps,
                 },
             )
+
+
+def read_by_step(batch: Mapping[str, Any], structs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a batch that the step reads: those in `experiment.batch_structs`."""
+    return {stream: {name: batch[stream][name] for name in fields} for stream, fields in structs.items()}
 
 
 def evaluated_weights(spec: StepSpec, state: TrainState) -> tuple[Any, Any]:

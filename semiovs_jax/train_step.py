@@ -19,6 +19,7 @@ from semiovs_jax.labelers import Labeler, PseudoLabel, View
 from semiovs_jax.labelers.student import from_logits
 from semiovs_jax.methods import STUDENT, Method, Progress
 from semiovs_jax.models.functional import Functional
+from semiovs_jax.optim import FROZEN
 from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.views import Batch, Views, make_views, mixed_views, of_partner
@@ -91,6 +92,9 @@ class StepSpec(NamedTuple):
       seed: of all randomness in the step.
       steps_per_epoch: updates in one pass over the unlabeled stream, for schedules of terms.
       total_steps: length of the run, for schedules of terms.
+      learning_rates: by group of parameters, for the metrics.
+      parameter_groups: maps the parameters to a tree of their groups; None if all are trained.
+      skips_bad_updates: whether an update whose loss or gradient is not finite is skipped.
     """
 
     student: Functional
@@ -102,10 +106,21 @@ class StepSpec(NamedTuple):
     seed: int
     steps_per_epoch: int
     total_steps: int
+    learning_rates: Mapping[str, optax.Schedule] = {}
+    parameter_groups: Callable[[Any], Any] | None = None
+    skips_bad_updates: bool = False
 
     def key(self, step: jax.Array) -> jax.Array:
         """Random key of a step, a function of the seed and the step alone."""
         return jax.random.fold_in(jax.random.key(self.seed), step)
+
+    def gradient_norm(self, gradient: Any) -> jax.Array:
+        """Euclidean norm of the gradient of all trained parameters, float []."""
+        leaves = jax.tree.leaves(gradient)
+        if self.parameter_groups is not None:
+            groups = jax.tree.leaves(self.parameter_groups(gradient))
+            leaves = [leaf for leaf, group in zip(leaves, groups, strict=True) if group != FROZEN]
+        return optax.global_norm(leaves)
 
     def term_weights(self, state: TrainState) -> dict[str, jax.typing.ArrayLike]:
         """The weights of the terms in a step from `state`, by name."""
@@ -284,6 +299,22 @@ def update(state: TrainState, views: Views, labels: Labels, spec: StepSpec) -> U
     return Update(done, loss, gradient, outcome)
 
 
+def skip_unless(wanted: jax.Array, old: TrainState, new: TrainState) -> TrainState:
+    """The new state if `wanted`, bool [], else the old one.
+
+    The step number goes on in any case, and with it data and random keys. So does the schedule of the learning rate.
+    """
+
+    def choose(old: Any, new: Any) -> Any:
+        if isinstance(old, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(wanted, new, old)
+
+    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+    chosen = jax.tree.map(choose, old, new, is_leaf=is_schedule)
+    return dataclasses.replace(chosen, step=new.step)
+
+
 def scalars(loss: jax.Array, outcome: Outcome, method: Method) -> dict[str, jax.Array]:
     """The metrics of a step.
 
@@ -307,6 +338,7 @@ TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Arr
 def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
     """The jitted step (state, batch, labeler_weights) -> (state, metrics), its state donated and replicated.
 
+    The metrics are those of `scalars`, gradient_norm, and the learning rates of this update, learning_rate_<group>.
     `batch` is one batch of `data_pipelines.pipeline`, sharded over the mesh axis "data"; batch statistics and loss
     denominators are global, so the result does not depend on the number of devices.
     """
@@ -316,7 +348,14 @@ def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
         views = make_views(key, batch, spec.method, spec.perturbed_channels)
         labels = label_views(key, batch, views, state, weights, spec)
         done = update(state, views, labels, spec)
-        return done.state, scalars(done.loss, done.outcome, spec.method)
+        metrics = scalars(done.loss, done.outcome, spec.method)
+        metrics["gradient_norm"] = spec.gradient_norm(done.gradient)
+        metrics |= {f"learning_rate_{group}": rate(state.step) for group, rate in spec.learning_rates.items()}
+        new = done.state
+        if spec.skips_bad_updates:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+            new = skip_unless(finite, state, new)
+        return new, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
 

@@ -2,18 +2,25 @@
 
 import json
 import logging
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from data_pipelines.errors import InputError
-from semiovs_jax import train
+from semiovs_jax import evaluate, experiment, optim, train
 from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.checkpoints.checkpointer import restore_weights
+from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
+from semiovs_jax.finite import not_finite
+from semiovs_jax.initial import initial_weights
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import shrunk_demo
@@ -61,6 +68,11 @@ def test_a_run_leaves_all_that_a_person_looks_for(whole_run: Path, folder: Path)
     assert result["last"]["step"] == 4
     assert 0 <= result["last"]["miou"] <= result["best"]["miou"] <= 1
     assert "single scale" in result["protocol"]
+    assert result["bad_steps"] == []
+    lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["learning_rate_head"] for record in lines if record["event"] == "train"]
+    assert rates == pytest.approx([2e-2, 2e-2, 2e-2 * (3 / 4) ** 0.9, 2e-2 * (2 / 4) ** 0.9])
+    assert all(record["gradient_norm"] > 0 for record in lines if record["event"] == "train")
     manifest = json.loads((folder / "labels" / "manifest.json").read_text())
     assert manifest["finished"]
     assert len(list((folder / "labels" / "labels").rglob("*.png"))) == 8
@@ -80,7 +92,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
         patch.setattr(Preemption, "reached", terminated_at_step_3)
         train.train_and_evaluate(shrunk_demo(folder), workdir)
     assert not (workdir / "result.json").exists()
-    train.train_and_evaluate(shrunk_demo(folder), workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "initial_weights", None)  # the restored state is the only one in memory
+        train.train_and_evaluate(shrunk_demo(folder), workdir)
     _assert_same_state(whole_run, workdir, 4)
     whole, stopped = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole_run, workdir)
@@ -119,6 +133,69 @@ def test_prevmatch_killed_goes_on_bit_for_bit_with_its_snapshots(folder: Path, m
     _assert_same_state(whole, killed, 12)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert any(record.get("loss_u_fp_prev", 0) > 0 for record in lines)
+
+
+def _rate_of_1e30_from_update_5(base: float, total_steps: int, power: float):
+    del total_steps, power
+    return lambda update: jnp.where(update < 4, base, 1e30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preempted", "every"), [(False, 2), (True, 4)])
+def test_a_run_that_diverges_ends_and_its_checkpoints_stay(
+    preempted: bool,
+    every: int,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    changes = {"method.name": "supervised", "method.ood": "none", "train.panel_images": 0, "train.steps": 12}
+    config = shrunk_demo(folder, **changes, **{"train.log_every_steps": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(optim, "poly_learning_rate", _rate_of_1e30_from_update_5)
+        # Step 5 moves the parameters by numbers that are finite; the loss of step 6 is not.
+        patch.setattr(Preemption, "reached", lambda self, step: preempted and step == 6)
+        config.train.eval_every_steps = config.train.checkpoint_every_steps = every
+        with pytest.raises(InputError) as error:
+            train.train_and_evaluate(config, tmp_path)
+    message = str(error.value)
+    assert re.search(
+        r"^step 6: not finite: .*loss, loss_x.*; this state is not saved; the newest checkpoint is", message
+    )
+    assert f"{tmp_path}/checkpoints/4, the best" in message
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == (["4"] if preempted else ["2", "4"])
+    for step in saved:
+        assert not not_finite(_state(tmp_path, int(step)))
+    capsys.readouterr()
+    evaluate.main(SimpleNamespace(config=config, workdir=str(tmp_path), which="best"))
+    assert "mIoU, all classes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_evaluation_without_a_score_ends_no_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_score(self: Evaluator, params: object, batch_stats: object) -> None:
+        raise NotFiniteLogitsError("1 of 4 validation images")
+
+    monkeypatch.setattr(Evaluator, "run", no_score)
+    changes = {"method.name": "supervised", "method.ood": "none", "train.panel_images": 0}
+    train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path)
+    assert restore_weights(tmp_path, {}).meta["miou"] is None
+    assert "best" not in json.loads((tmp_path / "result.json").read_text())
+
+
+def test_initial_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*arguments: object) -> tuple:
+        params, batch_stats = initial_weights(*arguments)
+        return jax.tree.map(lambda leaf: leaf * jnp.nan, params), batch_stats
+
+    monkeypatch.setattr(experiment, "initial_weights", broken)
+    config = shrunk_demo(folder, **{"method.name": "supervised", "method.ood": "none"})
+    with pytest.raises(
+        InputError, match=r"config\.model\.weights='': the initial state holds a NaN .* params/backbone"
+    ):
+        train.train_and_evaluate(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -275,6 +276,86 @@ def test_views_depend_on_seed_and_step_alone():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.s1["ood"] != later.s1["ood"])
     assert np.any(first.s1["unlabeled"] != first.s2["unlabeled"])
+
+
+class _Fragile(nnx.Module):
+    """A linear student with a running mean, whose logits are NaN on white images."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.linspace(-1, 1, 3 * CLASSES).reshape(3, CLASSES))
+        self.mean = nnx.BatchStat(jnp.zeros(3))
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        pass
+
+    def __call__(self, x: jax.Array, channel_masks: None = None) -> jax.Array:
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * x.mean((0, 1, 2))
+        return x @ self.kernel[...] + jnp.where(x.mean() > 2, jnp.nan, 0)
+
+
+def _fragile_setup(optimizer: str, skips: bool) -> tuple[train_step.StepSpec, TrainState]:
+    config = common.semiovs_unimatch()
+    config.method.update({"name": "supervised", "ood": "none"})
+    config.optim.update({"name": optimizer, "learning_rate": 0.01})
+    student, params, batch_stats = Functional.create(_Fragile())
+    groups = lambda params: {"kernel": "head"}  # noqa: E731
+    transformation = optim.make_optimizer(config.optim, STEPS, groups)
+    spec = train_step.StepSpec(
+        student, (), methods.make_method(config.method), {}, transformation, IGNORE, 3, EPOCH, STEPS,
+        optim.learning_rate_schedules(config.optim, STEPS), groups, skips,
+    )  # fmt: skip
+    return spec, TrainState.create(params, batch_stats, transformation, {})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_bad_update_is_skipped_if_asked_for_and_the_schedule_goes_on(optimizer: str, skips: bool):
+    spec, state = _fragile_setup(optimizer, skips)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    step = train_step.make_train_step(spec, mesh)
+    state = jax.device_put(state, sharding.replicated(mesh))
+    good = _batch(spec.method)
+    white = {"labeled": good["labeled"] | {"image": np.full_like(good["labeled"]["image"], 255)}}
+    rates = []
+    for batch in (good, good, good):
+        state, metrics = step(state, batch, {})
+        rates.append(float(metrics["learning_rate_head"]))
+    before = jax.device_get(state)
+    state, metrics = step(state, white, {})
+    rates.append(float(metrics["learning_rate_head"]))
+    after = jax.device_get(state)
+    assert not np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert after.step == 4
+    assert np.isfinite(after.params["kernel"]).all() == skips
+    if skips:
+        expected = optax.tree.set(before.opt_state, _is_of_schedule, count=4)
+        jax.tree.map(np.testing.assert_array_equal, after, before.replace(step=np.int32(4), opt_state=expected))
+        state, metrics = step(state, good, {})
+        rates.append(float(metrics["learning_rate_head"]))
+        assert np.isfinite(metrics["gradient_norm"])
+    schedule = spec.learning_rates["head"]
+    assert rates == pytest.approx([float(schedule(update)) for update in range(len(rates))], rel=1e-6)
+
+
+def _is_of_schedule(path: tuple, value: object) -> bool:
+    return any(getattr(entry, "tuple_name", None) == "ScaleByScheduleState" for entry in path)
+
+
+def test_a_skipped_update_leaves_the_labelers():
+    old = TrainState(jnp.int32(1), {}, {}, (), {"ema": jnp.ones(2)})
+    new = TrainState(jnp.int32(2), {}, {}, (), {"ema": jnp.zeros(2)})
+    for wanted, expected in ((True, 0), (False, 1)):
+        chosen = train_step.skip_unless(jnp.bool_(wanted), old, new)
+        np.testing.assert_array_equal(chosen.labelers["ema"], expected)
+        assert chosen.step == 2
+
+
+def test_the_gradient_norm_is_that_of_trained_parameters():
+    spec, _ = _fragile_setup("sgd", skips=False)
+    gradient = {"a": jnp.array([3.0]), "b": jnp.array([1e6]), "c": jnp.array([4.0])}
+    groups = {"a": "backbone", "b": "frozen", "c": "head"}
+    assert spec._replace(parameter_groups=lambda params: groups).gradient_norm(gradient) == 5
 
 
 def test_a_batch_without_a_valid_pixel_has_a_finite_loss():

@@ -24,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from semiovs_jax.checkpoints.best import Best, find_best
 from semiovs_jax.checkpoints.reading import (
     first_whole,
     list_steps,
@@ -34,19 +35,13 @@ from semiovs_jax.checkpoints.reading import (
     read_scores,
     write_checksums,
 )
+from semiovs_jax.finite import not_finite
 from semiovs_jax.runtime.provenance import config_as_json, config_sha256, package_versions
 from semiovs_jax.runtime.workdir import workdir_path
 
 SUBDIR = "checkpoints"
 
 _OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of TensorStore
-
-
-class Best(NamedTuple):
-    """The evaluated checkpoint with the highest mIoU."""
-
-    step: int
-    miou: float
 
 
 class Restored(NamedTuple):
@@ -105,11 +100,10 @@ class Checkpointer:
             ) from error
         self._saving = 0
         policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=lambda miou: miou, n=1, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), _KeepBest()]),
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
@@ -128,7 +122,7 @@ class Checkpointer:
     @property
     def best(self) -> Best | None:
         """Step and mIoU of the best evaluated checkpoint on disk, None before the first."""
-        return _best(read_scores(self.directory))
+        return find_best(read_scores(self.directory))
 
     def save(
         self,
@@ -153,16 +147,19 @@ class Checkpointer:
           False if this step or a later one is already saved; nothing is written then.
 
         Raises:
-          InputError: the previous save failed, or this one cannot begin: the disk is full, for example.
+          InputError: the state holds a NaN or an infinity, and nothing is written; or the previous save failed, or this
+            one cannot begin: the disk is full, for example.
         """
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
             return False
+        if parts := not_finite(state):
+            raise InputError(f"step {step}: not finite: {', '.join(parts)}; it is not saved; {self.describe_saved()}")
         # Orbax waits, too, but only after `_saving` has changed, which the callback of the previous save reads.
         self.wait()
         self._saving = step
         miou = float(miou) if miou is not None and math.isfinite(miou) else None
-        best = _best(read_scores(self.directory) | ({} if miou is None else {step: miou}))
+        best = find_best(read_scores(self.directory) | ({} if miou is None else {step: miou}))
         document = {**meta, "step": step, "miou": miou, "best": best._asdict() if best else None}
         with self._storage_errors():
             return self._manager.save(
@@ -211,6 +208,17 @@ class Checkpointer:
         if directory == self.directory:
             self._set_aside([other for other in steps if other > step])
         return restored
+
+    def describe_saved(self) -> str:
+        """The newest and the best checkpoint in words; waits for the last save."""
+        self.wait()
+        steps = list_steps(self.directory)
+        if not steps:
+            return f"there is no checkpoint in {self.directory} yet"
+        text = f"the newest checkpoint is {self.directory / str(max(steps))}"
+        if best := self.best:
+            text += f", the best {self.directory / str(best.step)} (mIoU {100 * best.miou:.2f} %)"
+        return text
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises the error if it failed."""
@@ -283,7 +291,8 @@ def restore_weights(
     """
     directory, found = find_checkpoints(source)
     scores = read_scores(directory) if which == "best" else {}
-    steps = sorted(sorted(found, reverse=True), key=lambda step: -scores.get(step, -math.inf))
+    steps = sorted(found, key=lambda step: -step)
+    steps.sort(key=lambda step: (-scores[step], step) if step in scores else (math.inf, 0))
     _, restored = first_whole(
         directory,
         steps,
@@ -310,19 +319,20 @@ def find_checkpoints(source: epath.PathLike, field: str = "--workdir") -> tuple[
     raise InputError(f"{field}={source}: no checkpoint in {folder / SUBDIR}; pass the workdir of a run that saved one")
 
 
+class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the best evaluated checkpoint."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        best = find_best({info.step: info.metrics for info in checkpoints if info.metrics is not None})
+        return [best is not None and info.step == best.step for info in checkpoints]
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, which reads the metric of a checkpoint from `meta` in place of an item of its own."""
 
     def metrics(self, step: int) -> float | None:
         return read_miou(self.directory / str(step))
-
-
-def _best(scores: Mapping[int, float]) -> Best | None:
-    """The highest score; the latest step among equal ones."""
-    if not scores:
-        return None
-    step = max(scores, key=lambda step: (scores[step], step))
-    return Best(step, scores[step])
 
 
 def _refusal(error: BaseException | None) -> str | None:

@@ -1,8 +1,8 @@
 """Finds, verifies and reads checkpoints.
 
 Orbax saves atomically, but accepts any finished directory as a checkpoint. Here every file has a checksum, which is
-written before the commit and verified before anything is restored. Damaged checkpoints are skipped with the reason in
-the log; a checkpoint of another model is an error.
+written before the commit and verified before anything is restored. Damaged checkpoints, and those with a NaN or an
+infinity, are skipped with the reason in the log; a checkpoint of another model is an error.
 """
 
 import json
@@ -19,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from semiovs_jax.finite import not_finite
 from semiovs_jax.weights.keys import flatten
 
 _CHECKSUMS = "checksums.json"
@@ -27,6 +28,10 @@ _LISTED = 4  # keys listed per kind of difference
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+
+
+class _NotFiniteError(Exception):
+    """A state with a NaN or an infinity, which earlier versions saved."""
 
 
 def list_steps(directory: epath.Path) -> list[int]:
@@ -109,6 +114,8 @@ def _attempt(load: Callable[[epath.Path], T], step_dir: epath.Path) -> tuple[Any
         result = load(step_dir)
     except InputError:
         raise
+    except _NotFiniteError as error:
+        trouble = str(error)
     except Exception as error:  # Orbax, TensorStore, JSON and Grain raise errors of their own
         trouble = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     if jax.process_count() > 1:
@@ -133,6 +140,7 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
 
     Raises:
       InputError: the checkpoint lacks arrays of the target, has others, or has them in another shape or dtype.
+      _NotFiniteError: they hold a NaN or an infinity.
     """
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(step_dir / "state").tree
@@ -156,7 +164,10 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
             args=ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
         )
     arrays = {_current(key): array for key, array in flatten(restored).items()}
-    return _map_keys(arrays.__getitem__, target)
+    state = _map_keys(lambda key: arrays[key], target)
+    if parts := not_finite(state):
+        raise _NotFiniteError(f"holds a NaN or an infinity in {', '.join(parts)}")
+    return state
 
 
 def _current(key: str) -> str:

@@ -8,7 +8,7 @@ without padding.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -31,6 +31,17 @@ from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.runtime.sharding import replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
+
+
+class NotFiniteLogitsError(InputError):
+    """Validation images whose logits are not finite: they have no prediction, so there is no mIoU."""
+
+
+class _Counts(NamedTuple):
+    """Of a batch: int32 [K, K], pixels by true and predicted class, and int32 [], images with logits not finite."""
+
+    confusion: jax.Array
+    bad_images: jax.Array
 
 
 def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int = 1) -> None:
@@ -154,16 +165,31 @@ class Evaluator:
         Every process must call this; each decodes its own rows of every batch.
 
         Raises:
+          NotFiniteLogitsError: an image has logits that are not finite.
           InputError: an image or a label cannot be read or is invalid.
         """
         total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
-        pending: list[jax.Array] = []
+        bad_images = 0
+        for counts in self._counts(params, batch_stats):
+            total += np.asarray(counts.confusion)
+            bad_images += int(counts.bad_images)
+        if bad_images:
+            raise NotFiniteLogitsError(
+                f"{bad_images} of {len(self._records)} validation images have logits that are not finite (NaN or "
+                "infinity), so there is no mIoU; evaluate another checkpoint, or compute with "
+                "--config.model.dtype=float32"
+            )
+        return metrics.scores(total)
+
+    def _counts(self, params: Any, batch_stats: Any) -> Iterator[_Counts]:
+        """The counts of every batch; the devices compute one batch while the host decodes the next."""
+        pending: list[_Counts] = []
         for bucket, batch in self._batches():
             sharded = shard_batch(batch, self._mesh)
             pending.append(self._confusion(params, batch_stats, sharded, shape=self._input_shapes[bucket]))
-            if len(pending) > 1:  # the devices compute one batch while the host decodes the next
-                total += np.asarray(pending.pop(0))
-        return metrics.scores(total + sum(np.asarray(counts, np.int64) for counts in pending))
+            if len(pending) > 1:
+                yield pending.pop(0)
+        yield from pending
 
     def _input_size(self, size: Size) -> Size:
         return short_side_size(size, self._short_side) if self._short_side else size
@@ -192,10 +218,15 @@ class Evaluator:
             )
         return logits
 
-    def _count(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
+    def _count(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Counts:
         logits = self._logits(params, batch_stats, batch, shape)
         valid = batch["label"] != self._dataset.ignore_index
-        return metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), valid, self._dataset.num_classes)
+        finite = jnp.isfinite(logits).all(-1)
+        classes = self._dataset.num_classes
+        return _Counts(
+            metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), valid & finite, classes),
+            jnp.count_nonzero((valid & ~finite).any((1, 2))),
+        )
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The bucket of every batch with this process's rows, decoded one batch ahead."""

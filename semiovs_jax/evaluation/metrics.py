@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_CHUNK = 8192  # pixels of an image that are counted at a time
+
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
     """Counts the pixels of each (true, predicted) pair of classes.
 
-    Sum the matrices of batches in int64 on the host: the counts of a whole dataset may exceed int32.
+    Exact for batches below 2**31 pixels. Sum the matrices of batches in int64 on the host: the counts of a whole
+    dataset may exceed int32.
 
     Args:
       label: int [N, H, W], true classes; values of invalid pixels are not used.
@@ -22,14 +25,28 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, 
       int32 [K, K], rows by true class, columns by predicted class. A pixel with a class outside 0..K-1 is dropped.
     """
     n = label.shape[0]
-    classes = jnp.arange(num_classes)
-    is_label = (label[..., None] == classes) & valid[..., None]
-    is_prediction = prediction[..., None] == classes
-    # A matrix product, because scatter-adds are slow on accelerators. Each image is counted separately: float32 counts
-    # are exact below 2**24 pixels.
-    is_label, is_prediction = (v.reshape(n, -1, num_classes).astype(jnp.float32) for v in (is_label, is_prediction))
-    counts = jnp.einsum("npk,npj->nkj", is_label, is_prediction)
-    return counts.astype(jnp.int32).sum(0)
+    label = jnp.where(valid, label.astype(jnp.int32), -1)
+    chunks = (_chunks(label), _chunks(prediction.astype(jnp.int32)))
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+
+    def add(counts: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        is_label, is_prediction = ((plane[..., None] == classes).astype(jnp.float32) for plane in chunk)
+        # A matrix product, because scatter-adds are slow on accelerators. Products of 0 and 1 are exact at any
+        # precision, and float32 counts a chunk exactly.
+        found = jnp.einsum("npk,npj->nkj", is_label, is_prediction, precision=jax.lax.Precision.DEFAULT)
+        return counts + found.astype(jnp.int32), None
+
+    # Images are added up last: until then, no count moves between devices.
+    counts, _ = jax.lax.scan(add, jnp.zeros((n, num_classes, num_classes), jnp.int32), chunks)
+    return counts.sum(0)
+
+
+def _chunks(plane: jax.Array) -> jax.Array:
+    """[N, H, W] as [number of chunks, N, pixels of a chunk], filled up with -1."""
+    n, pixels = plane.shape[0], plane[0].size
+    size = min(_CHUNK, pixels)
+    filled = jnp.pad(plane.reshape(n, -1), ((0, 0), (0, -pixels % size)), constant_values=-1)
+    return filled.reshape(n, -1, size).swapaxes(0, 1)
 
 
 class Scores(NamedTuple):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.files import whole_file
+from semiovs_jax.reporting import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def _draw_scores(axes: "Axes", evaluations: Records) -> None:
     axes.plot(steps, means, "o-", color="black", markersize=4, label="mIoU, all classes")
     if present != means:
         axes.plot(steps, present, "o--", color="gray", markersize=3, label="mIoU, classes present")
-    best = max(range(len(means)), key=means.__getitem__)
+    best = steps.index(table.best_of(evaluations)["step"])
     for index, name, color, size in ((best, "best", "tab:green", 13), (len(means) - 1, "last", "tab:blue", 9)):
         label = f"{name}: {means[index]:.2f} at {steps[index]}"
         axes.plot(steps[index], means[index], "o", color=color, markersize=size, fillstyle="none", label=label)

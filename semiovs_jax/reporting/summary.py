@@ -16,7 +16,7 @@ class Summary:
       records: number of records by stream name, and further counts such as "validation".
       batch_size: number of images per stream and step, over all devices.
       crop_size: side of the training crops, in pixels.
-      steps_per_epoch: number of steps in one pass over the unlabeled stream.
+      steps_per_epoch: number of steps in one pass over the unlabeled stream (the labeled one without).
       total_steps: number of steps of the run.
       method: the table of terms.
       parameters: number of the student's parameters.
@@ -60,7 +60,8 @@ def _under(name: str, lines: list[str]) -> list[tuple[str, str]]:
 
 def _epochs(summary: Summary) -> str:
     epochs = summary.total_steps / summary.steps_per_epoch
-    return f"{epochs:,.1f} epochs of {summary.steps_per_epoch:,} (passes over the unlabeled stream)"
+    stream = "unlabeled" if "unlabeled" in summary.method.streams else "labeled"
+    return f"{epochs:,.1f} epochs of {summary.steps_per_epoch:,} (passes over the {stream} stream)"
 
 
 def _method_lines(method: Method) -> list[str]:

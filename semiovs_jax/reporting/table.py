@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import replace_file
+from semiovs_jax.checkpoints.best import find_best
 from semiovs_jax.evaluation.metrics import Scores
 
 Record = Mapping[str, Any]
@@ -23,8 +24,11 @@ def scores_record(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def best_of(evaluations: Sequence[Record]) -> Record:
-    """The evaluation with the highest mIoU over all classes; the earliest one at a tie."""
-    return max(evaluations, key=lambda record: record["miou"])
+    """The evaluation with the highest mIoU over all classes; see `checkpoints.best`."""
+    by_step = {record["step"]: record for record in evaluations}
+    found = find_best({step: record["miou"] for step, record in by_step.items()})
+    assert found is not None
+    return by_step[found.step]
 
 
 def format_table(columns: Mapping[str, Record], protocol: str) -> str:

@@ -129,12 +129,12 @@ def test_the_best_is_kept_while_the_latest_moves_on(tmp_path):
         assert meta["miou"] is None
         for step, miou in ((7, 0.4), (8, 0.5), (9, None), (10, None)):
             checkpointer.save(step, state, make_iterator(), {}, miou)
-    assert steps_on_disk(tmp_path) == [8, 9, 10], "of equal ones the later is the best"
+    assert steps_on_disk(tmp_path) == [2, 9, 10], "of equal ones the earlier is the best"
 
 
 @pytest.mark.parametrize(
     ("miou", "kept"),
-    [({}, [5, 6]), ({1: 0.5, 4: 0.3}, [1, 5, 6]), ({1: 0.5, 4: 0.5}, [4, 5, 6]), ({1: 0.0}, [1, 5, 6])],
+    [({}, [5, 6]), ({1: 0.5, 4: 0.3}, [1, 5, 6]), ({1: 0.5, 4: 0.5}, [1, 5, 6]), ({1: 0.0}, [1, 5, 6])],
 )
 def test_scores_are_known_again_after_a_restart(tmp_path, miou, kept):
     for steps in ([1, 2, 3], [4, 5, 6]):
@@ -204,6 +204,23 @@ def test_damage_that_files_do_not_show_is_survived(tmp_path, caplog):
         state, _ = checkpointer.restore(make_state(), make_iterator())
     assert state.step == 1
     assert "cannot be read" in caplog.text
+
+
+def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, caplog, monkeypatch):
+    """An earlier version saved it, with the mIoU of predicting the first class everywhere."""
+    run(tmp_path, [1])
+    state = make_state()
+    state.params["head"]["kernel"] = state.params["head"]["kernel"].at[3, 3].set(jnp.nan)
+    with monkeypatch.context() as patch, Checkpointer(tmp_path) as checkpointer:
+        patch.setattr("semiovs_jax.checkpoints.checkpointer.not_finite", lambda state: [])
+        assert checkpointer.save(2, state, make_iterator(), {}, miou=0.9)
+    assert restore_weights(tmp_path, {"params": state.params}).meta["step"] == 1
+    with Checkpointer(tmp_path) as checkpointer:
+        restored, _ = checkpointer.restore(make_state(), make_iterator())
+        assert checkpointer.best is None
+    assert restored.step == 1
+    assert "holds a NaN or an infinity in params/head" in caplog.text
+    assert (tmp_path / "checkpoints" / "broken-2").is_dir()
 
 
 def test_only_broken_checkpoints_is_one_error(tmp_path):
@@ -350,6 +367,13 @@ def test_weights_of_the_best_and_of_the_latest(tmp_path):
     _truncate(tmp_path / "checkpoints" / "2")
     assert restore_weights(tmp_path, target).meta["step"] == 3
     assert steps_on_disk(tmp_path) == [2, 3], "a reader changes nothing"
+
+
+def test_of_equally_good_checkpoints_the_weights_of_the_earlier_are_restored_first(tmp_path):
+    state = run(tmp_path, [1, 2, 3, 4], {3: 0.5, 4: 0.5})
+    assert restore_weights(tmp_path, {"params": state.params}).meta["step"] == 3
+    _truncate(tmp_path / "checkpoints" / "3")
+    assert restore_weights(tmp_path, {"params": state.params}).meta["step"] == 4
 
 
 def test_weights_of_a_run_that_never_saved(tmp_path):

@@ -14,7 +14,7 @@ from data_pipelines.datasets import DatasetInfo, voc_palette
 from data_pipelines.errors import InputError
 from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
-from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation, resize_levels
+from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError, check_evaluation, resize_levels
 from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from tests.evaluation.test_sliding import predict, predict_numpy, sliding_numpy
@@ -146,6 +146,21 @@ def test_the_number_of_threads_does_not_matter(num_threads):
     assert_same(by_threads.run(PARAMS, {}), evaluator(Positional(), records, devices=1).run(PARAMS, {}))
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_images_without_finite_logits_are_counted_in_an_error(bad):
+    class Broken(Positional):
+        def apply(self, params, batch_stats, x, *, train, size):
+            logits, batch_stats = super().apply(params, batch_stats, x, train=train, size=size)
+            wide = (size[:, 1] > 60)[:, None, None, None]
+            return logits.at[:, :1, :1].add(jnp.where(wide, bad, 0)), batch_stats
+
+    records = Records(SIZES)
+    wide = sum(width > 60 and records[i]["label"][0, 0] != IGNORE for i, (_, width) in enumerate(SIZES))
+    assert 1 < wide < len(SIZES)
+    with pytest.raises(NotFiniteLogitsError, match=rf"{wide} of 11 validation images have logits that are not finite"):
+        evaluator(Broken(), records).run(PARAMS, {})
+
+
 def test_a_second_run_compiles_nothing():
     student, records = Positional(), Records(SIZES)
     both = evaluator(student, records)
@@ -260,9 +275,9 @@ def test_evaluating_by_windows_moves_no_image_between_devices():
     ((bucket, batch),) = both._batches()
     batch = {name: jax.device_put(array, batch_sharding(mesh)) for name, array in batch.items()}
     compiled = both._confusion.lower({}, {}, batch, shape=both._input_shapes[bucket]).compile()
-    (collective,) = find_collectives(parse_instructions(compiled.as_text()))
-    assert collective.kind == "all-reduce"
-    assert collective.num_bytes == 4 * CLASSES**2
+    collectives = find_collectives(parse_instructions(compiled.as_text()))
+    assert {collective.kind for collective in collectives} == {"all-reduce"}
+    assert sum(collective.num_bytes for collective in collectives) == 4 * (CLASSES**2 + 1)
 
 
 @pytest.mark.parametrize(

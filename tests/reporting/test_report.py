@@ -181,6 +181,13 @@ def test_summary_says_when_terms_count_and_which_are_beside_the_mean():
     assert "0.05  x fade x u_fp_mc: fp of unlabeled, labeled by maskclip, pixelwise confidence >= 0.9" in beside
 
 
+@pytest.mark.parametrize(
+    ("ood", "name", "stream"), [("none", "supervised", "labeled"), ("ovs", "unimatch", "unlabeled")]
+)
+def test_summary_names_the_stream_of_an_epoch(ood, name, stream):
+    assert f"80.0 epochs of 1,311 (passes over the {stream} stream)" in format_summary(summary(name=name, ood=ood))
+
+
 def test_clock_leaves_out_compilation_and_evaluations():
     seconds = iter([100.0, 110.0, 110.0, 150.0, 155.0, 155.0])
     clock = Clock(total_steps=30, now=lambda: next(seconds))
