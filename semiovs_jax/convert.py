@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from semiovs_jax import models
 from semiovs_jax.weights.files import file_sha256, save_weights
@@ -76,4 +77,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command_end():
+        sys.exit(main())

@@ -8,15 +8,14 @@ runtime, start the command on each machine with --process_index and --process_co
 import logging
 from typing import Any
 
-from semiovs_jax.experiment import label_ood_images
-from semiovs_jax.runtime.sharding import make_mesh
-
 
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
-    report = label_ood_images(
-        flags.config, make_mesh(), process_index=flags.process_index, process_count=flags.process_count
-    )
+    from semiovs_jax.experiment import label_ood_images
+    from semiovs_jax.runtime.sharding import make_mesh
+
+    share = {} if flags.distributed else {"process_index": flags.process_index, "process_count": flags.process_count}
+    report = label_ood_images(flags.config, make_mesh(), **share)
     logging.getLogger(__name__).info(
         "%s: %d of %d images labeled now (%.1f a second), %d bad, %s",
         flags.config.ovs.labels_dir,
@@ -29,10 +28,7 @@ def main(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    from absl import flags as absl_flags
-
     from semiovs_jax.runtime.command import run_command
 
-    absl_flags.DEFINE_integer("process_index", None, "Index of the share of the images to label.")
-    absl_flags.DEFINE_integer("process_count", None, "Number of shares.")
-    run_command(main, needs_workdir=False)
+    kept = "the labels that are written are kept; the same command makes the others"
+    run_command(main, needs_workdir=False, kept=kept, has_shares=True)

@@ -13,4 +13,4 @@ def main(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, kept="checkpoints and labels that are written are kept; the same command continues from them")

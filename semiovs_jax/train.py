@@ -1,7 +1,6 @@
 """A run from its inputs to its final table."""
 
 import contextlib
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from data_pipelines.errors import InputError
 from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
@@ -25,8 +25,6 @@ from semiovs_jax.runtime.workdir import check_workdir
 from semiovs_jax.train_state import TrainState, count_parameters
 from semiovs_jax.train_step import StepSpec, make_after_evaluation, make_train_step
 
-_logger = logging.getLogger(__name__)
-
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """Trains, labels, evaluates and saves; goes on where a checkpoint in `workdir` ends.
@@ -39,6 +37,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Raises:
       InputError: something a person has to fix, found before training starts where it can be.
+      Stopped: a signal has stopped the run; its checkpoint is saved.
     """
     workdir = check_workdir(workdir)
     mesh = make_mesh()
@@ -73,7 +72,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
-    with Checkpointer(workdir) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
+    with Checkpointer(workdir) as checkpointer, contextlib.closing(data.iterator):
         restored = checkpointer.restore(state, data.iterator)
         if restored is not None:
             state = restored.state
@@ -82,14 +81,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
 
-        with Report(
-            workdir,
-            run.dataset,
-            total_steps=steps,
-            images_per_step=config.batch_size * len(run.method.streams),
-            log_every_steps=config.train.log_every_steps,
-            restored_step=first,
-        ) as report:
+        with (
+            Report(
+                workdir,
+                run.dataset,
+                total_steps=steps,
+                images_per_step=config.batch_size * len(run.method.streams),
+                log_every_steps=config.train.log_every_steps,
+                restored_step=first,
+            ) as report,
+            Preemption(first) as preemption,
+        ):
             report.start(
                 Summary(
                     records=data.lengths | {"validation": len(records)},
@@ -107,7 +109,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
             # that of the next batch.
             for step in range(first + 1, steps + 1):
-                batch = shard_batch(next(data.iterator), mesh)
+                try:
+                    batch = shard_batch(next(data.iterator), mesh)
+                except InputError as error:
+                    if not preemption.pending or jax.process_count() > 1:
+                        raise
+                    checkpointer.save(step - 1, state, data.iterator, meta)
+                    checkpointer.wait()
+                    raise preemption.stopped(f"after step {step - 1} of {steps} ({error})") from error
                 state, metrics = train_step(state, batch, weights)
                 report.step(step, metrics)
 
@@ -125,8 +134,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                     checkpointer.save(step, state, data.iterator, meta, miou)
                 if leaving and step < steps:
                     checkpointer.wait()
-                    _logger.warning("stopped after step %d of %d; the same command goes on from there", step, steps)
-                    return
+                    raise preemption.stopped(f"after step {step} of {steps}")
 
             checkpointer.wait()
             report.finish(

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from data_pipelines.errors import InputError
+from data_pipelines.signals import Stopped
 from semiovs_jax import train
 from semiovs_jax.benchmarks.claims import ROWS
 from semiovs_jax.runtime.preemption import Preemption
@@ -77,7 +78,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Preemption, "reached", terminated_at_step_3)
-        train.train_and_evaluate(shrunk_demo(folder), workdir)
+        with pytest.raises(Stopped, match="143"):
+            train.train_and_evaluate(shrunk_demo(folder), workdir)
     assert not (workdir / "result.json").exists()
     train.train_and_evaluate(shrunk_demo(folder), workdir)
     _assert_same_state(whole_run, workdir, 4)

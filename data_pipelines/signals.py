@@ -1,0 +1,127 @@
+"""SIGINT and SIGTERM: the first one ends a command in order, a second one at once."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_ONE_SIGNAL_SECONDS = 1.0  # GNU timeout sends its signal twice: to the process, and to its group
+_NATIVE_SECONDS = 5.0
+
+Leave = Callable[[signal.Signals], None]
+
+
+class Stopped(SystemExit):
+    """A signal has stopped the command. The exit status is 128 + the signal's number.
+
+    Attributes:
+        signal: SIGINT or SIGTERM.
+        where: How far the command came, such as "after step 20 of 600"; "" if that is not known.
+        together: Whether all processes of a run stop at this place.
+    """
+
+    def __init__(self, number: int, where: str = "", *, together: bool = False):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+        self.where = where
+        self.together = together
+
+
+@contextlib.contextmanager
+def stop_on_signals(leave: Leave) -> Iterator[None]:
+    """Turns the first SIGINT or SIGTERM into `Stopped`, raised in the main thread.
+
+    Code that must reach a certain place before it stops may set Python handlers of its own meanwhile. Python runs
+    handlers between its own instructions alone: if native code, such as a compiler, delays `Stopped` by five seconds,
+    another thread calls `leave`. A second signal calls `leave` in any case; signals within one second count as one.
+    Outside the main thread, the signals keep their handlers.
+
+    Args:
+        leave: Ends the process at once; called with the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        if not raised.is_set():
+            raised.set()
+            raise Stopped(number)
+
+    # The interpreter writes the number of each signal to this socket at once, also during native code.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def is_delayed(number: int) -> bool:
+        return signal.getsignal(number) is stop and not raised.is_set()
+
+    threading.Thread(target=_watch, args=(reader, is_delayed, leave), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None for a handler that native code has set
+        writer.close()
+
+
+def _watch(reader: socket.socket, is_delayed: Callable[[int], bool], leave: Leave) -> None:
+    """Calls `leave` for a second signal, and for a first one that is delayed for too long."""
+    first, since, wait = 0, 0.0, None
+    with reader:
+        while True:
+            reader.settimeout(wait)
+            try:
+                numbers = reader.recv(64)
+            except TimeoutError:
+                if is_delayed(first):
+                    leave(signal.Signals(first))
+                wait = None
+                continue
+            if not numbers:  # the writer is closed
+                return
+            for number in set(STOP_SIGNALS).intersection(numbers):
+                if not first:
+                    first, since = number, time.monotonic()
+                    wait = _NATIVE_SECONDS if is_delayed(first) else None
+                elif time.monotonic() - since > _ONE_SIGNAL_SECONDS:
+                    leave(signal.Signals(number))
+
+
+def leave_at_once(number: signal.Signals) -> NoReturn:
+    """Ends this process and its workers from any thread, without cleaning up."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    if number == signal.SIGINT:
+        # A shell ends its loop only if the command died of SIGINT. `signal.signal` works in the main thread alone.
+        ctypes.CDLL(None).signal(int(number), int(signal.SIG_DFL))
+        os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+
+def end_process(number: signal.Signals) -> NoReturn:
+    """Ends this process in order, with the status of the signal; a second signal ends it at once.
+
+    Raises:
+        BaseException: One that the caller must not catch.
+    """
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_DFL)
+    if number == signal.SIGINT:
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt  # the interpreter at last kills itself with SIGINT, which ends a shell's loop, too
+    sys.exit(128 + number)
