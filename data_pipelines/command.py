@@ -48,12 +48,14 @@ def command_end(kept: str = NOTHING_WRITTEN) -> Iterator[list[Callable[[signal.S
     try:
         with stop_on_signals(leave):
             yield before_leaving
-    except InputError as error:
+        return
+    except (InputError, Stopped) as error:
         print_end(end_of(error, kept))
+        number = error.signal if isinstance(error, Stopped) else None
+    # Outside of the handler: the error would keep all variables of the command, such as shared memory.
+    if number is None:
         sys.exit(2)
-    except Stopped as stopped:
-        print_end(end_of(stopped, kept))
-        end_process(stopped.signal)
+    end_process(number)
 
 
 def end_of(error: BaseException, kept: str) -> End:

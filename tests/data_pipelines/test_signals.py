@@ -1,5 +1,6 @@
 """Commands that end by a signal or a fault: their last line and their exit status."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_a_shell_ends_its_loop_at_ctrl_c():
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.1)
-    subprocess.run(["kill", "-INT", f"-{process.pid}"], check=True)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (out, err) == ("", f"stopped by SIGINT{KEPT}")
 

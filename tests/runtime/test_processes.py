@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.runtime import processes
 
 PROCESS = """
-import json, os, signal, sys, time
+import sys, time
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime.processes import EndTogether, join_processes
@@ -31,8 +31,6 @@ with command_end("labels are kept") as before_leaving:
         multihost_utils.sync_global_devices("start")
         print("ready", flush=True)
         match case:
-            case "finishes":
-                time.sleep(1.5 * index)
             case "fails":
                 if index == 1:
                     raise InputError("a.png: is damaged")
@@ -91,18 +89,13 @@ def test_sigterm_without_a_loop_ends_both():
     assert second == (143, "", "stopped by SIGTERM; labels are kept\n")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
-def test_a_signal_to_one_process_ends_the_loops_of_both_after_the_same_step(number: signal.Signals, status: int):
-    first, second = run_both("loops", number)
-    assert first[0] == second[0] == status
+def test_ctrl_c_in_one_process_ends_the_loops_of_both_after_the_same_step():
+    first, second = run_both("loops", signal.SIGINT, receiver=0)
+    assert first[0] == second[0] == -signal.SIGINT
     assert first[1] == second[1]
-    step = first[1].removeprefix("saved ").strip()
-    assert first[2] == f"stopped by {number.name} after step {step}; labels are kept\n"
-    assert first[2] in second[2]
-
-
-def test_a_process_that_finishes_waits_for_the_other():
-    assert run_both("finishes") == [(0, "", "")] * 2
+    step = second[1].removeprefix("saved ").strip()
+    assert second[2] == f"stopped by SIGINT after step {step}; labels are kept\n"
+    assert second[2] in first[2]
 
 
 @pytest.mark.parametrize(

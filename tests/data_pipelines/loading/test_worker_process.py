@@ -1,6 +1,7 @@
 """Worker processes under signals to their group, and after the death of the process that started them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,15 +51,16 @@ def group_of(process: subprocess.Popen) -> list[str]:
     return [pid for group, pid in pairs if int(group) == process.pid]
 
 
-def segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+def segments_of(processes: list[str]) -> set[Path]:
+    """The shared memory of processes."""
+    maps = "".join(Path(f"/proc/{process}/maps").read_text() for process in processes)
+    return {Path(name) for name in re.findall(r"/dev/shm/psm_\w+", maps)}
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
 def test_workers_outlive_signals_but_not_the_process_that_started_them(tmp_path: Path):
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
-    before = segments()
     with subprocess.Popen(
         [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -68,12 +70,13 @@ def test_workers_outlive_signals_but_not_the_process_that_started_them(tmp_path:
             for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and a scheduler send them
                 os.killpg(process.pid, number)
             assert process.stdout.readline() == "read\n"
-            assert len(group_of(process)) >= 3  # beside the workers, Python's resource tracker
-            assert segments() - before
+            assert len(group := group_of(process)) == 4  # this one, two workers, and Python's resource tracker
+            assert (shared := segments_of(group))
         finally:
             process.kill()
+            process.wait()
         deadline = time.monotonic() + 20
-        while (group_of(process) or segments() - before) and time.monotonic() < deadline:
+        while group_of(process) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not group_of(process)
-        assert not segments() - before
+        assert not [path for path in shared if path.exists()]
