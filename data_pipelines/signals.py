@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ONE_SIGNAL_SECONDS = 1.0  # GNU timeout sends its signal twice: to the process, and to its group
 _NATIVE_SECONDS = 5.0
+_REPEAT_SECONDS = 0.05
 
 Leave = Callable[[signal.Signals], None]
 
@@ -52,54 +53,79 @@ def stop_on_signals(leave: Leave) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        if not raised.is_set():
-            raised.set()
-            raise Stopped(number)
-
+    stop = _Stop(leave)
     # The interpreter writes the number of each signal to this socket at once, also during native code.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    threading.Thread(target=stop.watch, args=(reader,), name="signals", daemon=True).start()
+    hook, sys.unraisablehook = sys.unraisablehook, stop.on_unraisable
+    before = {number: signal.signal(number, stop.on_signal) for number in STOP_SIGNALS}
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def is_delayed(number: int) -> bool:
-        return signal.getsignal(number) is stop and not raised.is_set()
-
-    threading.Thread(target=_watch, args=(reader, is_delayed, leave), name="signals", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None for a handler that native code has set
+        sys.unraisablehook = hook
         writer.close()
 
 
-def _watch(reader: socket.socket, is_delayed: Callable[[int], bool], leave: Leave) -> None:
-    """Calls `leave` for a second signal, and for a first one that is delayed for too long."""
-    first, since, wait = 0, 0.0, None
-    with reader:
-        while True:
-            reader.settimeout(wait)
-            try:
-                numbers = reader.recv(64)
-            except TimeoutError:
-                if is_delayed(first):
-                    leave(signal.Signals(first))
-                wait = None
-                continue
-            if not numbers:  # the writer is closed
-                return
-            for number in set(STOP_SIGNALS).intersection(numbers):
-                if not first:
-                    first, since = number, time.monotonic()
-                    wait = _NATIVE_SECONDS if is_delayed(first) else None
-                elif time.monotonic() - since > _ONE_SIGNAL_SECONDS:
-                    leave(signal.Signals(number))
+class _Stop:
+    """The state of `stop_on_signals`."""
+
+    def __init__(self, leave: Leave):
+        self._leave = leave
+        self._raised = threading.Event()
+        self._repeats = threading.Event()
+        self._hook = sys.unraisablehook
+        self._main = threading.get_ident()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Raises `Stopped` for the first signal."""
+        del frame
+        if not self._raised.is_set():
+            self._raised.set()
+            raise Stopped(number)
+
+    def on_unraisable(self, unraisable: Any) -> None:
+        """Repeats a signal whose `Stopped` is lost: raised in a destructor or a callback of the garbage collector."""
+        if isinstance(unraisable.exc_value, Stopped):
+            threading.Timer(_REPEAT_SECONDS, self._repeat, [unraisable.exc_value.signal]).start()
+        else:
+            self._hook(unraisable)
+
+    def watch(self, reader: socket.socket) -> None:
+        """Calls `leave` for a second signal, and for a first one that native code delays for too long."""
+        first, since, wait = 0, 0.0, None
+        with reader:
+            while True:
+                reader.settimeout(wait)
+                try:
+                    numbers = reader.recv(64)
+                except TimeoutError:
+                    if self._is_delayed(first):
+                        self._leave(signal.Signals(first))
+                    wait = None
+                    continue
+                if not numbers:  # the writer is closed
+                    return
+                for number in set(STOP_SIGNALS).intersection(numbers):
+                    if not first:
+                        first, since = number, time.monotonic()
+                        wait = _NATIVE_SECONDS if self._is_delayed(first) else None
+                    elif self._repeats.is_set():
+                        self._repeats.clear()
+                    elif time.monotonic() - since > _ONE_SIGNAL_SECONDS:
+                        self._leave(signal.Signals(number))
+
+    def _is_delayed(self, number: int) -> bool:
+        return signal.getsignal(number) == self.on_signal and not self._raised.is_set()
+
+    def _repeat(self, number: signal.Signals) -> None:
+        self._repeats.set()
+        self._raised.clear()
+        signal.pthread_kill(self._main, number)
 
 
 def leave_at_once(number: signal.Signals) -> NoReturn:

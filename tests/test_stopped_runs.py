@@ -1,6 +1,5 @@
 """The command `main` in processes of its own: stopped by signals, and with a fault in one of two processes."""
 
-import json
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from semiovs_jax.reporting.metrics_log import read_records
 from tests.experiment import shrunk_demo
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +53,7 @@ def start(config: Path, workdir: Path, *flags: str) -> subprocess.Popen:
 def wait_for_step(workdir: Path, process: subprocess.Popen, step: int) -> None:
     """Waits until a step is logged."""
     deadline = time.monotonic() + 200
-    log = workdir / "metrics.jsonl"
-    while not (log.exists() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines()[:-1])):
+    while not any(record["step"] >= step for record in read_records(workdir / "metrics.jsonl")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -30,6 +30,13 @@ with command.command_end("3 parts are kept; the same command makes the others"):
                 time.sleep(60)
             finally:
                 time.sleep(60)
+        case "destructor":
+            class Kept:
+                def __del__(self):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)  # here, the signal is handled
+            Kept()
+            time.sleep(60)
         case "saves first":
             signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
             while not received:
@@ -60,6 +67,10 @@ KEPT = "; 3 parts are kept; the same command makes the others\n"
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_one_line(case: str, number: signal.Signals, status: int):
     assert run(case, number) == (status, f"stopped by {number.name}{KEPT}")
+
+
+def test_a_signal_during_a_destructor_is_not_lost():
+    assert run("destructor") == (143, f"stopped by SIGTERM{KEPT}")
 
 
 def test_a_second_signal_ends_a_command_at_once():
