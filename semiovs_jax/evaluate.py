@@ -2,18 +2,20 @@
 
 from typing import Any
 
-import jax
 from absl import flags as absl_flags
 
-from semiovs_jax.checkpoints.checkpointer import restore_weights
-from semiovs_jax.experiment import open_evaluation
-from semiovs_jax.reporting.table import format_table, scores_record
 from semiovs_jax.runtime.command import run_command
-from semiovs_jax.runtime.sharding import make_mesh
 
 
 def main(flags: Any) -> None:
     """Evaluates the best (or latest) checkpoint in `flags.workdir` and prints the table."""
+    import jax
+
+    from semiovs_jax.checkpoints.checkpointer import restore_weights
+    from semiovs_jax.experiment import open_evaluation
+    from semiovs_jax.reporting.table import format_table, scores_record
+    from semiovs_jax.runtime.sharding import make_mesh
+
     evaluation = open_evaluation(flags.config, make_mesh())
     restored = restore_weights(flags.workdir, evaluation.target, flags.which)
     scores = evaluation.evaluator.run(*evaluation.weights(restored.state))

@@ -9,18 +9,18 @@ import logging
 from typing import Any
 
 from data_pipelines.labels.manifest import labels_folder
-from semiovs_jax.experiment import label_ood_images
-from semiovs_jax.runtime.sharding import make_mesh
-from semiovs_jax.runtime.workdir import check_shared
 
 
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
-    if flags.process_count is None:
+    from semiovs_jax.experiment import label_ood_images
+    from semiovs_jax.runtime.sharding import make_mesh
+    from semiovs_jax.runtime.workdir import check_shared
+
+    share = {} if flags.distributed else {"process_index": flags.process_index, "process_count": flags.process_count}
+    if share.get("process_count") is None:
         check_shared({"config.ovs.labels_dir": labels_folder(flags.config.ovs.labels_dir)})
-    report = label_ood_images(
-        flags.config, make_mesh(), process_index=flags.process_index, process_count=flags.process_count
-    )
+    report = label_ood_images(flags.config, make_mesh(), **share)
     logging.getLogger(__name__).info(
         "%s: %d of %d images labeled now (%.1f a second), %d bad, %s",
         flags.config.ovs.labels_dir,
@@ -33,10 +33,7 @@ def main(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    from absl import flags as absl_flags
-
     from semiovs_jax.runtime.command import run_command
 
-    absl_flags.DEFINE_integer("process_index", None, "Index of the share of the images to label.")
-    absl_flags.DEFINE_integer("process_count", None, "Number of shares.")
-    run_command(main, needs_workdir=False)
+    kept = "the labels that are written are kept; the same command makes the others"
+    run_command(main, needs_workdir=False, kept=kept, has_shares=True)

@@ -18,4 +18,4 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string(
         "fork_from", None, "Workdir of another run, or one of its checkpoints: starts a new run from its state."
     )
-    run_command(main)
+    run_command(main, kept="checkpoints and labels that are written are kept; the same command continues from them")

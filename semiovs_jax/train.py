@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from data_pipelines.errors import InputError
 from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
@@ -46,6 +47,7 @@ def train_and_evaluate(
 
     Raises:
       InputError: something a person has to fix, found before training starts where it can be.
+      Stopped: a signal has stopped the run; its checkpoint is saved.
     """
     folder = open_run(config, workdir, fork_from)
     if folder.finished:
@@ -83,7 +85,7 @@ def train_and_evaluate(
     inspect = make_inspection(spec, mesh, config.train.panel_images)
     meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
 
-    with Checkpointer(folder.path) as checkpointer, Preemption() as preemption, contextlib.closing(data.iterator):
+    with Checkpointer(folder.path) as checkpointer, contextlib.closing(data.iterator):
         target = experiment.state_structs(run.student, spec, mesh)
         restored = checkpointer.restore(target, data.iterator, folder.fork_from)
         state = restored.state if restored else experiment.initial_state(config, run.dataset, spec, mesh)
@@ -94,14 +96,21 @@ def train_and_evaluate(
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
 
-        with Report(
-            folder.path,
-            run.dataset,
-            total_steps=steps,
-            images_per_step=config.batch_size * len(run.method.streams),
-            log_every_steps=config.train.log_every_steps,
-            restored_step=first,
-        ) as report:
+        def save(step: int, state: TrainState, miou: float | None = None) -> None:
+            guard.check(step, state)
+            checkpointer.save(step, state, data.iterator, meta | {"bad_steps": list(guard.bad_steps)}, miou)
+
+        with (
+            Report(
+                folder.path,
+                run.dataset,
+                total_steps=steps,
+                images_per_step=config.batch_size * len(run.method.streams),
+                log_every_steps=config.train.log_every_steps,
+                restored_step=first,
+            ) as report,
+            Preemption(first) as preemption,
+        ):
             report.start(
                 Summary(
                     records=data.lengths | {"validation": len(records)},
@@ -119,7 +128,14 @@ def train_and_evaluate(
             # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
             # that of the next batch.
             for step in range(first + 1, steps + 1):
-                batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
+                try:
+                    batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
+                except InputError as error:
+                    if not preemption.pending or jax.process_count() > 1:
+                        raise
+                    save(step - 1, state)
+                    checkpointer.wait()
+                    raise preemption.stopped(f"after step {step - 1} of {steps} ({error})") from error
                 state, metrics = train_step(state, batch, weights)
                 report.step(step, metrics)
                 guard.after_step(step, metrics)
@@ -141,12 +157,10 @@ def train_and_evaluate(
 
                 leaving = preemption.reached(step)
                 if evaluates or step % save_every == 0 or leaving:
-                    guard.check(step, state)
-                    checkpointer.save(step, state, data.iterator, meta | {"bad_steps": list(guard.bad_steps)}, miou)
+                    save(step, state, miou)
                 if leaving and step < steps:
                     checkpointer.wait()
-                    _logger.warning("stopped after step %d of %d; the same command goes on from there", step, steps)
-                    return
+                    raise preemption.stopped(f"after step {step} of {steps}")
 
             checkpointer.wait()
             report.finish(

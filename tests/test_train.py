@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from data_pipelines.errors import InputError
+from data_pipelines.loading.batches import BatchIterator
+from data_pipelines.signals import Stopped
 from semiovs_jax import evaluate, experiment, optim, train
 from semiovs_jax.benchmarks.claims import ROWS
 from semiovs_jax.checkpoints.checkpointer import restore_weights
@@ -90,7 +92,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Preemption, "reached", terminated_at_step_3)
-        train.train_and_evaluate(shrunk_demo(folder), workdir)
+        with pytest.raises(Stopped, match="143"):
+            train.train_and_evaluate(shrunk_demo(folder), workdir)
     assert not (workdir / "result.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "initial_weights", None)  # the restored state is the only one in memory
@@ -101,6 +104,28 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
     )
     losses = [[(r["step"], r["loss"]) for r in records if r["event"] == "train"] for records in (whole, stopped)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_the_last_step_is_saved_if_the_data_fail_after_a_signal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read = BatchIterator.__next__
+
+    def fails_after_a_signal(self: BatchIterator):
+        if self.get_state()["next_index"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+            raise InputError("the storage is gone")
+        return read(self)
+
+    monkeypatch.setattr(BatchIterator, "__next__", fails_after_a_signal)
+    with pytest.raises(Stopped, match="143") as stopped:
+        train.train_and_evaluate(
+            shrunk_demo(folder, **{"method.name": "supervised", "method.ood": "none", "train.panel_images": 0}),
+            tmp_path,
+        )
+    assert stopped.value.where == "after step 3 of 4 (the storage is gone)"
+    assert (tmp_path / "checkpoints" / "3").is_dir()
 
 
 @pytest.mark.slow

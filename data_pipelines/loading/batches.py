@@ -13,6 +13,7 @@ from absl import flags
 
 from data_pipelines.errors import InputError
 from data_pipelines.loading.worker_log import BadRecords, HeldRecords, Holding
+from data_pipelines.loading.worker_process import end_with_parent, shield_workers
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -101,7 +102,8 @@ class BatchIterator(grain.DatasetIterator):
             if self._num_workers:
                 _parse_flags()
                 buffer = max(1, self._prefetch // self._num_workers)
-                batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._num_workers, buffer))
+                workers = grain.MultiprocessingOptions(self._num_workers, buffer)
+                batches = batches.mp_prefetch(workers, worker_init_fn=end_with_parent)
             self._source = _Source(iter(batches))
             self._end_source = weakref.finalize(self, self._source.close)
 
@@ -158,6 +160,7 @@ class _Source:
         self._iterator.close()
 
     def _serve(self) -> None:
+        shield_workers()
         while self._requests.get():
             try:
                 self._results.put((next(self._iterator), None))

@@ -32,10 +32,11 @@ from data_pipelines.builders.leakage import DISTANCE, hash_evaluation_images
 from data_pipelines.builders.report import Report
 from data_pipelines.builders.samples import Unit
 from data_pipelines.builders.units import Part, Preparation, begin, finish, prepare_part
+from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from data_pipelines.loading.streams import open_split
-from data_pipelines.prepare.local import DATASETS, make_builder, open_preparation
+from data_pipelines.prepare.local import DATASETS, KEPT, make_builder, open_preparation
 
 
 def prepare_on_beam(
@@ -98,7 +99,7 @@ def _run(flags: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Command line. An `InputError` ends it with its message and status 2."""
+    """Command line."""
     parser = argparse.ArgumentParser(description="Prepares a dataset as ArrayRecord shards, with Apache Beam.")
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument(
@@ -117,11 +118,8 @@ def main() -> None:
     parser.add_argument("--beam_runner", default="DirectRunner", help="default: %(default)s, on this machine")
     parser.add_argument("--beam_options", default="", help="options of Beam and its runner, in one string")
     flags = parser.parse_args()
-    try:
+    with command_end(KEPT):
         print(_run(flags))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

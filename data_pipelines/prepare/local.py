@@ -34,6 +34,8 @@ from data_pipelines.errors import InputError
 
 DATASETS = ("voc2012_semi", "pascal_context60", "coco_ood", "image_folder", "webdataset_ood")
 
+KEPT = "finished shards are kept; the same command prepares the others"  # after a signal
+
 
 class Prepared(NamedTuple):
     """A prepared dataset.

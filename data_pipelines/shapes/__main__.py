@@ -2,9 +2,8 @@
 
 import argparse
 import dataclasses
-import sys
 
-from data_pipelines.errors import InputError
+from data_pipelines.command import command_end
 from data_pipelines.files import expand
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
 from data_pipelines.shapes.drawing import SCENE_CLASSES
@@ -19,10 +18,8 @@ def main() -> None:
         parser.add_argument(f"--{field.name}", type=int, default=field.default, help="default: %(default)s")
     flags = vars(parser.parse_args())
     root, seed = flags.pop("root"), flags.pop("seed")
-    try:
+    with command_end():
         write_shapes(root, ShapesSpec(**flags), seed)
-    except InputError as error:
-        sys.exit(f"error: {error}")
     spec = ShapesSpec(**flags)
     print(
         f"{root}: {spec.labeled} labeled, {spec.unlabeled} unlabeled, {spec.val} validation and {spec.ood} "

@@ -1,12 +1,11 @@
 """Command that writes split lists. See `lists`."""
 
 import argparse
-import sys
 
 import pooch
 
+from data_pipelines.command import command_end
 from data_pipelines.datasets import DatasetInfo, dataset_info
-from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from data_pipelines.splits.lists import DrawnSplit, make_split, write_lists
 from data_pipelines.splits.published import load_published, read_lists
@@ -32,7 +31,7 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Command line. An `InputError` ends it with its message and status 2."""
+    """Command line."""
     parser = argparse.ArgumentParser(description="Writes published split lists, or a class-balanced draw.")
     parser.add_argument("--dataset", required=True, help="voc2012 or context60; with --make_split a dataset file")
     parser.add_argument("--out", type=expand, required=True, help="folder to write the lists to")
@@ -47,11 +46,8 @@ def main() -> None:
     if flags.make_split is not None and flags.from_folder:
         parser.error("--from_folder cannot be combined with --make_split")
     pooch.get_logger().setLevel("WARNING")  # no log line for each list
-    try:
+    with command_end("lists that are written are kept; the same command writes the others"):
         _run(flags)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from data_pipelines.errors import InputError
+from data_pipelines.command import command_end
 from semiovs_jax.runtime.command import set_up_logging, tune_process
 from semiovs_jax.runtime.config_files import load_config
 
@@ -94,8 +94,6 @@ def run_row(name: str, seed: int, workdir: Path) -> dict[str, float]:
     result = folder / "result.json"
     if not result.exists():
         train_and_evaluate(row_config(ROWS[name], seed), folder)
-    if not result.exists():  # preempted: its checkpoint is saved
-        sys.exit(1)
     found = json.loads(result.read_text(encoding="utf-8"))
     return {
         "last": found["last"]["miou"],
@@ -139,16 +137,13 @@ def main(argv: Sequence[str]) -> None:
     set_up_logging()
     workdir = Path(flags.FLAGS.workdir)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
-    try:
+    with command_end("runs and checkpoints that are written are kept; the same command continues from them"):
         # Seeds in the outer loop: an unfinished benchmark already compares all rows.
         for seed in range(flags.FLAGS.seeds):
             for name in ROWS:
                 print(f"{name}, seed {seed}", flush=True)
                 results[name].append(run_row(name, seed, workdir))
             print(format_results(results), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     holds = claims_that_hold(results)
     (workdir / "claims.json").write_text(json.dumps({"runs": results, "holds": holds}, indent=2), encoding="utf-8")
     for ours, held in holds.items():

@@ -18,13 +18,13 @@ from semiovs_jax.ovs.training.maskclip import train_maskclip
 from semiovs_jax.ovs.training.sed import train_sed
 from semiovs_jax.runtime.command import run_command
 
-KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path | None]] = {
+KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path]] = {
     "maskclip": train_maskclip,
     "sed": train_sed,
 }
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None:
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """Trains the model that `config.kind` names and writes its weights.
 
     Args:
@@ -32,10 +32,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None
       workdir: folder of checkpoints and weights.
 
     Returns:
-      The path of the weights; None if the machine was preempted before the last step.
+      The path of the weights.
 
     Raises:
       InputError: numbers out of range, an unknown kind, or as the training of that kind.
+      Stopped: a signal has stopped the training of a SED; its checkpoint is saved.
     """
     refuse_ranges(config)
     kind = current_name("config.kind", config.kind)
@@ -49,4 +50,4 @@ def main(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, kept="checkpoints that are written are kept; the same command continues from them")

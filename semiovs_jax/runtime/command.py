@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from data_pipelines.command import NOTHING_WRITTEN, command_end
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime.config_files import find_configs
 
@@ -48,19 +49,24 @@ def _runs_on_cpu() -> bool:
     return not any(importlib.util.find_spec(name) for name in accelerators)
 
 
-def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -> None:
+def run_command(
+    command: Callable[[Any], None], *, needs_workdir: bool = True, kept: str = NOTHING_WRITTEN, has_shares: bool = False
+) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
-    After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2.
+    After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2. With
+    --distributed, the end of one process ends all. For signals see `command_end`.
 
     Args:
       command: the command.
       needs_workdir: whether --workdir is required.
+      kept: what the command leaves behind if a signal stops it, see `command_end`.
+      has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
     """
     tune_process()
     config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
     flags.mark_flag_as_required("config")
-    flags.DEFINE_bool("distributed", False, "Joins the other hosts of a TPU pod or a cluster first.")
+    _define_process_flags()
     if needs_workdir:
         flags.DEFINE_string("workdir", None, "Folder of everything a run writes; created if missing.")
         flags.mark_flag_as_required("workdir")
@@ -69,16 +75,32 @@ def run_command(command: Callable[[Any], None], *, needs_workdir: bool = True) -
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         set_up_logging()
-        if flags.FLAGS.distributed:
-            import jax
-
-            jax.distributed.initialize()
-        try:
+        if not flags.FLAGS.distributed:
+            _refuse_process_flags(has_shares)
             command(flags.FLAGS)
-        except InputError as error:
-            _fail(str(error))
+            return
+        from semiovs_jax.runtime.processes import EndTogether, join_processes
 
-    app.run(main, flags_parser=_parse_flags)
+        join_processes(flags.FLAGS.coordinator_address, flags.FLAGS.process_index, flags.FLAGS.process_count)
+        with EndTogether(kept) as processes:
+            before_leaving.append(processes.stop)
+            command(flags.FLAGS)
+
+    with command_end(kept) as before_leaving:
+        app.run(main, flags_parser=_parse_flags)
+
+
+def _define_process_flags() -> None:
+    flags.DEFINE_bool("distributed", False, "Joins the other processes of the run first, on this host or others.")
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no launcher gives it.")
+    flags.DEFINE_integer("process_index", None, "Number of this process, from 0, where no launcher gives it.")
+    flags.DEFINE_integer("process_count", None, "Number of processes, where no launcher gives it.")
+
+
+def _refuse_process_flags(has_shares: bool) -> None:
+    names = ["coordinator_address", *(() if has_shares else ("process_index", "process_count"))]
+    if given := [f"--{name}={flags.FLAGS[name].value}" for name in names if flags.FLAGS[name].value is not None]:
+        raise InputError(f"{' '.join(given)}: needs --distributed")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

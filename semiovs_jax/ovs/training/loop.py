@@ -44,7 +44,7 @@ def run_steps(
     state: TrainState,
     batches: Iterator[Any],
     config: ml_collections.ConfigDict,
-    after_step: Callable[[int, TrainState], bool] = lambda number, state: True,
+    after_step: Callable[[int, TrainState], None] = lambda number, state: None,
 ) -> TrainState:
     """Trains from `state.step` to `config.train.steps`, with a progress bar that shows the latest metrics.
 
@@ -53,7 +53,7 @@ def run_steps(
       state: the initial state.
       batches: one per step.
       config: `train.steps` and `train.log_every_steps`. The host waits for the device only after logged steps.
-      after_step: called with the number of updates done and the state. False ends the loop.
+      after_step: called with the number of updates done and the state.
 
     Returns:
       The state after the last step.
@@ -65,8 +65,7 @@ def run_steps(
             if number % config.train.log_every_steps == 0 or number == steps:
                 progress.set_postfix({name: f"{float(value):.4f}" for name, value in metrics.items()})
             progress.update()
-            if not after_step(number, state):
-                break
+            after_step(number, state)
     return state
 
 
@@ -89,21 +88,29 @@ def run_restorable(
       workdir: folder of `checkpoints/`.
 
     Returns:
-      The state after the last step, or after an earlier step if the machine is preempted.
+      The state after the last step.
+
+    Raises:
+      Stopped: a signal has stopped the loop; its checkpoint is saved.
     """
     every, last = config.train.checkpoint_every_steps, config.train.steps
     meta = describe_run(config, {"kind": config.kind})
-    with Checkpointer(workdir) as checkpointer, Preemption() as preemption:
+    with Checkpointer(workdir) as checkpointer:
         restored = checkpointer.restore(state, batches)
+        if restored is not None:
+            state = restored.state
+        with Preemption(int(state.step)) as preemption:
 
-        def after_step(number: int, state: TrainState) -> bool:
-            leaving = preemption.reached(number)
-            if number % every == 0 or number == last or leaving:
-                checkpointer.save(number, state, batches, meta)
-            return not leaving
+            def after_step(number: int, state: TrainState) -> None:
+                leaving = preemption.reached(number)
+                if number % every == 0 or number == last or leaving:
+                    checkpointer.save(number, state, batches, meta)
+                if leaving and number < last:
+                    checkpointer.wait()
+                    raise preemption.stopped(f"after step {number} of {last}")
 
-        state = run_steps(step, state if restored is None else restored.state, batches, config, after_step)
-        checkpointer.wait()
+            state = run_steps(step, state, batches, config, after_step)
+            checkpointer.wait()
     return state
 
 

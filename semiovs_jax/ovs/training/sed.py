@@ -162,7 +162,7 @@ def make_train_step(
     return state, lambda state, batch: compiled(state, batch, frozen)
 
 
-def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | None:
+def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """Trains a SED, evaluates its labels on held-out images, and writes `config.file`. Resumes from checkpoints.
 
     Args:
@@ -170,10 +170,11 @@ def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | 
       workdir: folder of checkpoints and weights.
 
     Returns:
-      The path of the file; None if the machine was preempted before the last step.
+      The path of the file.
 
     Raises:
       InputError: a config value, an input file or the workdir is invalid.
+      Stopped: a signal has stopped the training; its checkpoint is saved.
     """
     workdir = check_workdir(workdir)
     mesh = make_mesh()
@@ -191,8 +192,6 @@ def train_sed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path | 
         return step(state, shard_batch({name: batch["labeled"][name] for name in ("image", "label", "valid")}, mesh))
 
     state = run_restorable(sharded_step, state, task.batches, config, workdir)
-    if int(state.step) < config.train.steps:
-        return None
     return _finish(config, dataclasses.replace(sed, **jax.device_get(state.params), sha256=""), workdir)
 
 

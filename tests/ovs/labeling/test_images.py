@@ -296,6 +296,7 @@ def test_command_line(images, tmp_path, monkeypatch):
     config = label_config(images, tmp_path / "labels")
 
     class Flags:
+        distributed = False
         process_index = None
         process_count = None
 
