@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from data_pipelines.files import remove_abandoned_parts
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.reporting import curves, panels, table
 from semiovs_jax.reporting.metrics_log import MetricsLog
@@ -69,6 +70,7 @@ class Report:
         self._log_every_steps = log_every_steps
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
+            remove_abandoned_parts(self._workdir)
             self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step)
             self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=restored_step + 1)
         except OSError as error:

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ from tests.campaign.trial import Campaign, Trial
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the campaign; returns 1 if an invariant is broken."""
+    # A shell starts programs in the background with SIGINT ignored, which the commands would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = _parse(arguments)
     faults = selected(flags.tasks, flags.faults)

@@ -67,7 +67,7 @@ class Signal:
         trial.notes.append(f"{self.number.name} to {'the group of ' * group}process {index}")
         command.send(self.number, group=group, index=index)
         if self.twice:
-            time.sleep(trial.random.random())
+            time.sleep(3 * trial.random.random())  # two within a second count as one
             command.send(self.number, group=group, index=index)
         outcome = trial.end(command, *[_AT_ONCE_SECONDS] * self.twice)
         if outcome.finished:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _labels(folder: Path) -> dict[str, Any]:
 def _training(folder: Path) -> dict[str, Any]:
     step = saved_steps(folder)[-1]
     checkpoint = folder / RUN / "checkpoints" / str(step)
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings(action="ignore"):
         leaves = flatten(reader.restore(checkpoint.absolute() / "state"))
     digest = hashlib.sha256()
     for key in sorted(leaves):

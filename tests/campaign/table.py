@@ -24,7 +24,7 @@ def format_table(results: Iterable[Mapping[str, Any]], invariants: Iterable[str]
     for result in results:
         counts = rows.setdefault(result["row"], Counter())
         counts["trials"] += 1
-        counts.update(result["failures"])
+        counts.update(result["failures"].keys())
         if not result["failures"]:
             counts[VERDICTS[result["verdict"]]] += 1
     total = sum(rows.values(), Counter())

@@ -12,7 +12,7 @@ from data_pipelines.shapes.benchmark import write_shapes
 from tests.experiment import SPEC
 from tests.ovs.tiny_clip import write_clip
 
-STEPS, SAVE_EVERY, EVAL_EVERY = 24, 4, 8
+STEPS, SAVE_EVERY, EVAL_EVERY = 24, 4, 12
 
 # Below the folder in which the commands run. All paths of the flags are relative to it.
 RUN, LABELS, SHARDS, IMAGES = Path("run"), Path("labels"), Path("shards/webdataset_ood/1.0.0"), Path("data/shapes")
