@@ -89,6 +89,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             images_per_step=config.batch_size * len(run.method.streams),
             log_every_steps=config.train.log_every_steps,
             restored_step=first,
+            log_digest=restored.meta.get("metrics_log") if restored else None,
         ) as report:
             report.start(
                 Summary(
@@ -122,7 +123,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
                 leaving = preemption.reached(step)
                 if step % save_every == 0 or step == steps or miou is not None or leaving:
-                    checkpointer.save(step, state, data.iterator, meta, miou)
+                    checkpointer.save(step, state, data.iterator, meta | {"metrics_log": report.log_digest()}, miou)
                 if leaving and step < steps:
                     checkpointer.wait()
                     _logger.warning("stopped after step %d of %d; the same command goes on from there", step, steps)
