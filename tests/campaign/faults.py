@@ -14,10 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from data_pipelines.errors import InputError
+from data_pipelines.sources.records import UnreadableError
+from data_pipelines.sources.shards import open_shards
 from tests.campaign import invariants
 from tests.campaign.processes import Outcome
 from tests.campaign.room import file_limit, is_isolated
-from tests.campaign.tasks import TASKS
+from tests.campaign.tasks import SHARDS, TASKS
 from tests.campaign.trial import DONE, FRESH, HALF, Trial
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
@@ -204,11 +207,24 @@ class Damage:
         """A difference is right where the damage made another valid image, or where the output names the damage."""
         if _is_other_image(before, after):
             trial.verdict = "other input"
-        elif trial.task.name == "evaluate" and "Skipping checkpoint" in outcome.err:
+        elif (trial.task.name == "evaluate" and "Skipping checkpoint" in outcome.err) or (
+            trial.task.name == "prepare" and _is_refused_by_readers(trial.folder / SHARDS)
+        ):
             trial.verdict = "refused"
         else:
             return
         trial.notes.append(trial.failures.pop(invariants.DIFFERS))
+
+
+def _is_refused_by_readers(folder: Path) -> bool:
+    """Whether a damaged record or list of a prepared dataset is found when it is read."""
+    try:
+        source = open_shards(folder)
+        for index in range(len(source)):
+            source[index].image.read()
+    except (InputError, UnreadableError):
+        return True
+    return False
 
 
 def _names(outcome: Outcome, path: Path) -> bool:

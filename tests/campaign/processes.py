@@ -15,7 +15,7 @@ from tests.campaign.tasks import Task
 
 PROJECT = Path(__file__).parents[2]
 MARK = "SEMIOVS_CAMPAIGN_MARK"  # an environment variable that all processes of a trial inherit
-SECONDS = 180  # until a command counts as hanging
+SECONDS = 300  # until a command counts as hanging
 
 
 class Outcome(NamedTuple):
