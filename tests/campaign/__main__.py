@@ -121,11 +121,8 @@ def run_trial(campaign: Campaign, fault: Fault, number: int, seed: int) -> dict:
     task = TASKS[fault.task]
     campaign.prepare(task)
     workers = random.Random(f"{seed} {number} workers").choice((0, 0, 2)) if task.takes_workers else 0
-    trial = Trial(campaign, task, str(number), seed, workers)
-    try:
+    with Trial(campaign, task, str(number), seed, workers) as trial:
         fault.run(trial)
-    finally:
-        trial.leave()
     return {
         "number": number,
         "row": fault.row,

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from data_pipelines.files import replace_file
 from semiovs_jax.runtime.command import CPU_FLAGS
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
     state: Any
     cold: dict[str, float]
     warm: dict[str, float]
-    kilobytes: tuple[int, int]
+    kilobytes: list[int]
 
 
 class Campaign:
@@ -78,30 +78,29 @@ class Campaign:
                 self._run_undisturbed(task)
 
     def _run_undisturbed(self, task: Task) -> None:
-        states, times = [], []
+        states, times, kilobytes = [], [], [used_kilobytes(self.stage(task, FRESH))]
         for name in ("cold", "warm"):
-            trial = Trial(self, task, f"{task.name} {name}")
-            trial.enter(FRESH)
-            outcome, seen = trial.watch()
-            if not outcome.finished:
-                raise RuntimeError(f"{task.name} fails undisturbed, {outcome.codes}: {outcome.err[-3000:]}")
-            states.append(json.loads(json.dumps(invariants.state(task, self.room.folder, outcome))))
-            times.append(seen)
+            with Trial(self, task, f"{task.name} {name}") as trial:
+                trial.enter(FRESH)
+                outcome, seen = trial.watch()
+                if not outcome.finished:
+                    raise RuntimeError(f"{task.name} fails undisturbed, {outcome.codes}: {outcome.err[-3000:]}")
+                states.append(json.loads(json.dumps(invariants.state(task, self.room.folder, outcome))))
+                times.append(seen)
+                self._keep(task, DONE)
         if faults := invariants.differences(*states):
             raise RuntimeError(f"{task.name}: two undisturbed runs differ: {faults}")
-        kilobytes = used_kilobytes(self.stage(task, FRESH)), used_kilobytes(self.room.folder)
-        self._keep(task, DONE)
+        kilobytes.append(used_kilobytes(self.stage(task, DONE)))
         if task.half:
-            trial = Trial(self, task, f"{task.name} {HALF}")
-            trial.enter(FRESH)
-            command = trial.start()
-            trial.wait_for(command, task.half)
-            command.send(signal.SIGKILL, group=True)
-            command.wait()
-            self._keep(task, HALF)
+            with Trial(self, task, f"{task.name} {HALF}") as trial:
+                trial.enter(FRESH)
+                command = trial.start()
+                trial.wait_for(command, task.half)
+                command.send(signal.SIGKILL, group=True)
+                command.wait()
+                self._keep(task, HALF)
         self._reference_path(task).parent.mkdir(exist_ok=True)
         replace_file(self._reference_path(task), json.dumps(Reference(states[0], *times, kilobytes)._asdict()))
-        self.room.clear()
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -158,7 +157,10 @@ class Trial:
         self.campaign.room.fill(self.campaign.stage(self.task, stage), kilobytes)
         (self.folder / "tmp").mkdir(exist_ok=True)
 
-    def leave(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Ends what is left of the trial; keeps its folder if something is broken."""
         end_marked(self._mark)
         if self.failures:
