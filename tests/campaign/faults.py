@@ -105,8 +105,8 @@ class Target:
 
 
 CHECKPOINT = Target("checkpoint", ("run/checkpoints/*/**/*",), spared=True)
-LABEL = Target("label", ("labels/labels/*.png", "labels/confidence/*.png", "labels/class_pixels.npz"))
-LABEL_SHARD = Target("label shard", ("labels/*.array_record-?????-of-?????", "labels/class_pixels.npz"))
+LABEL = Target("label", ("labels/labels/*.png", "labels/confidence/*.png", "labels/*.npz"))
+LABEL_SHARD = Target("label shard", ("labels/*.array_record-?????-of-?????", "labels/*.npz"))
 LABEL_MANIFEST = Target("label manifest", ("labels/*.json", "labels/*.txt"))
 IMAGE_SHARD = Target("image shard", ("shards/*/*/*.array_record-?????-of-?????",))
 IMAGE_MANIFEST = Target("image manifest", ("shards/*/*/*.json", "shards/*/*/units/*.json", "shards/*/*/*.txt"))

@@ -16,7 +16,7 @@ from tests.campaign.tasks import TASKS
 
 @pytest.mark.slow
 def test_six_faults_break_no_invariant(tmp_path):
-    flags = ["--tasks=supervised", "--trials=6", "--jobs=2", f"--resume={tmp_path}"]
+    flags = ["--tasks=label,prepare", "--trials=6", "--jobs=2", f"--resume={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "tests.campaign", *flags], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().split("\n") if line]

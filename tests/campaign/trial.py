@@ -20,7 +20,7 @@ from tests.campaign.tasks import TASKS, Task, saved_steps, write_inputs
 
 FRESH, HALF, DONE = "fresh", "half", "done"  # the folders of a task that trials start from
 
-_POLL_SECONDS = 0.002
+_POLL_SECONDS = 0.005
 
 
 class Reference(NamedTuple):
