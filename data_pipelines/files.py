@@ -1,17 +1,21 @@
 """Paths that a user writes, atomic file writes, JSON files and names."""
 
 import contextlib
+import fcntl
 import json
 import re
+import socket
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import InputError
 
-_ABANDONED_SECONDS = 600.0  # older partial files belong to dead writers
+_ABANDONED_SECONDS = 600.0  # older partial files of other machines belong to dead writers
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # one slash: pathlib joins two
 
 
@@ -48,7 +52,8 @@ def local_path(path: str | Path, field: str) -> Path:
 def whole_file(path: Path, *, remedy: str = "choose a folder you may write to") -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to `path` at the end: readers never see a partial file.
 
-    Processes on several machines may write the same file at the same time. The folder of the file is created.
+    Processes on several machines may write the same file at the same time. The folder of the file is created. A lock on
+    the temporary file ends with its process, however that ends: see `remove_abandoned_parts`.
 
     Args:
         path: The file.
@@ -57,11 +62,14 @@ def whole_file(path: Path, *, remedy: str = "choose a folder you may write to") 
     Raises:
         InputError: The file cannot be written.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f"{path.name}.{_HOST}{uuid.uuid4().hex[:24]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
+        with part.open("wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield part
+            part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or {remedy}") from error
     finally:
@@ -76,11 +84,28 @@ def replace_file(path: Path, content: str | bytes, **options: str) -> None:
 
 
 def remove_abandoned_parts(folder: Path) -> None:
-    """Removes the partial files of dead writers below a folder: those not written to for ten minutes."""
+    """Removes the partial files of dead writers below a folder.
+
+    Those of this machine are locked while they are written. The others, and all where the file system has no locks, are
+    abandoned if they were not written to for ten minutes.
+    """
     for part in folder.rglob("*.part"):
         with contextlib.suppress(FileNotFoundError):  # its writer has renamed it meanwhile
-            if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+            if _is_abandoned(part):
                 part.unlink()
+
+
+def _is_abandoned(part: Path) -> bool:
+    if part.suffixes[-2:-1] and part.suffixes[-2].startswith(f".{_HOST}"):
+        with part.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+            except OSError:  # a file system without locks
+                pass
+    return abs(time.time() - part.stat().st_mtime) > _ABANDONED_SECONDS  # clocks of machines may differ
 
 
 def is_utf8(name: str) -> bool:

@@ -96,10 +96,6 @@ def train_and_evaluate(
         train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
         started = time.perf_counter()
 
-        def save(step: int, state: TrainState, miou: float | None = None) -> None:
-            guard.check(step, state)
-            checkpointer.save(step, state, data.iterator, meta | {"bad_steps": list(guard.bad_steps)}, miou)
-
         with (
             Report(
                 folder.path,
@@ -108,9 +104,16 @@ def train_and_evaluate(
                 images_per_step=config.batch_size * len(run.method.streams),
                 log_every_steps=config.train.log_every_steps,
                 restored_step=first,
+                log_digest=restored.meta.get("metrics_log") if restored and not folder.fork_from else None,
             ) as report,
             Preemption(first) as preemption,
         ):
+
+            def save(step: int, state: TrainState, miou: float | None = None) -> None:
+                guard.check(step, state)
+                written = {"bad_steps": list(guard.bad_steps), "metrics_log": report.log_digest()}
+                checkpointer.save(step, state, data.iterator, meta | written, miou)
+
             report.start(
                 Summary(
                     records=data.lengths | {"validation": len(records)},

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file
 
 Event = Literal["train", "eval"]
@@ -16,12 +19,26 @@ class MetricsLog:
 
     A line is a JSON object with "step", "event" ("train" or "eval") and the values. A resumed run repeats the steps
     after its checkpoint, so opening the log removes their lines. It also removes an incomplete last line. Values that
-    are not finite are written as null.
+    are not finite are written as null. A checkpoint holds the digest of the lines up to its step.
     """
 
-    def __init__(self, path: Path, after_step: int):
-        """Opens the log at `path` for a run that continues after `after_step`."""
+    def __init__(self, path: Path, after_step: int, digest: Mapping[str, int] | None = None):
+        """Opens the log at `path`.
+
+        Args:
+          path: the log; created if missing.
+          after_step: the step that the run continues after.
+          digest: of the lines up to this step, from `digest`; None if it is not known.
+
+        Raises:
+          InputError: the lines up to this step have changed.
+        """
         self.path = path
+        if digest and path.exists() and _digest(path.read_bytes()[: digest["bytes"]]) != digest:
+            raise InputError(
+                f"{path}: its lines up to step {after_step} are damaged; put the file back, or remove it to continue "
+                "without them: results then name the best of the later evaluations"
+            )
         self.records = [record for record in read_records(path) if record["step"] <= after_step]
         self._written = {(record["event"], record["step"]) for record in self.records}
         replace_file(path, "".join(_line(record) for record in self.records))
@@ -36,6 +53,11 @@ class MetricsLog:
         self._file.flush()
         self._written.add((event, step))
         self.records.append(record)
+
+    def digest(self) -> dict[str, int]:
+        """Bytes and CRC-32 of the whole log, which is on disk then."""
+        os.fsync(self._file.fileno())
+        return _digest(self.path.read_bytes())
 
     def close(self) -> None:
         """Closes the file."""
@@ -55,6 +77,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and {"step", "event"} <= record.keys():
             records.append(record)
     return records
+
+
+def _digest(content: bytes) -> dict[str, int]:
+    return {"bytes": len(content), "crc32": zlib.crc32(content)}
 
 
 def _line(record: Mapping[str, Any]) -> str:

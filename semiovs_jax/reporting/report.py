@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from data_pipelines.files import remove_abandoned_parts
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.reporting import curves, panels, table
 from semiovs_jax.reporting.metrics_log import MetricsLog
@@ -61,6 +62,7 @@ class Report:
         images_per_step: int,
         log_every_steps: int,
         restored_step: int = 0,
+        log_digest: Mapping[str, int] | None = None,
         writes: bool | None = None,
     ):
         """Opens the files.
@@ -72,10 +74,11 @@ class Report:
           images_per_step: number of images of all streams, for the throughput.
           log_every_steps: interval of the steps whose metrics are read from the device.
           restored_step: number of steps that are done already.
+          log_digest: of the metrics of these steps, see `MetricsLog`.
           writes: whether this process writes; None for process 0 only.
 
         Raises:
-          InputError: `workdir` is not writable.
+          InputError: `workdir` is not writable, or the metrics are damaged.
         """
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
@@ -89,7 +92,8 @@ class Report:
         self._log_every_steps = log_every_steps
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
-            self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step)
+            remove_abandoned_parts(self._workdir)
+            self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step, log_digest)
             self._board = Board(self._workdir / "tensorboard", purge_step=restored_step + 1)
         except OSError as error:
             raise InputError(f"--workdir={workdir}: not writable ({error}); choose another folder") from error
@@ -170,6 +174,10 @@ class Report:
         Image.fromarray(picture).save(self._workdir / "panels" / f"{step:06d}.png")
         self._board.add_image("panel", picture, step)
         self._clock.restart(step)
+
+    def log_digest(self) -> dict[str, int] | None:
+        """Digest of the metrics so far, for a checkpoint; None if this process writes none."""
+        return self._log.digest() if self._writes else None
 
     @_writing
     def finish(self, protocol: str, facts: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,8 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,26 @@ def test_only_parts_that_nobody_writes_any_more_are_removed(tmp_path):
         young.touch()
         remove_abandoned_parts(tmp_path)
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == {young, whole}
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from data_pipelines.files import whole_file
+with whole_file(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_part_of_a_writer_that_was_killed_is_removed_at_once(tmp_path):
+    process = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path / "a.png")])
+    assert process.returncode == -signal.SIGKILL
+    (part,) = tmp_path.iterdir()
+    later = time.time() + 1e6  # the clock was set back since
+    os.utime(part, (later, later))
+    remove_abandoned_parts(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_goes_with_the_error_that_ended_it(tmp_path):

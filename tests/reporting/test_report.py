@@ -147,6 +147,28 @@ def test_log_writes_strict_json(tmp_path):
     }  # fmt: skip
 
 
+def test_log_with_damaged_lines_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.write("train", 1, {"loss": 0.25})
+    digest = log.digest()
+    log.write("train", 2, {"loss": 0.125})
+    log.close()
+    whole = path.read_text()
+    for damaged in (whole.replace("0.25", "0.35"), whole[:20], ""):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match=r"metrics\.jsonl: its lines up to step 1 are damaged"):
+            MetricsLog(path, 1, digest)
+        assert path.read_text() == damaged
+    path.write_text(whole[:-3])  # of a step that is repeated
+    log = MetricsLog(path, 1, digest)
+    log.close()
+    assert [record["step"] for record in read_records(path)] == [1]
+    path.unlink()
+    MetricsLog(path, 1, digest).close()
+    assert path.read_text() == ""
+
+
 def test_summary_says_what_the_loss_is():
     text = format_summary(summary())
     for part in ("0.25  x u_s1: s1 of unlabeled", "0.5   x u_fp_ood: fp of ood, labeled by ovs", "80.0 epochs"):

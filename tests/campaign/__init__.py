@@ -1,0 +1,1 @@
+"""A campaign of faults: runs the project's commands, disturbs each once, and compares with undisturbed runs."""
