@@ -1,6 +1,5 @@
 """Which parts of a state hold a NaN or an infinity."""
 
-import functools
 from typing import Any
 
 import jax
@@ -16,16 +15,16 @@ def not_finite(state: Any) -> list[str]:
       state: a pytree of arrays.
 
     Returns:
-      The first two keys of their paths, such as "params/backbone" or "labelers/ema".
+      The first two keys of their paths, such as "params/backbone" or "labelers/ema", sorted.
     """
-    return [name for name, finite in jax.device_get(_finite_by_part(state)).items() if not finite]
-
-
-@jax.jit
-def _finite_by_part(state: Any) -> dict[str, jax.Array]:
     parts: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             name = jax.tree_util.keystr(path[:2], simple=True, separator="/")
-            parts.setdefault(name, []).append(jnp.isfinite(leaf).all())
-    return {name: functools.reduce(jnp.logical_and, finite) for name, finite in parts.items()}
+            parts.setdefault(name, []).append(_all_finite(leaf))
+    return sorted(name for name, finite in jax.device_get(parts).items() if not all(finite))
+
+
+@jax.jit  # of one array: a program over a whole state takes several times as long to compile
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
