@@ -89,7 +89,8 @@ class Checkpointer:
         Raises:
           InputError: the directory cannot be created, or checkpoints below it could not be restored.
         """
-        absl_logging.get_absl_logger().addFilter(_is_not_raised)
+        for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+            logger.addFilter(_is_not_raised)
         self.directory = epath.Path(workdir_path(workdir)) / SUBDIR
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -347,8 +348,8 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
-    """Orbax's threads log the traceback of an error that Orbax raises, too."""
-    return not (record.exc_info and "orbax" in record.pathname)
+    """Orbax's threads and their event loops log the traceback of an error that Orbax raises, too."""
+    return not (record.exc_info and ("orbax" in record.pathname or _refusal(record.exc_info[1])))
 
 
 def _barrier(name: str) -> None:
