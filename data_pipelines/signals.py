@@ -128,10 +128,15 @@ class _Stop:
         signal.pthread_kill(self._main, number)
 
 
-def leave_at_once(number: signal.Signals) -> NoReturn:
-    """Ends this process and its workers from any thread, without cleaning up."""
+def kill_workers() -> None:
+    """Kills the worker processes of this process, also those that have just been started."""
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def leave_at_once(number: signal.Signals) -> NoReturn:
+    """Ends this process and its workers from any thread, without cleaning up."""
+    kill_workers()
     if number == signal.SIGINT:
         # A shell ends its loop only if the command died of SIGINT. `signal.signal` works in the main thread alone.
         ctypes.CDLL(None).signal(int(number), int(signal.SIG_DFL))

@@ -1,5 +1,6 @@
 """The command `main` in processes of its own: stopped by signals, and with a fault in one of two processes."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests.experiment import shrunk_demo
 
 ROOT = Path(__file__).parents[1]
 LONG = 100_000
+PATIENCE = 600  # seconds, for a busy machine
 
 CONFIG = """
 from pathlib import Path
@@ -38,56 +42,78 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(config: Path, workdir: Path, *flags: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "semiovs_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
-        cwd=config.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+class Run(NamedTuple):
+    process: subprocess.Popen
+    output: Path
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end; returns the status and the output."""
+        return self.process.wait(timeout=PATIENCE), self.output.read_text()
 
 
-def wait_for_step(workdir: Path, process: subprocess.Popen, step: int) -> None:
+@pytest.fixture
+def start(config: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts the command in a process group of its own, which ends with the test."""
+    runs = []
+
+    def start_run(*flags: str) -> Run:
+        output = tmp_path / f"output{len(runs)}.txt"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "semiovs_jax.main", f"--config={config}", f"--workdir={tmp_path}", *flags],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        runs.append(Run(process, output))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+
+
+def wait_for_step(workdir: Path, run: Run, step: int) -> None:
     """Waits until a step is logged."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not any(record["step"] >= step for record in read_records(workdir / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()
+        assert run.process.poll() is None, run.output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow
-def test_a_run_with_workers_saves_its_last_step_at_ctrl_c_and_at_sigterm(config: Path, tmp_path: Path):
+def test_a_run_with_workers_saves_its_last_step_at_ctrl_c_and_at_sigterm(start: Callable[..., Run], tmp_path: Path):
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)):
-        first = max(saved_steps(tmp_path), default=0) if tmp_path.joinpath("checkpoints").exists() else 0
-        process = start(config, tmp_path)
-        wait_for_step(tmp_path, process, first + 1)
-        os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == status, err
-        assert "Traceback" not in err
-        stopped = re.search(rf"^stopped by {number.name} after step (\d+) of {LONG}; checkpoints", err, re.M)
-        assert stopped, err
-        assert int(stopped[1]) == max(saved_steps(tmp_path)) > first
+        before = max(saved_steps(tmp_path), default=0)
+        run = start()
+        wait_for_step(tmp_path, run, before + 1)
+        os.killpg(run.process.pid, number)
+        found, output = run.end()
+        assert found == status, output
+        assert "Traceback" not in output
+        stopped = re.search(rf"^stopped by {number.name} after step (\d+) of {LONG}; checkpoints", output, re.M)
+        assert stopped, output
+        assert int(stopped[1]) == max(saved_steps(tmp_path)) > before
 
 
 @pytest.mark.slow
-def test_a_fault_of_the_data_in_one_process_ends_both(config: Path, tmp_path: Path):
+def test_a_fault_of_the_data_in_one_process_ends_both(start: Callable[..., Run]):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = "--distributed", f"--coordinator_address=localhost:{port}", "--process_count=2"
-    first = start(config, tmp_path, *flags, "--process_index=0")
-    second = start(config, tmp_path, *flags, "--process_index=1", "--config.data.stall_seconds=0.0001")
-    (_, seen), (_, own) = first.communicate(timeout=300), second.communicate(timeout=300)
-    assert (first.returncode, second.returncode) == (2, 2), seen + own
+    first = start(*flags, "--process_index=0")
+    second = start(*flags, "--process_index=1", "--config.data.stall_seconds=0.0001")
+    (status, seen), (own_status, own) = first.end(), second.end()
+    assert (status, own_status) == (2, 2), seen + own
     assert "\nprocess 1 failed: no batch came for 0.0001 s" in seen
     assert "\nerror: no batch came for 0.0001 s" in own
     assert "Traceback" not in seen + own

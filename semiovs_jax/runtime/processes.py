@@ -15,7 +15,7 @@ from jax._src.distributed import global_state  # the client of JAX's coordinatio
 
 from data_pipelines.command import End, end_of, print_end
 from data_pipelines.errors import InputError
-from data_pipelines.signals import Stopped
+from data_pipelines.signals import Stopped, kill_workers
 
 _FAILURES, _LEAVING, _FINISHED = "semiovs_jax/failures/", "semiovs_jax/leaving", "semiovs_jax/finished"  # keys
 _LOOK_SECONDS = 1.0
@@ -123,6 +123,7 @@ class EndTogether:
         self._wait(_LEAVING, _LEAVE_SECONDS)
         if self._index == 0:
             time.sleep(0.5)  # JAX aborts the others with a report of its own if the service ends before them
+        kill_workers()
         os._exit(end.status)
 
     def _wait(self, barrier: str, seconds: float) -> None:
