@@ -25,6 +25,7 @@ from PIL import Image
 from configs import voc92
 from data_pipelines.datasets import voc_palette
 from semiovs_jax.models import Functional, build_student
+from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.weights.files import save_weights
 from semiovs_jax.weights.keys import flatten
 from tests.ovs import tiny_sed
@@ -131,8 +132,9 @@ def _state(workdir: Path):
 def test_voc92_killed_after_two_steps_equals_an_uninterrupted_run(tmp_path: Path):
     _write_data(tmp_path)
     _write_weights(tmp_path)
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment["JAX_PLATFORMS"] = "cpu"
+    # As in the other tests, without LLVM's optimizations, which take longer than they save in three steps.
+    flags = f"{CPU_FLAGS} --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(_command(tmp_path, whole), cwd=ROOT, env=environment)
     while not (whole / "checkpoints" / "2").exists():
