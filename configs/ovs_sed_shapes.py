@@ -35,7 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.short_side = 0  # straight to the square
     config.model.normalization = "imagenet"
     config.model.dtype = "float32"
-    config.model.matmul_precision = "highest"
     config.model.embed_dim = 64
     config.model.layer_scale = 1.0
     config.model.visual = ConfigDict({"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1)})

@@ -123,7 +123,9 @@ def make_train_step(
     Raises:
       InputError: `config.model.dtype` or `matmul_precision` is invalid, or a prompt is too long for the text tower.
     """
-    check_choices("config.model", config.model, {"dtype": DTYPES, "matmul_precision": PRECISIONS})
+    precision = config.model.get("matmul_precision", "highest")
+    names = {"dtype": config.model.dtype, "matmul_precision": precision}
+    check_choices("config.model", names, {"dtype": DTYPES, "matmul_precision": PRECISIONS})
     dtype = DTYPES[config.model.dtype]
     modules = {
         "visual": lambda: ClipConvNext(sed.config.visual, dtype=dtype, rngs=nnx.Rngs(0)),
@@ -151,7 +153,7 @@ def make_train_step(
         state: TrainState, batch: dict[str, jax.Array], frozen: dict[str, Any]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_fn = functools.partial(total_loss, frozen=frozen, batch=batch, spec=spec)
-        with jax.default_matmul_precision(config.model.matmul_precision):
+        with jax.default_matmul_precision(precision):
             grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
