@@ -129,7 +129,11 @@ def existing_folder(value: str, field: str) -> Path:
     if not is_utf8(value):
         raise InputError(f"{field}={value!r}: the name is not UTF-8; rename the folder")
     root = expand(value)
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except OSError as error:
+        raise InputError(f"{field}={value}: cannot be read ({error.strerror or error}); name another folder") from error
+    if not found:
         raise InputError(f"{field}={value}: no such folder; create it, or set {field} to the folder of the images")
     return root
 
