@@ -143,7 +143,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert "1 labeled, 1 unlabeled" in done.stdout
     (tmp_path / "b").write_text("mine")
     refused = subprocess.run([*command, f"--root={tmp_path / 'b'}"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "Traceback" not in refused.stderr
 
