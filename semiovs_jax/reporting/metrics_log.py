@@ -41,23 +41,27 @@ class MetricsLog:
             )
         self.records = [record for record in read_records(path) if record["step"] <= after_step]
         self._written = {(record["event"], record["step"]) for record in self.records}
-        replace_file(path, "".join(_line(record) for record in self.records))
-        self._file = path.open("a", encoding="utf-8")
+        content = b"".join(map(_line, self.records))
+        self._digest = _digest(content)
+        replace_file(path, content)
+        self._file = path.open("ab")
 
     def write(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line and flushes it, unless the log already has a line for this event and step."""
         if (event, step) in self._written:
             return
         record = {"step": step, "event": event, **_finite(values)}
-        self._file.write(_line(record))
+        line = _line(record)
+        self._file.write(line)
         self._file.flush()
+        self._digest = _digest(line, self._digest)
         self._written.add((event, step))
         self.records.append(record)
 
     def digest(self) -> dict[str, int]:
         """Bytes and CRC-32 of the whole log, which is on disk then."""
         os.fsync(self._file.fileno())
-        return _digest(self.path.read_bytes())
+        return self._digest
 
     def close(self) -> None:
         """Closes the file."""
@@ -69,7 +73,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -79,12 +83,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _digest(content: bytes) -> dict[str, int]:
-    return {"bytes": len(content), "crc32": zlib.crc32(content)}
+def _digest(content: bytes, before: Mapping[str, int] | None = None) -> dict[str, int]:
+    before = before or {"bytes": 0, "crc32": 0}
+    return {"bytes": before["bytes"] + len(content), "crc32": zlib.crc32(content, before["crc32"])}
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:

@@ -160,7 +160,7 @@ def test_log_with_damaged_lines_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"metrics\.jsonl: its lines up to step 1 are damaged"):
             MetricsLog(path, 1, digest)
         assert path.read_text() == damaged
-    path.write_text(whole[:-3])  # of a step that is repeated
+    path.write_bytes(whole[:-3].encode() + b"\xff")  # in a line of a step that is repeated
     log = MetricsLog(path, 1, digest)
     log.close()
     assert [record["step"] for record in read_records(path)] == [1]
