@@ -92,11 +92,11 @@ def test_labels_made_again_by_another_model_are_refused_when_training_begins(fol
     labels = tmp_path / "labels"
     labels.mkdir()
     config = shrunk_demo(folder, **{"ovs.labels_dir": str(labels)})
-    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "a" * 64}))
+    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "a" * 64, "finished": False}))
     begun(config, tmp_path / "run")
     (labels / "manifest.json").unlink()
     opened = RunFolder(tmp_path / "run", config)
-    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "b" * 64}))
+    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "b" * 64, "finished": False}))
     with pytest.raises(InputError, match=r"labels_dir=.*\(sha256 was aaaaaaaa, is bbbbbbbb\)"):
         opened.begin(2, 6)
 

@@ -1,7 +1,5 @@
-import contextlib
 import dataclasses
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from semiovs_jax.models.clip.params import convert_clip
 from semiovs_jax.models.clip.text_params import convert_text
 from semiovs_jax.weights.files import file_sha256, load_weights
 from semiovs_jax.weights.keys import WeightMismatchError, flatten
+from tests.fake_torch import FakeTensor, fake_torch
 from tests.models.clip.tiny_convnext import TEXT, VISUAL, by_authors, normalized_before_pooling, text, visual
 
 SED = "sem_seg_head.predictor.clip_model."
@@ -140,13 +139,9 @@ def written_as_safetensors(folder, source, monkeypatch):
 def written_as_bin(folder, source, monkeypatch):
     """A PyTorch file, read through a stand-in for PyTorch."""
     path = folder / "open_clip_pytorch_model.bin"
-    path.write_bytes(b"a zip file")
-    loaded = {
-        key: SimpleNamespace(numpy=lambda value=value: value, dtype="torch.float32") for key, value in source.items()
-    }
-    safe = SimpleNamespace(safe_globals=lambda allowed: contextlib.nullcontext())
-    torch = SimpleNamespace(load=lambda *_, **__: {"state_dict": loaded}, serialization=safe)
-    monkeypatch.setitem(sys.modules, "torch", torch)
+    path.write_bytes(bytes(2**24))  # a tensor never has more bytes than its file
+    loaded = {key: FakeTensor(value) for key, value in source.items()}
+    monkeypatch.setitem(sys.modules, "torch", fake_torch({"state_dict": loaded}))
     return path
 
 

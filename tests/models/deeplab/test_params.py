@@ -1,9 +1,7 @@
-import contextlib
 import dataclasses
 import hashlib
 import re
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +18,7 @@ from semiovs_jax.models.deeplab.params import convert_resnet, convert_student, i
 from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import WeightMismatchError, flatten
 from semiovs_jax.weights.state_dicts import read_state_dict
+from tests.fake_torch import FakeTensor, fake_torch
 from tests.golden import Golden, golden_path
 
 TINY = Architecture(
@@ -182,33 +181,10 @@ def test_weights_of_another_kind_are_refused(tmp_path):
         load_backbone(str(tmp_path / "clip"), *fresh_student())
 
 
-class FakeTensor:
-    def __init__(self, value, dtype="torch.float32"):
-        self.value, self.dtype = np.asarray(value), dtype
-
-    def float(self):
-        return FakeTensor(self.value.astype(np.float32))
-
-    def numpy(self):
-        assert self.dtype != "torch.bfloat16"
-        return self.value
-
-
-def fake_torch(content):
-    def load(path, *, map_location, weights_only):
-        assert (map_location, weights_only) == ("cpu", True)
-        if isinstance(content, Exception):
-            raise content
-        return content
-
-    safe = SimpleNamespace(safe_globals=lambda allowed: contextlib.nullcontext())
-    return SimpleNamespace(load=load, serialization=safe)
-
-
 @pytest.fixture
 def pth(tmp_path):
     path = tmp_path / "w.pth"
-    path.write_bytes(b"x")
+    path.write_bytes(bytes(2**24))  # a tensor never has more bytes than its file
     return path
 
 
@@ -223,7 +199,7 @@ def test_pytorch_files(pth, monkeypatch, wrap):
     ("torch", "message"),
     [
         (None, r"w\.pth: .*PyTorch, which is not installed.*semiovs-jax\[convert\]"),
-        (fake_torch(RuntimeError("bad magic")), r"w\.pth: PyTorch cannot read it as plain weights \(bad magic\)"),
+        (fake_torch(RuntimeError("bad magic")), r"w\.pth: cannot be read as plain tensors \(bad magic\)"),
         (fake_torch([1, 2]), "holds no state dict"),
         (fake_torch({"epoch": 3}), "holds no state dict"),
     ],

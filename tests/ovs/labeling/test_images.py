@@ -301,6 +301,7 @@ def test_command_line(images, tmp_path, monkeypatch):
         process_count = None
 
     Flags.config = config
+    monkeypatch.setattr("semiovs_jax.experiment.model_faults", lambda ovs_config: [])
     monkeypatch.setattr(
         "semiovs_jax.experiment.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
     )
