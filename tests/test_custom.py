@@ -8,6 +8,7 @@ import pytest
 
 from configs import custom
 from semiovs_jax import check_data, evaluate, train
+from semiovs_jax.runtime import sharding
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.custom_tree import CLASSES, write_custom
 from tests.ovs.tiny_clip import write_clip
@@ -41,7 +42,7 @@ def shrunk_custom():
 @pytest.mark.slow
 def test_a_task_of_ones_own_is_checked_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for module in (train, evaluate):
+    for module in (train, sharding):  # `evaluate` imports it when it runs
         monkeypatch.setattr(module, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
     root = write_custom(tmp_path / "data" / "custom")
     (tmp_path / "weights").mkdir()
