@@ -26,8 +26,8 @@ def run_digests(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Hex digests of the content behind the config keys that name data and weights.
 
     What cannot be read is left out; `config_checks` names it. No image is read: a split list counts by its bytes, a
-    folder or a prepared dataset without a list by the ids of its images, cached labels by the fingerprint of their
-    manifest, weights by the digest in their metadata, which is verified when they are loaded.
+    folder or a prepared dataset without a list by the ids of its images, cached labels by the model and the images that
+    their manifest names, weights by the digest in their metadata, which is verified when they are loaded.
 
     Args:
       config: an experiment, see `configs/common.py`.
@@ -78,7 +78,8 @@ def _labels(labels_dir: str) -> str:
     manifest = read_manifest(labels_folder(labels_dir)) or {}
     if "fingerprint" not in manifest:
         raise InputError(f"{labels_dir}: no labels yet")
-    return manifest["fingerprint"]
+    # Another model, or the same one on replaced images.
+    return _sha256(manifest["fingerprint"] + manifest.get("images_sha256", ""))
 
 
 def _words(section: Any) -> str:

@@ -88,16 +88,17 @@ def test_another_ood_image_is_refused_before_it_is_labeled(folder, tmp_path):
         added.unlink()
 
 
-def test_labels_made_again_by_another_model_are_refused_when_training_begins(folder, tmp_path):
+@pytest.mark.parametrize("change", [{"fingerprint": "b" * 64}, {"images_sha256": "c" * 64}])
+def test_labels_made_again_otherwise_are_refused_when_training_begins(folder, tmp_path, change):
     labels = tmp_path / "labels"
     labels.mkdir()
     config = shrunk_demo(folder, **{"ovs.labels_dir": str(labels)})
-    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "a" * 64, "finished": False}))
+    manifest = {"fingerprint": "a" * 64, "images_sha256": "a" * 64, "finished": False}
+    (labels / "manifest.json").write_text(json.dumps(manifest))
     begun(config, tmp_path / "run")
-    (labels / "manifest.json").unlink()
     opened = RunFolder(tmp_path / "run", config)
-    (labels / "manifest.json").write_text(json.dumps({"fingerprint": "b" * 64, "finished": False}))
-    with pytest.raises(InputError, match=r"labels_dir=.*\(sha256 was aaaaaaaa, is bbbbbbbb\)"):
+    (labels / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(InputError, match=r"labels_dir=.*\(sha256 was \w{8}, is \w{8}\)"):
         opened.begin(2, 6)
 
 
