@@ -114,8 +114,10 @@ class EndTogether:
         while not self._finished.wait(_LOOK_SECONDS):
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 for key, value in self._client.key_value_dir_get(_FAILURES):
-                    what, status = json.loads(value)
-                    self._leave(End(f"process {key.removeprefix(_FAILURES)} {what}", status))
+                    index = key.removeprefix(_FAILURES)
+                    if index != str(self._index):  # this process prints its own end
+                        what, status = json.loads(value)
+                        self._leave(End(f"process {index} {what}", status))
 
     def _leave(self, end: End) -> NoReturn:
         self._leaving.acquire()  # never released: one thread ends the process

@@ -288,11 +288,10 @@ def test_table_reports_both_means():
 
 
 def test_a_full_disk_is_one_message(tmp_path, dataset):
-
     def log():
         with make_report(tmp_path, dataset) as report:
             report._log._file.close()
-            report._log._file = Path("/dev/full").open("w")  # noqa: SIM115
+            report._log._file = Path("/dev/full").open("wb")  # noqa: SIM115
             run(report, dataset, 1, 20)
 
     with pytest.raises(InputError, match=r"No space left on device.*make room .*run the same command") as error:
