@@ -31,13 +31,14 @@ class MetricsLog:
           digest: of the lines up to this step, from `digest`; None if it is not known.
 
         Raises:
-          InputError: the lines up to this step have changed.
+          InputError: the lines up to this step are missing or have changed.
         """
         self.path = path
-        if digest and path.exists() and _digest(path.read_bytes()[: digest["bytes"]]) != digest:
+        if digest and digest != _digest(path.read_bytes()[: digest["bytes"]] if path.exists() else b""):
+            # Without them, the results would name the best of the later evaluations.
             raise InputError(
-                f"{path}: its lines up to step {after_step} are damaged; put the file back, or remove it to continue "
-                "without them: results then name the best of the later evaluations"
+                f"{path}: its lines up to step {after_step} are damaged or missing; put the file back, or continue in "
+                f"another --workdir with --fork_from={path.parent}"
             )
         self.records = [record for record in read_records(path) if record["step"] <= after_step]
         self._written = {(record["event"], record["step"]) for record in self.records}

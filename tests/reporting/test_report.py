@@ -157,16 +157,16 @@ def test_log_with_damaged_lines_is_refused(tmp_path):
     whole = path.read_text()
     for damaged in (whole.replace("0.25", "0.35"), whole[:20], ""):
         path.write_text(damaged)
-        with pytest.raises(InputError, match=r"metrics\.jsonl: its lines up to step 1 are damaged"):
+        with pytest.raises(InputError, match=r"metrics\.jsonl: its lines up to step 1 are damaged or missing"):
             MetricsLog(path, 1, digest)
         assert path.read_text() == damaged
+    path.unlink()
+    with pytest.raises(InputError, match=r"damaged or missing; put the file back, or .*--fork_from="):
+        MetricsLog(path, 1, digest)
     path.write_bytes(whole[:-3].encode() + b"\xff")  # in a line of a step that is repeated
     log = MetricsLog(path, 1, digest)
     log.close()
     assert [record["step"] for record in read_records(path)] == [1]
-    path.unlink()
-    MetricsLog(path, 1, digest).close()
-    assert path.read_text() == ""
 
 
 def test_summary_says_what_the_loss_is():
