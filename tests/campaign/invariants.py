@@ -5,7 +5,6 @@ import json
 import math
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from data_pipelines.labels.cache import open_label_cache
 from semiovs_jax.weights.keys import flatten
@@ -84,8 +84,11 @@ def _labels(folder: Path) -> dict[str, Any]:
 def _training(folder: Path) -> dict[str, Any]:
     step = saved_steps(folder)[-1]
     checkpoint = folder / RUN / "checkpoints" / str(step)
-    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings(action="ignore"):
-        leaves = flatten(reader.restore(checkpoint.absolute() / "state"))
+    handler, path = ocp.PyTreeCheckpointHandler(), epath.Path(checkpoint.absolute()) / "state"
+    # As numpy arrays: the devices that saved them may be more than there are here.
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+    with ocp.Checkpointer(handler) as reader:
+        leaves = flatten(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy)))
     digest = hashlib.sha256()
     for key in sorted(leaves):
         value = np.asarray(leaves[key])
