@@ -13,7 +13,7 @@ from data_pipelines.labels.manifest import labels_folder
 
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
-    from semiovs_jax.experiment import label_ood_images
+    from semiovs_jax.ood_labels import label_ood_images
     from semiovs_jax.runtime.sharding import make_mesh
     from semiovs_jax.runtime.workdir import check_shared
 

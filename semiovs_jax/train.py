@@ -19,6 +19,7 @@ from semiovs_jax.config_checks import refuse_config
 from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
 from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
+from semiovs_jax.ood_labels import prepare_labels
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
 from semiovs_jax.runs.folder import open_run
@@ -60,7 +61,7 @@ def train_and_evaluate(
     run = inspect_config(config, devices=mesh.size).usable()
     check_workdir(folder.path)
     labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
-    experiment.prepare_labels(config, run, mesh)
+    prepare_labels(config, run, mesh)
 
     data = experiment.open_batches(config, run)
     steps = experiment.total_steps(config, data)

@@ -18,7 +18,7 @@ from data_pipelines.checking import report
 from data_pipelines.errors import InputError
 from data_pipelines.sources import folders
 from data_pipelines.sources.records import SelectedSource
-from semiovs_jax import check_data, experiment, train
+from semiovs_jax import check_data, experiment, ood_labels, train
 from semiovs_jax.config_checks import inspect
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import shrunk_demo
@@ -79,7 +79,7 @@ def test_names_are_settled_before_the_benchmark_is_written(tmp_path: Path, monke
 def test_labeling_tells_all_its_faults_at_once(tmp_path: Path):
     wrong = {"ovs.batch_size": 0, "ovs.weights": "none", "ovs.vocabulary": "pets", "data.ood_root": "nowhere"}
     with pytest.raises(InputError) as caught:
-        experiment.label_ood_images(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
+        ood_labels.label_ood_images(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
     _assert_each_named_once(wrong, caught.value)
 
 

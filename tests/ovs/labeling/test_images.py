@@ -301,9 +301,9 @@ def test_command_line(images, tmp_path, monkeypatch):
         process_count = None
 
     Flags.config = config
-    monkeypatch.setattr("semiovs_jax.experiment.model_faults", lambda ovs_config: [])
+    monkeypatch.setattr("semiovs_jax.ood_labels.model_faults", lambda ovs_config: [])
     monkeypatch.setattr(
-        "semiovs_jax.experiment.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
+        "semiovs_jax.ood_labels.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
     )
     label_module.main(Flags)
     assert fake_ovs.complete(config, ColorOVS())
