@@ -36,12 +36,7 @@ from tests.fake_ovs import (
 COUNT = 25
 SHARDS = -(-COUNT // SHARD_RECORDS)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(label_shard_store, "FEWEST_RECORDS", SHARD_RECORDS)
-        yield
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,15 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.labels import shard_store
 from data_pipelines.labels.manifest import read_manifest
 from semiovs_jax.ovs.labeling import doubt, identity
 from tests import fake_ovs
-from tests.fake_ovs import SHARD_RECORDS, ColorOVS, label_config, prepare_images, write_images
+from tests.fake_ovs import ColorOVS, label_config, prepare_images, write_images
 
 COUNT = 8
 SHIFTED = "002"  # an image that is replaced
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_store, "FEWEST_RECORDS", SHARD_RECORDS)
-        yield
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module")
