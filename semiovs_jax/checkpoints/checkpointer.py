@@ -8,10 +8,7 @@ Every process must call every method with the same arguments. All processes must
 """
 
 import contextlib
-import logging
 import math
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +16,6 @@ import grain
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -35,13 +31,12 @@ from semiovs_jax.checkpoints.reading import (
     read_scores,
     write_checksums,
 )
+from semiovs_jax.checkpoints.storage_errors import hide_repetitions, refusal
 from semiovs_jax.finite import not_finite
 from semiovs_jax.runtime.provenance import config_as_json, config_sha256, package_versions
 from semiovs_jax.runtime.workdir import workdir_path
 
 SUBDIR = "checkpoints"
-
-_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of TensorStore
 
 
 class Restored(NamedTuple):
@@ -89,8 +84,7 @@ class Checkpointer:
         Raises:
           InputError: the directory cannot be created, or checkpoints below it could not be restored.
         """
-        for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
-            logger.addFilter(_is_not_raised)
+        hide_repetitions()
         self.directory = epath.Path(workdir_path(workdir)) / SUBDIR
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -239,7 +233,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            if (reason := _refusal(error)) is None:
+            if (reason := refusal(error)) is None:
                 raise
             self._remove_unfinished()
             steps = list_steps(self.directory)
@@ -334,22 +328,6 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> float | None:
         return read_miou(self.directory / str(step))
-
-
-def _refusal(error: BaseException | None) -> str | None:
-    """What the operating system refused, such as "No space left on device"; None for another error."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
-        if found := _OS_ERROR.search(str(error)):
-            return os.strerror(int(found[1]))
-        error = error.__cause__
-    return None
-
-
-def _is_not_raised(record: logging.LogRecord) -> bool:
-    """Orbax's threads and their event loops log the traceback of an error that Orbax raises, too."""
-    return not (record.exc_info and ("orbax" in record.pathname or _refusal(record.exc_info[1])))
 
 
 def _barrier(name: str) -> None:

@@ -415,15 +415,6 @@ def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(tmp_path,
     assert not [record for record in caplog.records if record.exc_info], "the traceback of the thread is not logged"
 
 
-def test_a_full_disk_in_the_words_of_tensorstore(tmp_path):
-    error = ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 4: x [os_error_code='28']")
-    assert module._refusal(error) == "No space left on device"
-    assert module._refusal(ValueError("another fault")) is None
-    event_loop = logging.makeLogRecord({"exc_info": (ValueError, error, None)})
-    with Checkpointer(tmp_path):
-        assert not logging.getLogger("asyncio").filter(event_loop), "the error is raised, too"
-
-
 def test_a_fork_starts_from_another_run_and_then_continues_on_its_own(tmp_path):
     source, fork = tmp_path / "source", tmp_path / "fork"
     iterator = make_iterator()
