@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError, first_few
 from data_pipelines.labels.cache import LabeledSource, open_label_cache, unsettled
+from data_pipelines.labels.manifest import read_class_pixels
 from data_pipelines.labels.store import LabelStore
 from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.worker_log import BadRecords
@@ -45,7 +46,7 @@ class LabelReport(NamedTuple):
 def labels_complete(
     source: Source, store: LabelStore, verified: Verified | None = None, *, num_threads: int = 8
 ) -> bool:
-    """Whether a folder holds finished, sound labels of all OOD images except the bad ones.
+    """Whether a folder holds finished, sound labels of all OOD images except the bad ones, and their class counts.
 
     Args:
       source: the OOD images.
@@ -67,7 +68,7 @@ def labels_complete(
     verified = verified or verify_labels(cache, source, num_threads=num_threads)
     if verified.faults:
         raise InputError(*verified.faults)
-    if verified.unusable or unsettled(cache, ids):
+    if verified.unusable or unsettled(cache, ids) or not _has_class_pixels(store):
         return False
     store.adopt(verified)
     if device := store.other_device():
@@ -144,6 +145,14 @@ def label_images(
     cache = open_label_cache(store.folder)
     unreadable = tuple(id_ for id_ in ids if not cache.is_labeled(id_)) if finished else ()
     return LabelReport(len(ids), labeled, finished, unreadable, labeled / seconds)
+
+
+def _has_class_pixels(store: LabelStore) -> bool:
+    try:
+        read_class_pixels(store.folder)
+    except InputError:
+        return False
+    return True
 
 
 def _wait_for_all(event: str, together: bool) -> None:

@@ -134,6 +134,15 @@ def test_the_pixels_of_each_class_are_known_without_the_labels(images, ood, undi
     np.testing.assert_array_equal(read_class_pixels(tmp_path).pixels, pixels)
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), Path.unlink], ids=["empty", "missing"])
+def test_lost_counts_make_the_labels_incomplete_and_are_made_again(ood, labels, undisturbed, damage):
+    damage(labels / "class_pixels.npz")
+    assert not complete(ood, labels)
+    assert label(ood, labels).labeled == 0
+    assert complete(ood, labels)
+    assert contents(labels) == contents(undisturbed)
+
+
 def list_times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("*-of-*.json")}
 
