@@ -74,7 +74,8 @@ def make_builder(dataset: str, out: Path, source: str = "") -> ImageBuilder:
     try:
         return module.Builder(data_dir=str(out), **({"source": source} if source else {}))
     except Exception as error:  # a damaged dataset is already there: several types
-        raise InputError(f"{out / dataset}: cannot be read ({error}); remove it, or name another --out") from error
+        folder = next((path.parent for path in (out / dataset).glob("*/dataset_info.json")), out / dataset)
+        raise InputError(f"{folder}: cannot be read ({error}); remove it, or name another --out") from error
 
 
 def open_preparation(
