@@ -143,6 +143,10 @@ def _write(path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
 def _is_other_image(before: bytes, after: bytes | None) -> bool:
     """Whether a damaged JPEG is a valid image with other pixels: another input, which nobody can find damaged."""
     if after is None or not before.startswith(b"\xff\xd8"):
@@ -188,6 +192,8 @@ class Damage:
         else:
             outcome = trial.end(command)
             if outcome.finished:
+                if _read(path) == after:  # compares what the run has written, not the damage
+                    path.write_bytes(before)
                 trial.compare(outcome)
             elif outcome.refused:
                 trial.verdict = "refused"
@@ -204,9 +210,11 @@ class Damage:
             trial.go_on()
 
     def _judge_difference(self, trial: Trial, outcome: Outcome, path: Path, before: bytes, after: bytes | None) -> None:
-        """A difference is right where the damage made another valid image, or where the output names the damage."""
+        """A difference is right where the damage made another valid image, or where the run reports the damage."""
         if _is_other_image(before, after):
             trial.verdict = "other input"
+        elif self.phase and invariants.counted_as_bad(trial.folder, path):
+            trial.verdict = "counted"
         elif (trial.task.name == "evaluate" and "Skipping checkpoint" in outcome.err) or (
             trial.task.name == "prepare" and _is_refused_by_readers(trial.folder / SHARDS)
         ):

@@ -32,7 +32,7 @@ INVARIANTS = (STEPS_LOST, DIFFERS, TRACEBACK, LEFT_BEHIND, EXIT_CODE)
 
 _TEMPORARY = re.compile(r"\.part$|tmp|\.[0-9a-f]{32}\b")
 _GRACE_SECONDS = 10.0  # for processes that end because another one did
-_ROUNDING = 1e-3  # of losses and scores after a change of the number of devices, relative
+_ROUNDING = 1e-3  # relative, of gradient norms with another number of devices; 2e-4 is seen in undisturbed runs
 
 
 def traceback_of(outcome: Outcome) -> str | None:
@@ -102,6 +102,12 @@ def _training(folder: Path) -> dict[str, Any]:
         "metrics": [_timeless(record) for record in metrics(folder)],
         "result": {key: result.get(key) for key in ("best", "last", "steps", "bad_records")},
     }
+
+
+def counted_as_bad(folder: Path, path: Path) -> bool:
+    """Whether the result of a run names a file, or its folder, among the records that it could not read."""
+    records = json.loads((folder / RUN / "result.json").read_text())["bad_records"]
+    return any(path.stem in record or path.parent.name in record for record in records)
 
 
 def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 VERDICTS = {
     "equal": "finished equal",
     "refused": "refused or warned",
+    "counted": "counted as bad",
     "other input": "other input",
     "missed": "too late",
 }

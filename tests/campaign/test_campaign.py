@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,13 @@ def test_tracebacks_and_restored_steps_are_found_in_what_is_printed():
     assert Outcome((2, 2), "", "error: no such file", False).refused
 
 
+def test_a_record_that_a_run_could_not_read_is_counted(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/result.json").write_text('{"bad_records": ["JPEGImages/train_000003"]}')
+    assert invariants.counted_as_bad(tmp_path, Path("data/SegmentationClass/train_000003.png"))
+    assert not invariants.counted_as_bad(tmp_path, Path("data/SegmentationClass/train_000001.png"))
+
+
 @pytest.mark.parametrize("name", ["a.png.0123456789abcdef0123456789abcdef.part", "12.orbax-checkpoint-tmp", "x.tmp"])
 def test_temporary_files_are_found(name, tmp_path):
     (tmp_path / "labels.json").touch()
@@ -81,4 +89,4 @@ def test_the_table_counts_verdicts_and_failures():
     assert heads.split("  ")[0] == "fault"
     assert kill.split() == ["SIGKILL,", "step", "2", "1", "1"]
     assert damaged.split() == ["damaged", "1", "1"]
-    assert total.split() == ["all", "3", "1", "1", "0", "0", "0", "1", "0", "0", "0"]
+    assert total.split() == ["all", "3", "1", "1", "0", "0", "0", "0", "1", "0", "0", "0"]

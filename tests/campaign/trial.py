@@ -128,7 +128,7 @@ class Trial:
         folder: Where the commands run.
         failures: What is broken, by invariant.
         notes: What was done and seen, in order.
-        verdict: "equal", "refused", "other input" or "missed".
+        verdict: "equal", "refused", "counted", "other input" or "missed".
         damaged: Steps of checkpoints that may be passed over.
     """
 
