@@ -7,8 +7,8 @@ import sys
 def end_on_interrupt() -> None:
     """Lets Ctrl-C end a command of `python -m` without a traceback, until the command handles signals, and after.
 
-    While Python imports the packages around a command, `sys.argv[0]` is "-m". Has no effect at any other time, nor where
-    SIGINT is ignored, as in the background of a shell.
+    While Python imports the packages around a command, `sys.argv[0]` is "-m". At any other time this has no effect, nor
+    where SIGINT is ignored, as in the background of a shell.
     """
     if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
