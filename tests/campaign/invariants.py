@@ -32,7 +32,9 @@ INVARIANTS = (STEPS_LOST, DIFFERS, TRACEBACK, LEFT_BEHIND, EXIT_CODE)
 
 _TEMPORARY = re.compile(r"\.part$|tmp|\.[0-9a-f]{32}\b")
 _GRACE_SECONDS = 10.0  # for processes that end because another one did
-_ROUNDING = 1e-3  # relative, of gradient norms with another number of devices; 2e-4 is seen in undisturbed runs
+# Relative, with another number of devices or processes. Of losses and scores, 4e-6 is seen; of gradient norms 7e-3:
+# batch normalization over the two pooled values of a batch of two amplifies rounding.
+_ROUNDING, _ROUNDING_OF_GRADIENTS = 1e-4, 2e-2
 
 
 def traceback_of(outcome: Outcome) -> str | None:
@@ -130,11 +132,9 @@ def differences(expected: Any, found: Any, *, rounding: bool = False, name: str 
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         pairs = [(f"{name}[{index}]", *pair) for index, pair in enumerate(zip(expected, found, strict=True))]
     elif rounding and isinstance(expected, float) and isinstance(found, float):
-        return (
-            []
-            if math.isclose(expected, found, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
-            else [f"{name}: {expected} != {found}"]
-        )
+        bound = _ROUNDING_OF_GRADIENTS if name.endswith("gradient_norm") else _ROUNDING
+        is_close = math.isclose(expected, found, rel_tol=bound, abs_tol=_ROUNDING)
+        return [] if is_close else [f"{name}: {expected} != {found}"]
     else:
         return [] if expected == found else [f"{name}: {str(expected)[:80]} != {str(found)[:80]}"]
     return [fault for key, *pair in pairs for fault in differences(*pair, rounding=rounding, name=key)]
