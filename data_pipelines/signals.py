@@ -44,8 +44,9 @@ def stop_on_signals(leave: Leave) -> Iterator[None]:
 
     Code that must reach a certain place before it stops may set Python handlers of its own meanwhile. Python runs
     handlers between its own instructions alone: if native code, such as a compiler, delays `Stopped` by five seconds,
-    another thread calls `leave`. A second signal calls `leave` in any case; signals within one second count as one.
-    Outside the main thread, the signals keep their handlers.
+    another thread calls `leave`. While a module is imported, the first signal calls `leave`, too: native modules abort
+    the process when they are interrupted. A second signal calls `leave` in any case; signals within one second count as
+    one. Outside the main thread, the signals keep their handlers.
 
     Args:
         leave: Ends the process at once; called with the signal.
@@ -83,7 +84,8 @@ class _Stop:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Raises `Stopped` for the first signal."""
-        del frame
+        if not self._raised.is_set() and _is_importing(frame):
+            self._leave(signal.Signals(number))
         if not self._raised.is_set():
             self._raised.set()
             raise Stopped(number)
@@ -126,6 +128,14 @@ class _Stop:
         self._repeats.set()
         self._raised.clear()
         signal.pthread_kill(self._main, number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def kill_workers() -> None:

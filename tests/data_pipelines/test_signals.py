@@ -37,6 +37,8 @@ with command.command_end("3 parts are kept; the same command makes the others"):
                     time.sleep(0.1)  # here, the signal is handled
             Kept()
             time.sleep(60)
+        case "imports":
+            import interrupted
         case "saves first":
             signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
             while not received:
@@ -67,6 +69,14 @@ KEPT = "; 3 parts are kept; the same command makes the others\n"
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_one_line(case: str, number: signal.Signals, status: int):
     assert run(case, number) == (status, f"stopped by {number.name}{KEPT}")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_signal_raises_nothing_in_a_module_that_is_imported(number, status, tmp_path, monkeypatch):
+    # As native modules do, this one aborts where an exception is raised in it.
+    (tmp_path / "interrupted.py").write_text("import os, time\ntry: time.sleep(60)\nexcept BaseException: os.abort()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert run("imports", number) == (status, f"stopped by {number.name}{KEPT}")
 
 
 def test_a_signal_during_a_destructor_is_not_lost():
