@@ -17,6 +17,7 @@ from semiovs_jax.benchmarks.pytorch import consistency
 from semiovs_jax.benchmarks.pytorch.consistency import Logits, Rule, Target
 from semiovs_jax.benchmarks.pytorch.deeplab import STAGE_SIZES, DeepLabV3Plus
 from semiovs_jax.benchmarks.pytorch.placed import Placed
+from semiovs_jax.benchmarks.pytorch.semivl import SemiVL
 from semiovs_jax.benchmarks.pytorch.settings import Constants, Settings, published_constants
 from semiovs_jax.benchmarks.pytorch.student import Student
 
@@ -25,6 +26,8 @@ _SNAPSHOT_NOISE = 0.01  # relative, so that snapshots differ from the student an
 
 def build_student(settings: Settings) -> Student:
     """The student of published size, with random weights."""
+    if settings.backbone == "vit_b16":
+        return SemiVL(settings.num_classes, settings.crop_size)
     return DeepLabV3Plus(settings.num_classes, STAGE_SIZES[settings.backbone])
 
 
@@ -38,6 +41,10 @@ class TorchStep:
       seed: of the random weights.
       constants: of the method; by default `published_constants`.
       build: makes the student, in the floating-point type of the step.
+
+    Attributes:
+      settings, constants: as given.
+      student: the trained network.
     """
 
     def __init__(
@@ -49,24 +56,22 @@ class TorchStep:
         build: Callable[[Settings], Student] = build_student,
     ):
         torch.manual_seed(seed)
-        _set_precision(settings.precision)
+        _set_precision(settings)
         self.settings = settings
         self.constants = constants or published_constants(settings.method)
-        self._student = self._on_device(build(settings))
-        self._dtype = next(self._student.parameters()).dtype
+        self.student = self._on_device(build(settings))
+        self._dtype = next(self.student.parameters()).dtype
         count = self.constants.snapshots if settings.method == "prevmatch" else 0
-        self._snapshots = [_changed_copy(self._student) for _ in range(count)]
+        self._snapshots = [_changed_copy(self.student) for _ in range(count)]
         self._optimizer = self._make_optimizer()
         self._step = self.constants.first_step
         self._losses = consistency.consistency_losses
         if settings.compiled:
-            self._losses = torch.compile(self._losses, dynamic=False)
-            for network in (self._student, *self._snapshots):
-                network.compile(dynamic=False)
+            self._compile()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The student's parameters and running statistics by published name."""
-        return self._student.state_dict()
+        return self.student.state_dict()
 
     def snapshot_state_dicts(self) -> list[dict[str, torch.Tensor]]:
         """Those of PrevMatch's snapshots, by slot."""
@@ -78,9 +83,9 @@ class TorchStep:
 
     def loss(self, views: Placed) -> float:
         """The loss of the next update; parameters and running statistics stay the same."""
-        buffers = {name: buffer.clone() for name, buffer in self._student.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         value = self._total(views).item()
-        for name, buffer in self._student.named_buffers():
+        for name, buffer in self.student.named_buffers():
             buffer.copy_(buffers[name])
         return value
 
@@ -99,6 +104,14 @@ class TorchStep:
         if self.settings.device == "cuda":
             torch.cuda.synchronize()
 
+    def _compile(self) -> None:
+        self._losses = torch.compile(self._losses, dynamic=False)
+        networks: list[nn.Module] = [self.student, *self._snapshots]
+        if isinstance(self.student, SemiVL):
+            networks.append(self.student.clip_encoder)
+        for network in networks:
+            network.compile(dynamic=False)
+
     def _on_device(self, network: Student) -> Student:
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         return nn.utils.convert_conv2d_weight_memory_format(network.to(self.settings.device), layout)
@@ -108,7 +121,7 @@ class TorchStep:
         multipliers = {"backbone": constants.backbone_multiplier, "head": constants.head_multiplier}
         groups = [
             {"params": values, "multiplier": multipliers[name]}
-            for name, values in self._student.parameter_groups().items()
+            for name, values in self.student.parameter_groups().items()
         ]
         if constants.adamw:
             return torch.optim.AdamW(groups, weight_decay=constants.weight_decay, fused=True)
@@ -122,7 +135,7 @@ class TorchStep:
     def _total(self, views: Placed) -> torch.Tensor:
         if self.settings.method == "supervised":
             with self._autocast():
-                return consistency.supervised_loss(self._student.train()(views.weak["labeled"]), views.label)
+                return consistency.supervised_loss(self.student.train()(views.weak["labeled"]), views.label)
         # Autocast keeps the weights that it has cast until it ends: those of a forward without gradient have none.
         with torch.no_grad(), self._autocast():
             frozen = self._frozen_labels(views)
@@ -134,28 +147,33 @@ class TorchStep:
         return self._weighted(supervised, dict(zip(rules, losses, strict=True)))
 
     def _frozen_labels(self, views: Placed) -> dict[str, Target]:
-        """Labels by networks in eval mode: the student's of the mix stream, the snapshots' of both."""
+        """Labels by networks in eval mode: the student's of the mix stream; those of all others of both streams."""
         mix, valid = views.weak["mix"], [views.valid["unlabeled"], views.valid["mix"]]
-        labels = {"mix": consistency.label(self._student.eval()(mix), valid[1])}
+        labels = {"mix": consistency.label(self.student.eval()(mix), valid[1])}
         images = torch.cat([views.weak["unlabeled"], mix])
+        logits = {}
         if self._snapshots:
             parts = [weight * self._snapshots[slot](images) for slot, weight in views.draw]
-            of_unlabeled, of_mix = sum(parts[1:], start=parts[0]).chunk(2)
-            labels["snapshots"] = consistency.label(of_unlabeled, valid[0])
-            labels["snapshots_mix"] = consistency.label(of_mix, valid[1])
+            logits["snapshots"] = sum(parts[1:], start=parts[0])
+        if isinstance(self.student, SemiVL):
+            logits["maskclip"] = self.student.label_logits(images)
+        for name, both in logits.items():
+            of_unlabeled, of_mix = both.chunk(2)
+            labels[name] = consistency.label(of_unlabeled, valid[0])
+            labels[f"{name}_mix"] = consistency.label(of_mix, valid[1])
         return labels
 
     def _predict(self, views: Placed) -> tuple[torch.Tensor, dict[str, Logits], Target]:
         """All train-mode forward passes: logits of the labeled views, of the others, and the student's labels."""
-        self._student.train()
+        self.student.train()
         streams = ("unlabeled", "ood") if self.settings.ood else ("unlabeled",)
         strong = {stream: _mixed(views, stream) for stream in streams}
         joint = torch.cat([views.weak[stream] for stream in ("labeled", *streams)])
-        clean, dropped = self._student(joint, views.channel_masks).chunk(2)
+        clean, dropped = self.student(joint, views.channel_masks).chunk(2)
         labeled, unlabeled, *_ = clean.chunk(1 + len(streams))
         perturbed = dropped.chunk(1 + len(streams))[1:]
         logits = {
-            stream: _stream_logits(self._student(strong[stream]), fp)
+            stream: _stream_logits(self.student(strong[stream]), fp)
             for stream, fp in zip(streams, perturbed, strict=True)
         }
         return labeled, logits, consistency.label(unlabeled.detach(), views.valid["unlabeled"])
@@ -163,9 +181,13 @@ class TorchStep:
     def _rules(self, views: Placed, own: Target, frozen: Mapping[str, Target]) -> dict[str, Rule]:
         constants = self.constants
         rules = {"student": Rule("unlabeled", own, frozen["mix"], constants.threshold)}
-        if "snapshots" in frozen:
-            labels = frozen["snapshots"], frozen["snapshots_mix"]
-            rules["snapshots"] = Rule("unlabeled", *labels, constants.snapshot_threshold)
+        for name, threshold in (
+            ("snapshots", constants.snapshot_threshold),
+            ("maskclip", constants.maskclip_threshold),
+        ):
+            if name in frozen:
+                labels = frozen[name], frozen[f"{name}_mix"]
+                rules[name] = Rule("unlabeled", *labels, threshold, over_all=name == "maskclip")
         if self.settings.ood:
             assert views.ovs is not None
             rules["ovs"] = Rule("ood", views.ovs, own, constants.threshold)
@@ -178,12 +200,16 @@ class TorchStep:
             "snapshots": constants.snapshot_weight_at(self._step),
             "ovs": constants.ood_weight,
         }
-        total = sum((weights[name] * loss for name, loss in losses.items()), start=supervised)
-        return total / (1 + sum(weights[name] for name in losses))
+        averaged = [name for name in losses if name in weights]
+        total = supervised + sum(weights[name] * losses[name] for name in averaged)
+        total = total / (1 + sum(weights[name] for name in averaged))
+        if "maskclip" in losses:
+            total = total + constants.maskclip_weight_at(self._step) * losses["maskclip"]
+        return total
 
 
-def _set_precision(precision: str) -> None:
-    exact = precision == "float32"
+def _set_precision(settings: Settings) -> None:
+    exact = settings.precision == "float32" or settings.device == "cpu"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
     torch.backends.cudnn.benchmark = True
