@@ -34,17 +34,15 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps tokens [N, T, D] to tokens [N, T, D]."""
+    def forward(self, x: torch.Tensor, *, value_path: bool = False) -> torch.Tensor:
+        """Maps tokens [N, T, D] to tokens [N, T, D]; in the value path, each token attends to itself alone."""
+        if value_path:
+            start = 2 * x.shape[-1]
+            return self.out_proj(F.linear(x, self.in_proj_weight[start:], self.in_proj_bias[start:]))
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def value_path(self, x: torch.Tensor) -> torch.Tensor:
-        """Attention of each token to itself alone."""
-        width = x.shape[-1]
-        return self.out_proj(F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]))
 
 
 class Block(nn.Module):
@@ -58,15 +56,9 @@ class Block(nn.Module):
         mlp = nn.Sequential(nn.Sequential(nn.Linear(width, mlp_width), nn.GELU()), nn.Linear(mlp_width, width))
         self.ffn = nn.ModuleDict({"layers": mlp})
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps tokens [N, T, D] to tokens [N, T, D]."""
-        return self._mlp(x + self.attn["attn"](self.ln1(x)))
-
-    def value_path(self, x: torch.Tensor) -> torch.Tensor:
-        """The block with its attention replaced by the value path."""
-        return self._mlp(x + self.attn["attn"].value_path(self.ln1(x)))
-
-    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, value_path: bool = False) -> torch.Tensor:
+        """Maps tokens [N, T, D] to tokens [N, T, D]; `value_path` as in `Attention`."""
+        x = x + self.attn["attn"](self.ln1(x), value_path=value_path)
         return x + self.ffn["layers"](self.ln2(x))
 
 
@@ -112,9 +104,9 @@ class ClipVit(nn.Module):
         *blocks, last = self.layers
         for index, block in enumerate(blocks):
             if index in self.out_layers:
-                levels.append(_as_map(block.value_path(tokens), grid))
+                levels.append(_as_map(block(tokens, value_path=True), grid))
             tokens = block(tokens)
-        dense = self.proj(_as_map(self.ln1(last.value_path(tokens)), grid))
+        dense = self.proj(_as_map(self.ln1(last(tokens, value_path=True)), grid))
         return levels, F.normalize(dense, dim=1)
 
 
