@@ -75,7 +75,7 @@ class OurStep:
         self.compile_seconds = time.perf_counter() - start
         given = self._state, self._batch, self._frozen, self._views
         self._update = jax.jit(self._update_alone, donate_argnums=0).lower(*given).compile()
-        self.flops = float(self._update.cost_analysis()["flops"])
+        self.flops = float((self._update.cost_analysis() or {})["flops"])
 
     def step(self) -> None:
         """One whole step, views included; returns before the device is done."""

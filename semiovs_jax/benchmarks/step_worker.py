@@ -6,6 +6,8 @@ its views are ours.
 """
 
 import dataclasses
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -15,14 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from semiovs_jax.benchmarks.memory import peak_host_bytes
-from semiovs_jax.benchmarks.step_cases import COMPILED, FIRST_STEP, OURS, PRECISIONS, STEPS_PER_EPOCH, TOTAL_STEPS, Case
+from semiovs_jax.benchmarks.memory import peak_host_bytes, reset_peak
+from semiovs_jax.benchmarks.step_cases import (
+    COMPILED,
+    FIRST_STEP,
+    OURS,
+    PRECISIONS,
+    STEPS_PER_EPOCH,
+    TOTAL_STEPS,
+    VIT_BACKBONE,
+    Case,
+)
+from semiovs_jax.benchmarks.step_weights import read_weights, write_arrays, write_weights
 from semiovs_jax.benchmarks.timing import Usage
 from semiovs_jax.benchmarks.turns import serve
 from semiovs_jax.runtime.command import tune_process
 
 _NUM_CLASSES = 21  # of the configs in `step_cases`
-_STUDENT, _SNAPSHOT = "student", "snapshot{}"  # folders of state dicts in a weight file
+_BACKBONES = {VIT_BACKBONE: "vit_b16"}  # names of PyTorch's that are not ours
+_WEIGHTS, _VIEWS = "weights.npz", "views.npz"
 
 
 class OurSide:
@@ -53,8 +66,8 @@ class OurSide:
 
         del device
         self._case = Case(**case)
-        self._step = OurStep(self._case, read_weights(Path(folder)))
-        np.savez(Path(folder) / "views.npz", **_as_any(self._step.flat_views()))
+        self._step = OurStep(self._case, read_weights(Path(folder) / _WEIGHTS))
+        write_arrays(Path(folder) / _VIEWS, self._step.flat_views())
         return self._step.images
 
     def prepare(self, folder: str) -> dict[str, float]:
@@ -65,6 +78,7 @@ class OurSide:
         self._step.step()
         self._step.synchronize()
         self._built = peak_host_bytes()
+        reset_peak()
         return {"loss": loss, "flops": self._step.flops, "compile_seconds": self._step.compile_seconds}
 
     def measure(self, steps: int) -> dict[str, dict[str, float]]:
@@ -112,7 +126,7 @@ class TorchSide:
         settings = Settings(
             method=self._case.method,
             ood=self._case.ood,
-            backbone=self._case.backbone,
+            backbone=_BACKBONES.get(self._case.backbone, self._case.backbone),
             num_classes=_NUM_CLASSES,
             batch_size=self._case.batch_size,
             crop_size=self._case.crop_size,
@@ -130,11 +144,11 @@ class TorchSide:
             first_step=FIRST_STEP,
         )
         self._step = TorchStep(settings, seed=0, constants=constants)
-        write_weights(Path(folder), self._step)
+        write_weights(Path(folder) / _WEIGHTS, self._step)
 
     def prepare(self, folder: str) -> dict[str, float]:
         """Returns the first loss, and the seconds of that and of the first update, compilation included."""
-        with np.load(Path(folder) / "views.npz") as file:
+        with np.load(Path(folder) / _VIEWS) as file:
             self._views = self._step.place(dict(file))
         start = time.perf_counter()
         loss = self._step.loss(self._views)
@@ -144,6 +158,7 @@ class TorchSide:
         self._update()
         self._step.synchronize()
         self._built = peak_host_bytes()
+        reset_peak()
         return {"loss": loss, "compile_seconds": seconds}
 
     def measure(self, steps: int) -> dict[str, dict[str, float]]:
@@ -174,40 +189,8 @@ def usage(run: Callable[[], Any], synchronize: Callable[[], None], steps: int) -
     return dataclasses.asdict(Usage(steps, time.perf_counter() - start, time.process_time() - cores))
 
 
-def write_weights(folder: Path, step: Any) -> None:
-    """Writes the state dicts of a step in PyTorch to `folder`."""
-    state_dicts = {_STUDENT: step.state_dict()}
-    state_dicts |= {_SNAPSHOT.format(slot): values for slot, values in enumerate(step.snapshot_state_dicts())}
-    arrays = {
-        f"{name}/{key}": value.detach().cpu().numpy()
-        for name, values in state_dicts.items()
-        for key, value in values.items()
-    }
-    np.savez(folder / "weights.npz", **_as_any(arrays))
-
-
-def read_weights(folder: Path) -> Any:
-    """The `our_weights.Weights` that `write_weights` wrote; random ones if there is no file."""
-    from semiovs_jax.benchmarks.our_weights import Weights
-
-    path = folder / "weights.npz"
-    if not path.exists():
-        return Weights()
-    found: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path) as file:
-        for name in file.files:
-            owner, _, key = name.partition("/")
-            found.setdefault(owner, {})[key] = file[name]
-    student = found.pop(_STUDENT)
-    return Weights(student, tuple(found[_SNAPSHOT.format(slot)] for slot in range(len(found))))
-
-
-def _as_any(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return dict(arrays)  # the stub of np.savez takes arrays for its flag allow_pickle
-
-
 def _peaks(baseline: int, built: int) -> dict[str, float | None]:
-    """Bytes on the host: with imports alone, at most until the first steps are done, and at most so far."""
+    """Bytes on the host: with imports alone, at most until the first steps were done, and at most since then."""
     return {"baseline_bytes": baseline, "built_bytes": built, "peak_bytes": peak_host_bytes()}
 
 
@@ -217,9 +200,6 @@ def _gpu() -> str:
 
 
 def _cpu() -> str:
-    import os
-    import platform
-
     name = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
