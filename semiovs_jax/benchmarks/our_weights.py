@@ -90,8 +90,8 @@ def _snapshots(
     def stack(*leaves: jax.Array) -> np.ndarray:
         return np.stack([leaves[slot % len(leaves)] for slot in range(capacity)])
 
-    stacked = jax.tree.map(stack, *held)
-    return SnapshotState(*stacked, pushed=jnp.int32(capacity), best=jnp.float32(1))
+    params, batch_stats = jax.tree.map(stack, *held)
+    return SnapshotState(params, batch_stats, pushed=jnp.int32(capacity), best=jnp.float32(1))
 
 
 def _maskclip(config: ml_collections.ConfigDict, dataset: DatasetInfo, weights: Weights) -> MaskClip:

@@ -1,9 +1,9 @@
 """Measures our train step beside PyTorch's on this device: python -m semiovs_jax.benchmarks.step --json=step.json.
 
-Each row is a method, a model, sizes and a precision. Both sides start from the same weights and get the same views; the
-table has the difference of their losses. Each side is a process of its own. They take turns, a round of steps each, and
+Each row is a method, a model, sizes and a precision. Both sides start from the same weights and get the same views; if
+their losses differ, nothing is timed. Each side is a process of its own. They take turns, a round of steps each, and
 the table has the ratios of the rounds. Rows are added to the file of --json as they are measured. Started again with
-the same file, the command measures the rows that are missing.
+the same file, the command measures the rows that are missing. The exit status is 1 if a row has failed.
 
 Needs PyTorch (pip install semiovs-jax[bench]), or --only=ours. Weights are random, images noise; no file is read.
 """
@@ -13,10 +13,11 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from semiovs_jax.runtime.command import tune_process
 _WORKER = "semiovs_jax.benchmarks.step_worker"
 _ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # on a GPU, ours leaves memory to the other sides
 _FORMS = {"cpu": (EAGER,), "gpu": (EAGER, COMPILED)}  # by platform
+
+
+class LossError(Exception):
+    """The sides have different losses on the same views."""
 
 
 @dataclasses.dataclass
@@ -96,6 +101,7 @@ def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, ste
 
     Raises:
       WorkerError: a side has failed.
+      LossError: the first losses differ; nothing is timed then.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         given = {"case": dataclasses.asdict(case), "folder": folder, "device": device}
@@ -105,14 +111,24 @@ def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, ste
                 workers[side].call("build", **given)
         with contextlib.nullcontext(workers[OURS]) if OURS in workers else start_worker(OURS) as ours:
             images = ours.call("build", **given)
+        prepared = {side: worker.call("prepare", folder=folder) for side, worker in workers.items()}
+        check_losses({side: found["loss"] for side, found in prepared.items()}, case)
         return {
             "case": given["case"],
             "date": datetime.date.today().isoformat(),
             "images": images,
-            "prepared": {side: worker.call("prepare", folder=folder) for side, worker in workers.items()},
+            "prepared": prepared,
             "rounds": take_turns(workers, rounds, "measure", steps=steps),
             "finished": {side: worker.call("finish") for side, worker in workers.items()},
         }
+
+
+def check_losses(losses: Mapping[str, float], case: Case) -> None:
+    """Raises `LossError` if the losses of the sides differ by more than rounding in the case's precision."""
+    first, *others = losses.values()
+    tolerance = PRECISIONS[case.precision].loss_tolerance
+    if not all(math.isclose(first, other, rel_tol=tolerance) for other in others):
+        raise LossError(f"different losses on the same views: {dict(losses)}")
 
 
 def start_worker(side: str) -> Worker:
@@ -138,7 +154,7 @@ def measure(results: Results, cases: Iterable[Case], sides: Sequence[str], argum
             continue
         try:
             row = measure_case(case, sides, device, arguments.rounds, arguments.steps)
-        except WorkerError as error:
+        except (WorkerError, LossError) as error:
             print(f"{case}: {error}", file=sys.stderr, flush=True)
             failed.append(case)
             continue
@@ -187,14 +203,19 @@ def _define_flags() -> None:
     _define_choices("methods", METHODS)
     _define_choices("ood", ("none", "ovs"), "without OOD images, or with cached labels")
     flags.DEFINE_list("backbones", None, "Of the methods but SemiVL: resnet50, resnet101.")
-    flags.DEFINE_list("crop_sizes", None, "Sides of the images, in pixels.")
-    flags.DEFINE_list("batch_sizes", None, "Images of each stream.")
+    _define_sizes("crop_sizes", "Sides of the images, in pixels.")
+    _define_sizes("batch_sizes", "Images of each stream.")
     _define_choices("precisions", tuple(PRECISIONS))
     _define_choices("torch_forms", (EAGER, COMPILED), "the faster one counts")
     flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
     flags.DEFINE_integer("steps", 3, "Steps of each side in a round.", lower_bound=1)
     flags.DEFINE_enum("only", None, ["ours", "torch"], "Measure one side alone.")
     flags.DEFINE_string("json", None, "File of the rows, which a later call goes on with.")
+
+
+def _define_sizes(name: str, meaning: str) -> None:
+    flags.DEFINE_list(name, None, meaning)
+    flags.register_validator(name, lambda values: all(map(str.isdecimal, values or ())), "expected integers: 161,321")
 
 
 def _define_choices(name: str, choices: Sequence[str], meaning: str = "") -> None:

@@ -25,17 +25,19 @@ class Precision:
       dtype: `config.model.dtype`.
       products: `config.model.matmul_precision`.
       torch: the name of the same for the step in PyTorch.
+      loss_tolerance: relative difference of two losses that rounding explains.
     """
 
     dtype: str
     products: str
     torch: str
+    loss_tolerance: float
 
 
 PRECISIONS = {
-    "float32": Precision("float32", "highest", "float32"),
-    "tf32": Precision("float32", "default", "tf32"),
-    "bfloat16": Precision("bfloat16", "default", "amp"),
+    "float32": Precision("float32", "highest", "float32", 1e-3),
+    "tf32": Precision("float32", "default", "tf32", 1e-2),
+    "bfloat16": Precision("bfloat16", "default", "amp", 5e-2),
 }
 
 

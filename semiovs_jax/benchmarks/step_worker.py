@@ -54,7 +54,7 @@ class OurSide:
         import jaxlib
 
         found = {"platform": self._device.platform, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
-        return found | {"device": _gpu() if self._device.platform == "gpu" else _cpu()}
+        return found | {"device": _cpu() if self._device.platform == "cpu" else _gpu(self._device.device_kind)}
 
     def build(self, case: Mapping[str, Any], folder: str, device: str) -> int:
         """Makes the state, with the weights in `folder` if there are any, and writes the views to it.
@@ -194,9 +194,13 @@ def _peaks(baseline: int, built: int) -> dict[str, float | None]:
     return {"baseline_bytes": baseline, "built_bytes": built, "peak_bytes": peak_host_bytes()}
 
 
-def _gpu() -> str:
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
-    return f"{subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()} (driver)"
+def _gpu(name: str) -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    return f"{name}, driver {driver}"
 
 
 def _cpu() -> str:

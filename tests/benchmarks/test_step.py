@@ -110,7 +110,17 @@ def test_rows_are_kept_in_the_file_and_measured_once(tmp_path, monkeypatch):
         step.Results.open(path, {"platform": "gpu"})
 
 
-def test_the_cases_of_a_platform_are_those_of_the_issue():
+def test_losses_may_differ_by_rounding_alone():
+    rounded = {OURS: 2.0, "torch": 2.0001}
+    step.check_losses(rounded, TINY)
+    step.check_losses({OURS: 2.0, "torch": 2.05}, dataclasses.replace(TINY, precision="bfloat16"))
+    with pytest.raises(step.LossError, match=r"2\.05"):
+        step.check_losses({OURS: 2.0, "torch": 2.05}, TINY)
+    with pytest.raises(step.LossError):
+        step.check_losses({OURS: float("nan"), "torch": float("nan")}, TINY)
+
+
+def test_the_cases_of_a_platform_are_those_that_are_left_out():
     choice, sides = step.choose("gpu", ARGUMENTS)
     names = [str(case) for case in choice.cases()]
     assert len(names) == len(set(names)) == (1 + 2 + 2 + 2) * 2 * 3
