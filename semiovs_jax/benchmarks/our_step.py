@@ -36,15 +36,18 @@ class OurStep:
 
     Args:
       case: what is measured.
-      weights: of the student, of snapshots and of text.
+      weights: of the student, of snapshots and of words; by default random.
       seed: of the images.
 
     Attributes:
       compile_seconds: of the step, set by `compile`.
-      flops: of one update, by the compiled program, set by `compile`; the body of a loop counts once.
+      images: of all streams in a step.
+      flops: of one update, by the compiled program, set by `compile`; 0 if unknown. The body of a loop counts once: of
+        PrevMatch's snapshots, one.
     """
 
     compile_seconds: float
+    images: int
     flops: float
 
     def __init__(self, case: Case, weights: Weights | None = None, seed: int = 0):
@@ -60,12 +63,12 @@ class OurStep:
         frozen = {name: labeler.weights for name, labeler in labelers.items()}
         self._frozen = jax.device_put(frozen, replicated(self._mesh))
         self._views, self._labels = jax.jit(self._make_views)(self._batch, self._frozen)
+        self._draw = _draw() if _SNAPSHOTS in labelers else None
         self.images = case.batch_size * len(method.streams)
 
     def flat_views(self) -> dict[str, np.ndarray]:
         """The views of the first step, for a step in another framework."""
-        draw = _draw() if _SNAPSHOTS in self._spec.labelers else None
-        return flatten_views(self._views, self._labels, draw)
+        return flatten_views(self._views, self._labels, self._draw)
 
     def compile(self) -> None:
         """Compiles the step and the update alone."""
@@ -73,9 +76,9 @@ class OurStep:
         step = make_train_step(self._spec, self._mesh)
         self._step = cast(Any, step).lower(self._state, self._batch, self._frozen).compile()
         self.compile_seconds = time.perf_counter() - start
-        given = self._state, self._batch, self._frozen, self._views
-        self._update = jax.jit(self._update_alone, donate_argnums=0).lower(*given).compile()
-        self.flops = float((self._update.cost_analysis() or {})["flops"])
+        update_alone = jax.jit(self._update_alone, donate_argnums=0, out_shardings=replicated(self._mesh))
+        self._update = update_alone.lower(self._state, *self._given()).compile()
+        self.flops = float((self._update.cost_analysis() or {}).get("flops", 0.0))
 
     def step(self) -> None:
         """One whole step, views included; returns before the device is done."""
@@ -83,12 +86,16 @@ class OurStep:
 
     def update(self) -> jax.Array:
         """One update from the views of the first step; returns the loss before it, maybe before the device is done."""
-        self._state, loss = self._update(self._state, self._batch, self._frozen, self._views)
+        self._state, loss = self._update(self._state, *self._given())
         return loss
 
     def synchronize(self) -> None:
         """Waits for the device."""
         jax.block_until_ready(self._state)
+
+    def _given(self) -> tuple[Any, ...]:
+        """The arguments of `_update_alone` but the state."""
+        return self._batch, self._frozen, self._views, self._draw
 
     def _make_views(self, batch: Any, frozen: Any) -> tuple[Views, Labels]:
         key = self._spec.key(jnp.int32(FIRST_STEP))
@@ -97,16 +104,18 @@ class OurStep:
         state = TrainState(jnp.int32(FIRST_STEP), (), (), (), {})
         return views, label_views(key, batch, views, state, frozen, self._spec._replace(labelers=cached))
 
-    def _update_alone(self, state: TrainState, batch: Any, frozen: Any, views: Views) -> tuple[TrainState, jax.Array]:
+    def _update_alone(
+        self, state: TrainState, batch: Any, frozen: Any, views: Views, draw: SnapshotDraw | None
+    ) -> tuple[TrainState, jax.Array]:
         spec, key = self._spec, self._spec.key(state.step)
         others = {name: labeler for name, labeler in spec.labelers.items() if name != _SNAPSHOTS}
         labels = label_views(key, batch, views, state, frozen, spec._replace(labelers=others))
-        if _SNAPSHOTS in spec.labelers:
+        if draw is not None:
             given = {
                 name: View(views.weak[name], batch[name]["image"], views.valid[name])
                 for name in spec.method.labeled_by[_SNAPSHOTS]
             }
-            found = label_by_draw(state.labeler(_SNAPSHOTS), _draw(), spec.student, given)
+            found = label_by_draw(state.labeler(_SNAPSHOTS), draw, spec.student, given)
             labels |= {(_SNAPSHOTS, name): label for name, label in found.items()}
         done = update(state, views, labels, spec)
         return done.state, done.loss

@@ -109,6 +109,7 @@ def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, ste
         for side in sides:
             if side != OURS:
                 workers[side].call("build", **given)
+        # Views are always ours; without our side, its process leaves before the others compute.
         with contextlib.nullcontext(workers[OURS]) if OURS in workers else start_worker(OURS) as ours:
             images = ours.call("build", **given)
         prepared = {side: worker.call("prepare", folder=folder) for side, worker in workers.items()}
@@ -137,9 +138,9 @@ def start_worker(side: str) -> Worker:
 
 
 def describe(sides: Iterable[str]) -> dict[str, Any]:
-    """The device, its platform, and the versions; of ours also if it is not measured."""
+    """The device, its platform, and the versions, as the sides know them."""
     found: dict[str, Any] = {"python": sys.version.split()[0]}
-    for side in dict.fromkeys([OURS, *sides]):
+    for side in sides:
         with start_worker(side) as worker:
             found |= worker.call("describe")
     return found
@@ -185,9 +186,10 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     arguments = flags.FLAGS
-    if arguments.only != "ours" and importlib.util.find_spec("torch") is None:
+    has_torch = importlib.util.find_spec("torch") is not None
+    if arguments.only != "ours" and not has_torch:
         raise InputError("PyTorch is missing: install it (pip install semiovs-jax[bench]), or pass --only=ours")
-    environment = describe([] if arguments.only == "ours" else [EAGER])
+    environment = describe([OURS, EAGER] if has_torch else [OURS])
     choice, sides = choose("cpu" if environment["platform"] == "cpu" else "gpu", arguments)
     results = Results.open(Path(arguments.json) if arguments.json else None, environment)
     print(", ".join(f"{name} {value}" for name, value in environment.items()))

@@ -154,7 +154,7 @@ def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
     assert views["weak/ood"].shape == views["s2/mix"].shape == (2, 17, 17, 3)
     assert views["ovs/label"].dtype == np.uint8
     np.testing.assert_array_equal(views["snapshots/weights"], [0.5, 0.5])
-    state, loss = jax.eval_shape(ours._update_alone, ours._state, ours._batch, ours._frozen, ours._views)
+    state, loss = jax.eval_shape(ours._update_alone, ours._state, *ours._given())
     assert loss.shape == ()
     assert set(state.labelers) == {"snapshots"}
     weights = ours._spec.term_weights(ours._state)
@@ -164,7 +164,7 @@ def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
 def test_semivl_needs_no_weight_file():
     case = Case("semivl", ood=False, backbone="clip_vit_shapes", crop_size=32, batch_size=2, precision="bfloat16")
     ours = OurStep(case)
-    _, loss = jax.eval_shape(ours._update_alone, ours._state, ours._batch, ours._frozen, ours._views)
+    _, loss = jax.eval_shape(ours._update_alone, ours._state, *ours._given())
     assert loss.dtype == np.float32
 
 
