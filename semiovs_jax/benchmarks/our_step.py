@@ -1,5 +1,6 @@
 """Our train step of a case, on random images, compiled: the whole step, and the update alone."""
 
+import functools
 import time
 from typing import Any, cast
 
@@ -62,13 +63,12 @@ class OurStep:
         self._batch = shard_batch(_random_batch(config, method, dataset.num_classes, seed), self._mesh)
         frozen = {name: labeler.weights for name, labeler in labelers.items()}
         self._frozen = jax.device_put(frozen, replicated(self._mesh))
-        self._views, self._labels = jax.jit(self._make_views)(self._batch, self._frozen)
         self._draw = _draw() if _SNAPSHOTS in labelers else None
         self.images = case.batch_size * len(method.streams)
 
     def flat_views(self) -> dict[str, np.ndarray]:
         """The views of the first step, for a step in another framework."""
-        return flatten_views(self._views, self._labels, self._draw)
+        return flatten_views(*self._views, self._draw)
 
     def compile(self) -> None:
         """Compiles the step and the update alone."""
@@ -95,7 +95,12 @@ class OurStep:
 
     def _given(self) -> tuple[Any, ...]:
         """The arguments of `_update_alone` but the state."""
-        return self._batch, self._frozen, self._views, self._draw
+        return self._batch, self._frozen, self._views[0], self._draw
+
+    @functools.cached_property
+    def _views(self) -> tuple[Views, Labels]:
+        """The views of the first step, and the OVS's labels."""
+        return jax.jit(self._make_views)(self._batch, self._frozen)
 
     def _make_views(self, batch: Any, frozen: Any) -> tuple[Views, Labels]:
         key = self._spec.key(jnp.int32(FIRST_STEP))

@@ -164,7 +164,9 @@ def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
 def test_semivl_needs_no_weight_file():
     case = Case("semivl", ood=False, backbone="clip_vit_shapes", crop_size=32, batch_size=2, precision="bfloat16")
     ours = OurStep(case)
-    _, loss = jax.eval_shape(ours._update_alone, ours._state, *ours._given())
+    given = ours._batch, ours._frozen
+    views, _ = jax.eval_shape(ours._make_views, *given)
+    _, loss = jax.eval_shape(ours._update_alone, ours._state, *given, views, None)
     assert loss.dtype == np.float32
 
 
