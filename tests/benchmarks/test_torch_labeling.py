@@ -18,7 +18,9 @@ from tests.ovs import tiny_sed
 
 torch = pytest.importorskip("torch", reason="needs the extra bench")
 
-from semiovs_jax.benchmarks.pytorch.labeling import make_module  # noqa: E402
+from semiovs_jax.benchmarks.labeling import write_model  # noqa: E402
+from semiovs_jax.benchmarks.our_labeling import OurLabeling  # noqa: E402
+from semiovs_jax.benchmarks.pytorch.labeling import TorchLabeling, make_module  # noqa: E402
 from semiovs_jax.benchmarks.pytorch.random_weights import draw_weights  # noqa: E402
 
 VOCABULARY = Vocabulary(
@@ -35,7 +37,7 @@ VOCABULARY = Vocabulary(
     origin="toys.json",
 )
 LABEL_SIZE = (30, 50)
-LINEAR_HEAD = tiny_sed.CONFIG.visual
+LINEAR_HEAD = dataclasses.replace(tiny_sed.CONFIG.visual, depths=(1, 1, 1, 1))
 MLP_HEAD = dataclasses.replace(LINEAR_HEAD, head_width=9)
 ATOL = 1e-4
 
@@ -50,7 +52,7 @@ def both(architecture, side, **settings):
 
 
 def computed(labeler, image):
-    """Concepts' probabilities or classes' scores, and labels; compiled once, because compiling takes most of the time."""
+    """Concepts' probabilities or classes' scores, and labels, of one program: compiling takes most of the time."""
     network = labeler.scores if isinstance(labeler, MaskClip) else labeler.probabilities
 
     def run(weights, image):
@@ -84,19 +86,14 @@ def test_sed(visual, top_k):
         assert kept.all()
 
 
+def tiny_maskclip(**fields):
+    visual = ClipVitConfig(patch_size=8, width=16, num_layers=3, num_heads=2, embed_dim=6, **fields)
+    return maskclip_architecture(visual, VOCABULARY, logit_scale=20.0)
+
+
 @pytest.mark.parametrize(("eps", "activation", "table"), [(1e-5, "quick_gelu", 32), (1e-6, "gelu", 64)])
 def test_maskclip(eps, activation, table):
-    visual = ClipVitConfig(
-        patch_size=8,
-        width=16,
-        num_layers=3,
-        num_heads=2,
-        embed_dim=6,
-        image_size=(table, table),
-        eps=eps,
-        activation=activation,
-    )
-    architecture = maskclip_architecture(visual, VOCABULARY, logit_scale=20.0)
+    architecture = tiny_maskclip(eps=eps, activation=activation, image_size=(table, table))
     module, labeler, text, image = both(architecture, 60)
     expected, expected_label = computed(labeler, image)
     inputs = torch.from_numpy(image), torch.from_numpy(text)
@@ -104,3 +101,33 @@ def test_maskclip(eps, activation, table):
     np.testing.assert_allclose(found.transpose(0, 2, 3, 1), expected, atol=ATOL)
     assert expected.std() > 0.1
     assert_same_labels(module(*inputs, LABEL_SIZE), expected_label)
+
+
+def test_workers_label_the_same_batch(tmp_path):
+    write_model(tmp_path, tiny_maskclip(image_size=(32, 32)), image_size=64, images=3, weights=True)
+    planes = []
+    for number, worker in enumerate((OurLabeling(), TorchLabeling())):
+        seconds = worker.prepare(
+            folder=str(tmp_path), batch_size=2, precision="float32", top_k=0, class_chunk=0, label_size=LABEL_SIZE
+        )
+        usage = worker.measure(seconds=0)
+        assert seconds > 0
+        assert usage["batches"] == 1
+        assert worker.peaks()["host"] > 0
+        worker.label(str(tmp_path / f"{number}.npz"))
+        planes.append(dict(np.load(tmp_path / f"{number}.npz")))
+    assert planes[0]["label"].shape == (2, *LABEL_SIZE)
+    np.testing.assert_allclose(planes[0]["confidence"], planes[1]["confidence"], atol=ATOL)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_changes_little(tmp_path, autocast):
+    write_model(tmp_path, tiny_maskclip(image_size=(32, 32)), image_size=64, images=1, weights=True)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        worker = TorchLabeling()
+        task = {"precision": precision, "autocast": autocast, "label_size": LABEL_SIZE, "folder": str(tmp_path)}
+        worker.prepare(batch_size=1, top_k=0, class_chunk=0, **task)
+        found[precision] = worker.to_host(worker.run()[1])
+    difference = np.abs(found["float32"] - found["bfloat16"])
+    assert 0 < difference.mean() < 0.02
