@@ -131,8 +131,9 @@ def report(found: Comparison, batch_size: int) -> Iterator[str]:
         )
     if "PyTorch" in found.sides:
         pairs = list(zip(found.sides["ours"].usages, found.sides["PyTorch"].usages, strict=True))
-        yield f"  ours over PyTorch, by the clock:  {_spread([a.per_second / b.per_second for a, b in pairs])}"
-        yield f"  ours over PyTorch, a core-second: {_spread([a.per_core_second / b.per_core_second for a, b in pairs])}"
+        by_clock = _spread([ours.per_second / other.per_second for ours, other in pairs])
+        by_core = _spread([ours.per_core_second / other.per_core_second for ours, other in pairs])
+        yield f"  ours over PyTorch: {by_clock} by the clock, {by_core} a core-second"
     if found.alike is not None:
         alike, difference = f"{100 * found.alike:.2f} %", f"{found.difference:.1e}"
         yield f"  labels alike at {alike} of pixels; confidence differs by {difference} at most"

@@ -115,7 +115,7 @@ class ClipConvNext(nn.Module):
             The stages' outputs [N, C, H / s, W / s] at strides s = 4, 8, 16, 32, and CLIP's embedding
             [N, H / 32, W / 32, D] of every pixel of the last one, not normalized.
         """
-        levels = self.trunk(image.to(self.trunk.stem[0].weight.dtype))
+        levels = self.trunk(image.to(next(self.parameters()).dtype))
         dense = self.trunk.head["norm"](levels[-1].permute(0, 2, 3, 1))
         for layer in self.head.values():
             dense = layer(dense)

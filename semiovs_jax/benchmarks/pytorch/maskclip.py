@@ -5,7 +5,7 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,19 @@ class _Block(nn.Module):
         return x + y
 
 
+class _Transformer(nn.Module):
+    def __init__(self, blocks: Iterable[_Block]):
+        super().__init__()
+        self.resblocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps tokens [N, 1 + T, D] to the value path [N, T, D] of the last block, without the class token."""
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x = block(x)
+        return last(x[:, 1:], value_path=True)
+
+
 class DenseClipVit(nn.Module):
     """CLIP's vision transformer with MaskCLIP's value path in the last block.
 
@@ -94,7 +107,7 @@ class DenseClipVit(nn.Module):
         self.ln_pre, self.ln_post = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio)
         blocks = (_Block(width, num_heads, hidden, eps, activation) for _ in range(num_layers))
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
+        self.transformer = _Transformer(blocks)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -113,10 +126,7 @@ class DenseClipVit(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         x = self.ln_pre(torch.cat([class_token, tokens], dim=1) + self._positions(grid))
-        *blocks, last = self.transformer["resblocks"]
-        for block in blocks:
-            x = block(x)
-        x = self.ln_post(last(x[:, 1:], value_path=True)) @ self.proj
+        x = self.ln_post(self.transformer(x)) @ self.proj
         return F.normalize(x.float(), dim=-1).unflatten(1, grid)
 
     def _positions(self, grid: Sequence[int]) -> torch.Tensor:

@@ -28,17 +28,17 @@ class _Rows(NamedTuple):
     Attributes:
         counts: Number of rows of each image, on the host.
         image: Int64 [M], the image of each row.
-        index: Int64 [M], image * T + class of each row.
+        slot: Int64 [M], image * T + class of each row.
     """
 
     counts: list[int]
     image: torch.Tensor
-    index: torch.Tensor
+    slot: torch.Tensor
 
     @classmethod
     def all(cls, images: int, classes: int, device: torch.device) -> "_Rows":
-        index = torch.arange(images * classes, device=device)
-        return cls([classes] * images, index // classes, index)
+        slot = torch.arange(images * classes, device=device)
+        return cls([classes] * images, slot // classes, slot)
 
     def best(self, logits: torch.Tensor, top_k: int) -> tuple["_Rows", torch.Tensor]:
         """Rows that are among the `top_k` best of their image at one pixel or more, and their present positions.
@@ -51,7 +51,7 @@ class _Rows(NamedTuple):
         on_host = kept.cpu()
         position = on_host.nonzero()[:, 0].to(logits.device)
         counts = [int(mask.sum()) for mask in on_host.split(self.counts)]
-        return _Rows(counts, self.image[position], self.index[position]), position
+        return _Rows(counts, self.image[position], self.slot[position]), position
 
 
 class _LinearAttention(nn.Module):
@@ -188,7 +188,7 @@ class Aggregator(nn.Module):
         found = torch.sigmoid(self.head(x).float())[:, 0]
         if top_k:
             every = found.new_zeros(images * classes, *found.shape[1:])
-            found = every.index_copy_(0, rows.index, found)
+            found = every.index_copy_(0, rows.slot, found)
         return found.unflatten(0, (images, classes))
 
 
