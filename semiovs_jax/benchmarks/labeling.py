@@ -4,8 +4,11 @@ SED and MaskCLIP have published sizes and random weights, the same on both sides
 Nothing is downloaded. Both sides label the same batch, in turn, each in a process of its own. First their labels are
 compared. Without PyTorch (extra `bench`), only this project is measured.
 
-A batch is on the device before the clock starts; decoding and encoding are not measured. Labels of random weights are
-meaningless: `semiovs_jax.benchmarks.sed_agreement` compares the labels of SED's paths with trained weights.
+A batch is on the device before the clock starts; decoding and encoding are not measured. With --job_images, a whole
+labeling job of this project is measured, too: images a second, and the share of the time for which the device waits.
+
+Labels of random weights are meaningless: `semiovs_jax.benchmarks.sed_agreement` compares the labels of SED's paths with
+trained weights.
 """
 
 import contextlib
@@ -59,12 +62,14 @@ class Comparison:
         kept: Concepts of an image that were not pruned, on average.
         alike: Share of pixels with the same label on both sides; None without PyTorch.
         difference: Largest difference of the confidence at a pixel; None without PyTorch.
+        job: Result of `measure_job`; None if it was not measured.
     """
 
     sides: dict[str, Side]
     kept: float
     alike: float | None
     difference: float | None
+    job: dict[str, float] | None
 
 
 def write_model(folder: Path, content: dict[str, Any], image_size: int, images: int, *, weights: bool) -> None:
@@ -78,7 +83,9 @@ def write_model(folder: Path, content: dict[str, Any], image_size: int, images: 
         write_weights(folder / "weights.safetensors", content)
 
 
-def compare(task: Task, names: Sequence[str], rounds: int, seconds: float) -> Comparison:
+def compare(
+    task: Task, names: Sequence[str], rounds: int, seconds: float, job_images: int, num_threads: int
+) -> Comparison:
     """Measures sides of a task in turn.
 
     Args:
@@ -86,6 +93,8 @@ def compare(task: Task, names: Sequence[str], rounds: int, seconds: float) -> Co
         names: Of the sides; "ours" is one of them.
         rounds: Number of rounds.
         seconds: Least duration of a turn.
+        job_images: Photographs of the labeling job; 0 for no job.
+        num_threads: Threads of the job that decode, and as many that encode.
 
     Raises:
         WorkerError: A side has failed; for instance, memory is too small.
@@ -95,15 +104,17 @@ def compare(task: Task, names: Sequence[str], rounds: int, seconds: float) -> Co
         first = {name: worker.call("prepare", **dataclasses.asdict(task)) for name, worker in workers.items()}
         alike, difference = _agreement(workers) if len(workers) > 1 else (None, None)
         turns = take_turns(workers, rounds, "measure", seconds=seconds)
-        return Comparison(
-            sides={
-                name: Side([Usage(**usage) for usage in turns[name]], first[name], worker.call("peaks"))
-                for name, worker in workers.items()
-            },
-            kept=workers["ours"].call("kept"),
-            alike=alike,
-            difference=difference,
-        )
+        sides = {
+            name: Side([Usage(**usage) for usage in turns[name]], first[name], worker.call("peaks"))
+            for name, worker in workers.items()
+        }
+        ours = workers.pop("ours")
+        kept = ours.call("kept")
+        for other in workers.values():  # gives its memory back before the job
+            other.close()
+        size = {"images": job_images, "batch_size": task.batch_size, "num_threads": num_threads}
+        job = ours.call("job", **size) if job_images else None
+        return Comparison(sides, kept, alike, difference, job)
 
 
 def _agreement(workers: dict[str, Worker]) -> tuple[float, float]:
@@ -138,6 +149,9 @@ def report(found: Comparison, batch_size: int) -> Iterator[str]:
         alike, difference = f"{100 * found.alike:.2f} %", f"{found.difference:.1e}"
         yield f"  labels alike at {alike} of pixels; confidence differs by {difference} at most"
     yield f"  {found.kept:.0f} concepts of an image kept"
+    if found.job is not None:
+        rate, wait = found.job["images_per_second"], 100 * found.job["device_wait"]
+        yield f"  labeling job: {rate:.3g} images/s, the device waits {wait:.1f} % of the time"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -164,7 +178,14 @@ def print_model(model: str, folder: Path, arguments: Any) -> None:
         )
         print(f"{model}, {path}, {precision}, batches of {batch_size}", flush=True)
         try:
-            found = compare(task, list(_MODULES) if has_torch else ["ours"], arguments.rounds, arguments.turn_seconds)
+            found = compare(
+                task,
+                list(_MODULES) if has_torch else ["ours"],
+                arguments.rounds,
+                arguments.turn_seconds,
+                arguments.job_images,
+                arguments.num_threads,
+            )
         except WorkerError as error:
             print(f"  failed: {str(error).strip().splitlines()[-1]}", flush=True)
             continue
@@ -203,4 +224,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("torch_autocast", False, "PyTorch's bfloat16: autocast, or weights in bfloat16, too.")
     flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
     flags.DEFINE_float("turn_seconds", 2.0, "Least duration of a turn.", lower_bound=0.0)
+    flags.DEFINE_integer("job_images", 0, "Photographs of the labeling job; 0 for no job.", lower_bound=0)
+    flags.DEFINE_integer("num_threads", 8, "Threads of the job that decode, and as many that encode.", lower_bound=1)
     app.run(main)

@@ -10,6 +10,7 @@ It imports no framework, so that a worker's memory is that of its own framework.
 
 import abc
 import contextlib
+import ctypes
 import dataclasses
 import json
 import time
@@ -103,6 +104,7 @@ class LabelingWorker(abc.ABC):
 
 
 def _forget_peak() -> None:
-    """Restarts the peak of `peak_host_bytes`, on Linux: reading weights may take more than labeling."""
-    with contextlib.suppress(OSError):
+    """Restarts the peak of `peak_host_bytes`, on Linux: reading weights may take more memory than labeling."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what reading has freed
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

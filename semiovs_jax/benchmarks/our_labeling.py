@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from semiovs_jax.benchmarks import labelers
+from semiovs_jax.benchmarks.labeling_job import measure_job
 from semiovs_jax.benchmarks.labeling_worker import LabelingWorker, Task
 from semiovs_jax.benchmarks.turns import serve
 from semiovs_jax.ovs.sed import Sed, label_probabilities
@@ -53,6 +54,10 @@ class OurLabeling(LabelingWorker):
     def kept(self) -> float:
         """Concepts of an image that were not pruned, on average."""
         return float(self._label(*self._inputs)[2])
+
+    def job(self, images: int, batch_size: int, num_threads: int) -> dict[str, float]:
+        """See `measure_job`."""
+        return measure_job(self._labeler, images, batch_size, num_threads)
 
     def flops(self, **task: Any) -> float:
         """FLOPs of the network for one image of a `Task`; see `labelers.flops`."""

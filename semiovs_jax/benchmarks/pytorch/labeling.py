@@ -44,10 +44,11 @@ class TorchLabeling(LabelingWorker):
         module = make_module(architecture)
         module.load_state_dict(load_file(task.weights))
         half = task.precision == "bfloat16"
-        if half and not task.autocast:
-            for parameter in module.parameters():  # not of the buffers, by which images are normalized in float32
-                parameter.data = parameter.data.bfloat16()
-        module = module.to(self._device, memory_format=torch.channels_last)
+        dtype = torch.bfloat16 if half and not task.autocast else torch.float32
+        for parameter in module.parameters():  # not the buffers: images are normalized in float32
+            value = parameter.data.to(dtype)
+            parameter.data = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        module.to(self._device)
         self._autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=half and task.autocast)
         self._module = torch.compile(module) if task.compiled else module
         text, images = (torch.from_numpy(array).to(self._device) for array in task.arrays())
