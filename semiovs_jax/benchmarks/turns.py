@@ -121,6 +121,6 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, name: str, /, **argum
     """
     results: dict[str, list[Any]] = {side: [] for side in workers}
     for number in range(rounds):
-        for side in reversed(workers) if number % 2 else workers:
+        for side in reversed(list(workers)) if number % 2 else workers:
             results[side].append(workers[side].call(name, **arguments))
     return results

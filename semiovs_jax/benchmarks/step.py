@@ -1,0 +1,211 @@
+"""Measures our train step beside PyTorch's on this device: python -m semiovs_jax.benchmarks.step --json=step.json.
+
+Each row is a method, a model, sizes and a precision. Both sides start from the same weights and get the same views; the
+table has the difference of their losses. Each side is a process of its own. They take turns, a round of steps each, and
+the table has the ratios of the rounds. Rows are added to the file of --json as they are measured. Started again with
+the same file, the command measures the rows that are missing.
+
+Needs PyTorch (pip install semiovs-jax[bench]), or --only=ours. Weights are random, images noise; no file is read.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from data_pipelines.command import command_end
+from data_pipelines.errors import InputError
+from semiovs_jax.benchmarks.step_cases import COMPILED, DEFAULTS, EAGER, METHODS, OURS, PRECISIONS, Case, Choice
+from semiovs_jax.benchmarks.step_table import LEGEND, format_table
+from semiovs_jax.benchmarks.turns import Worker, WorkerError, take_turns
+from semiovs_jax.runtime.command import tune_process
+
+_WORKER = "semiovs_jax.benchmarks.step_worker"
+_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # on a GPU, ours leaves memory to the other sides
+_FORMS = {"cpu": (EAGER,), "gpu": (EAGER, COMPILED)}  # by platform
+
+
+@dataclasses.dataclass
+class Results:
+    """The rows measured so far, in a file.
+
+    Attributes:
+      path: the file, JSON; None for none.
+      environment: the device and the versions, the same for all rows.
+      rows: of `measure_case`.
+    """
+
+    path: Path | None
+    environment: dict[str, Any]
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: Path | None, environment: dict[str, Any]) -> "Results":
+        """With the rows of the file, if there is one.
+
+        Raises:
+          InputError: the rows of the file are of another environment.
+        """
+        if path is None or not path.exists():
+            return cls(path, environment)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["environment"] != environment:
+            raise InputError(
+                f"{path}: its rows were measured in {found['environment']}, and this is {environment}; "
+                "give another file to --json"
+            )
+        return cls(path, environment, found["rows"])
+
+    def has(self, case: Case, sides: Iterable[str]) -> bool:
+        """Whether there is a row of the case with all of the sides."""
+        wanted = dataclasses.asdict(case)
+        return any(row["case"] == wanted and set(sides) <= row["rounds"].keys() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row, in place of one of the same case, and writes the file."""
+        self.rows = [*(old for old in self.rows if old["case"] != row["case"]), row]
+        if self.path is not None:
+            written = self.path.with_name(f"{self.path.name}.new")
+            content = {"environment": self.environment, "rows": self.rows}
+            written.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            written.replace(self.path)
+
+
+def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Measures a case.
+
+    Args:
+      case: what is measured.
+      sides: `OURS` and forms of the step in PyTorch.
+      device: of PyTorch, "cpu" or "cuda".
+      rounds: number of rounds.
+      steps: of each side in a round.
+
+    Returns:
+      Plain data: the case, the images of a step, the date, and what each side's `prepare`, `measure` and `finish` have
+      returned, the second for each round.
+
+    Raises:
+      WorkerError: a side has failed.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        given = {"case": dataclasses.asdict(case), "folder": folder, "device": device}
+        workers = {side: stack.enter_context(start_worker(side)) for side in sides}
+        for side in sides:
+            if side != OURS:
+                workers[side].call("build", **given)
+        with contextlib.nullcontext(workers[OURS]) if OURS in workers else start_worker(OURS) as ours:
+            images = ours.call("build", **given)
+        return {
+            "case": given["case"],
+            "date": datetime.date.today().isoformat(),
+            "images": images,
+            "prepared": {side: worker.call("prepare", folder=folder) for side, worker in workers.items()},
+            "rounds": take_turns(workers, rounds, "measure", steps=steps),
+            "finished": {side: worker.call("finish") for side, worker in workers.items()},
+        }
+
+
+def start_worker(side: str) -> Worker:
+    """The process of a side; variables of the user's environment are kept."""
+    return Worker(_WORKER, [side], {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+
+
+def describe(sides: Iterable[str]) -> dict[str, Any]:
+    """The device, its platform, and the versions; of ours also if it is not measured."""
+    found: dict[str, Any] = {"python": sys.version.split()[0]}
+    for side in dict.fromkeys([OURS, *sides]):
+        with start_worker(side) as worker:
+            found |= worker.call("describe")
+    return found
+
+
+def measure(results: Results, cases: Iterable[Case], sides: Sequence[str], arguments: Any) -> list[Case]:
+    """Measures the cases without a row and prints the line of each; returns those that have failed."""
+    failed = []
+    device = "cuda" if results.environment["platform"] == "gpu" else "cpu"
+    for case in cases:
+        if results.has(case, sides):
+            continue
+        try:
+            row = measure_case(case, sides, device, arguments.rounds, arguments.steps)
+        except WorkerError as error:
+            print(f"{case}: {error}", file=sys.stderr, flush=True)
+            failed.append(case)
+            continue
+        results.add(row)
+        print(format_table([row]), flush=True)
+    return failed
+
+
+def choose(platform: str, arguments: Any) -> tuple[Choice, Sequence[str]]:
+    """The cases and the sides of the flags; what is left out is that of the platform."""
+    default = DEFAULTS[platform]
+    ood = [name == "ovs" for name in arguments.ood or ()]
+    choice = Choice(
+        arguments.methods or default.methods,
+        ood or default.ood,
+        arguments.backbones or default.backbones,
+        [int(size) for size in arguments.crop_sizes or default.crop_sizes],
+        [int(size) for size in arguments.batch_sizes or default.batch_sizes],
+        arguments.precisions or default.precisions,
+    )
+    forms = arguments.torch_forms or _FORMS[platform]
+    sides = {"": [OURS, *forms], "ours": [OURS], "torch": list(forms)}
+    return choice, sides[arguments.only or ""]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what is missing and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    arguments = flags.FLAGS
+    if arguments.only != "ours" and importlib.util.find_spec("torch") is None:
+        raise InputError("PyTorch is missing: install it (pip install semiovs-jax[bench]), or pass --only=ours")
+    environment = describe([] if arguments.only == "ours" else [EAGER])
+    choice, sides = choose("cpu" if environment["platform"] == "cpu" else "gpu", arguments)
+    results = Results.open(Path(arguments.json) if arguments.json else None, environment)
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    print(f"{datetime.date.today()}, {arguments.rounds} rounds of {arguments.steps} steps\n{LEGEND}\n", flush=True)
+    failed = measure(results, choice.cases(), sides, arguments)
+    wanted = [dataclasses.asdict(case) for case in choice.cases()]
+    print(f"\n{format_table([row for row in results.rows if row['case'] in wanted])}")
+    if failed:
+        sys.exit(1)
+
+
+def _define_flags() -> None:
+    _define_choices("methods", METHODS)
+    _define_choices("ood", ("none", "ovs"), "without OOD images, or with cached labels")
+    flags.DEFINE_list("backbones", None, "Of the methods but SemiVL: resnet50, resnet101.")
+    flags.DEFINE_list("crop_sizes", None, "Sides of the images, in pixels.")
+    flags.DEFINE_list("batch_sizes", None, "Images of each stream.")
+    _define_choices("precisions", tuple(PRECISIONS))
+    _define_choices("torch_forms", (EAGER, COMPILED), "the faster one counts")
+    flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_integer("steps", 3, "Steps of each side in a round.", lower_bound=1)
+    flags.DEFINE_enum("only", None, ["ours", "torch"], "Measure one side alone.")
+    flags.DEFINE_string("json", None, "File of the rows, which a later call goes on with.")
+
+
+def _define_choices(name: str, choices: Sequence[str], meaning: str = "") -> None:
+    """A flag whose value is a list of some of `choices`."""
+    message = f"Of {', '.join(choices)}{meaning and ': '}{meaning}."
+    flags.DEFINE_list(name, None, message)
+    flags.register_validator(name, lambda values: set(values or ()) <= set(choices), message)
+
+
+if __name__ == "__main__":
+    tune_process()
+    _define_flags()
+    with command_end("rows that are measured are in the file of --json; the same command measures the others"):
+        app.run(main)

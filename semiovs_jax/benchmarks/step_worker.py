@@ -1,0 +1,235 @@
+"""One side of the comparison of train steps, in a process of its own: ours, or one in PyTorch.
+
+`semiovs_jax.benchmarks.step` starts it and calls the methods of `OurSide` or `TorchSide`, in the order in which they
+are below. Weights and views pass through files of a folder: ours are those of the step in PyTorch, if there is one, and
+its views are ours.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiovs_jax.benchmarks.memory import peak_host_bytes
+from semiovs_jax.benchmarks.step_cases import COMPILED, FIRST_STEP, OURS, PRECISIONS, STEPS_PER_EPOCH, TOTAL_STEPS, Case
+from semiovs_jax.benchmarks.timing import Usage
+from semiovs_jax.benchmarks.turns import serve
+from semiovs_jax.runtime.command import tune_process
+
+_NUM_CLASSES = 21  # of the configs in `step_cases`
+_STUDENT, _SNAPSHOT = "student", "snapshot{}"  # folders of state dicts in a weight file
+
+
+class OurSide:
+    """Our step."""
+
+    def __init__(self) -> None:
+        import jax
+
+        jax.config.update("jax_enable_compilation_cache", False)
+        self._device = jax.devices()[0]
+        self._baseline = peak_host_bytes()
+
+    def describe(self) -> dict[str, Any]:
+        """The device and the versions."""
+        import jax
+        import jaxlib
+
+        found = {"platform": self._device.platform, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        return found | {"device": _gpu() if self._device.platform == "gpu" else _cpu()}
+
+    def build(self, case: Mapping[str, Any], folder: str, device: str) -> int:
+        """Makes the state, with the weights in `folder` if there are any, and writes the views to it.
+
+        Returns:
+          The images of a step, of all streams.
+        """
+        from semiovs_jax.benchmarks.our_step import OurStep
+
+        del device
+        self._case = Case(**case)
+        self._step = OurStep(self._case, read_weights(Path(folder)))
+        np.savez(Path(folder) / "views.npz", **_as_any(self._step.flat_views()))
+        return self._step.images
+
+    def prepare(self, folder: str) -> dict[str, float]:
+        """Compiles; returns the first loss, the FLOPs of an update, and the seconds to compile the step."""
+        del folder
+        self._step.compile()
+        loss = float(self._step.update())
+        self._step.step()
+        self._step.synchronize()
+        self._built = peak_host_bytes()
+        return {"loss": loss, "flops": self._step.flops, "compile_seconds": self._step.compile_seconds}
+
+    def measure(self, steps: int) -> dict[str, dict[str, float]]:
+        """The cost of a number of whole steps, and of updates alone."""
+        parts = {"step": self._step.step, "update": self._step.update}
+        return {name: usage(run, self._step.synchronize, steps) for name, run in parts.items()}
+
+    def finish(self) -> dict[str, float | None]:
+        """Peaks of memory in bytes, and the FLOPs per second of matrix products."""
+        from semiovs_jax.benchmarks.ceiling import jax_ceiling
+
+        stats = self._device.memory_stats() or {}
+        found = _peaks(self._baseline, self._built) | {"device_bytes": stats.get("peak_bytes_in_use")}
+        precision = PRECISIONS[self._case.precision]
+        return found | {"ceiling": jax_ceiling(precision.dtype, precision.products)}
+
+
+class TorchSide:
+    """The step in PyTorch.
+
+    Args:
+      compiled: whether torch.compile compiles it.
+    """
+
+    def __init__(self, compiled: bool):
+        import torch
+
+        self._compiled = compiled
+        if torch.cuda.is_available():
+            torch.cuda.init()
+        self._baseline = peak_host_bytes()
+
+    def describe(self) -> dict[str, Any]:
+        """The version."""
+        import torch
+
+        return {"torch": torch.__version__}
+
+    def build(self, case: Mapping[str, Any], folder: str, device: str) -> None:
+        """Makes the step on "cpu" or "cuda", and writes its weights to `folder`."""
+        from semiovs_jax.benchmarks.pytorch.settings import Settings, published_constants
+        from semiovs_jax.benchmarks.pytorch.steps import TorchStep
+
+        self._case, self._device = Case(**case), device
+        settings = Settings(
+            method=self._case.method,
+            ood=self._case.ood,
+            backbone=self._case.backbone,
+            num_classes=_NUM_CLASSES,
+            batch_size=self._case.batch_size,
+            crop_size=self._case.crop_size,
+            device=device,
+            precision=PRECISIONS[self._case.precision].torch,
+            compiled=self._compiled,
+        )
+        constants = dataclasses.replace(
+            published_constants(self._case.method),
+            threshold=0.0,
+            snapshot_threshold=0.0,
+            maskclip_threshold=0.0,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            total_steps=TOTAL_STEPS,
+            first_step=FIRST_STEP,
+        )
+        self._step = TorchStep(settings, seed=0, constants=constants)
+        write_weights(Path(folder), self._step)
+
+    def prepare(self, folder: str) -> dict[str, float]:
+        """Returns the first loss, and the seconds of that and of the first update, compilation included."""
+        with np.load(Path(folder) / "views.npz") as file:
+            self._views = self._step.place(dict(file))
+        start = time.perf_counter()
+        loss = self._step.loss(self._views)
+        self._update()
+        self._step.synchronize()
+        seconds = time.perf_counter() - start
+        self._update()
+        self._step.synchronize()
+        self._built = peak_host_bytes()
+        return {"loss": loss, "compile_seconds": seconds}
+
+    def measure(self, steps: int) -> dict[str, dict[str, float]]:
+        """The cost of a number of updates."""
+        return {"update": usage(self._update, self._step.synchronize, steps)}
+
+    def finish(self) -> dict[str, float | None]:
+        """Peaks of memory in bytes, and the FLOPs per second of matrix products."""
+        import torch
+
+        from semiovs_jax.benchmarks.ceiling import torch_ceiling
+
+        on_device = torch.cuda.max_memory_allocated() if self._device == "cuda" else None
+        found = _peaks(self._baseline, self._built) | {"device_bytes": on_device}
+        return found | {"ceiling": torch_ceiling(PRECISIONS[self._case.precision].dtype, self._device)}
+
+    def _update(self) -> None:
+        self._step.update(self._views)
+
+
+def usage(run: Callable[[], Any], synchronize: Callable[[], None], steps: int) -> dict[str, float]:
+    """The cost of a number of calls, a `Usage` as plain data; waits for the device before and after them."""
+    synchronize()
+    start, cores = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        run()
+    synchronize()
+    return dataclasses.asdict(Usage(steps, time.perf_counter() - start, time.process_time() - cores))
+
+
+def write_weights(folder: Path, step: Any) -> None:
+    """Writes the state dicts of a step in PyTorch to `folder`."""
+    state_dicts = {_STUDENT: step.state_dict()}
+    state_dicts |= {_SNAPSHOT.format(slot): values for slot, values in enumerate(step.snapshot_state_dicts())}
+    arrays = {
+        f"{name}/{key}": value.detach().cpu().numpy()
+        for name, values in state_dicts.items()
+        for key, value in values.items()
+    }
+    np.savez(folder / "weights.npz", **_as_any(arrays))
+
+
+def read_weights(folder: Path) -> Any:
+    """The `our_weights.Weights` that `write_weights` wrote; random ones if there is no file."""
+    from semiovs_jax.benchmarks.our_weights import Weights
+
+    path = folder / "weights.npz"
+    if not path.exists():
+        return Weights()
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path) as file:
+        for name in file.files:
+            owner, _, key = name.partition("/")
+            found.setdefault(owner, {})[key] = file[name]
+    student = found.pop(_STUDENT)
+    return Weights(student, tuple(found[_SNAPSHOT.format(slot)] for slot in range(len(found))))
+
+
+def _as_any(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return dict(arrays)  # the stub of np.savez takes arrays for its flag allow_pickle
+
+
+def _peaks(baseline: int, built: int) -> dict[str, float | None]:
+    """Bytes on the host: with imports alone, at most until the first steps are done, and at most so far."""
+    return {"baseline_bytes": baseline, "built_bytes": built, "peak_bytes": peak_host_bytes()}
+
+
+def _gpu() -> str:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
+    return f"{subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()} (driver)"
+
+
+def _cpu() -> str:
+    import os
+    import platform
+
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # another system than Linux on x86
+    return f"{name}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    tune_process()
+    side = sys.argv[1]
+    serve(OurSide if side == OURS else lambda: TorchSide(compiled=side == COMPILED))
