@@ -59,14 +59,14 @@ class Comparison:
 
     Attributes:
         sides: By name: "ours" and, if it is installed, "PyTorch".
-        kept: Concepts of an image that were not pruned, on average.
+        kept: Concepts of an image that were not pruned, on average; None for MaskCLIP.
         alike: Share of pixels with the same label on both sides; None without PyTorch.
         difference: Largest difference of the confidence at a pixel; None without PyTorch.
         job: Result of `measure_job`; None if it was not measured.
     """
 
     sides: dict[str, Side]
-    kept: float
+    kept: float | None
     alike: float | None
     difference: float | None
     job: dict[str, float] | None
@@ -148,7 +148,8 @@ def report(found: Comparison, batch_size: int) -> Iterator[str]:
     if found.alike is not None:
         alike, difference = f"{100 * found.alike:.2f} %", f"{found.difference:.1e}"
         yield f"  labels alike at {alike} of pixels; confidence differs by {difference} at most"
-    yield f"  {found.kept:.0f} concepts of an image kept"
+    if found.kept is not None:
+        yield f"  {found.kept:.0f} concepts of an image kept"
     if found.job is not None:
         rate, wait = found.job["images_per_second"], 100 * found.job["device_wait"]
         yield f"  labeling job: {rate:.3g} images/s, the device waits {wait:.1f} % of the time"

@@ -32,13 +32,13 @@ class OurLabeling(LabelingWorker):
         )
         height, width = task.label_size
 
-        def label(weights: Any, image: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def label(weights: Any, image: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
             if isinstance(labeler, Sed):  # `Sed.label`, with the number of concepts
                 planes = labeler.probabilities(weights, image)
-                kept = jnp.count_nonzero(planes.max((2, 3))) / len(image)
+                kept: jax.Array | None = jnp.count_nonzero(planes.max((2, 3))) / len(image)
                 found = label_probabilities(planes, labeler.class_of_concept, (height, width), size=size)
             else:
-                kept = jnp.asarray(len(text))
+                kept = None
                 found = labeler.label(weights, image, label_size=(height, width), size=size)
             return found.label, found.confidence, kept
 
@@ -51,9 +51,10 @@ class OurLabeling(LabelingWorker):
         label, confidence, _ = jax.block_until_ready(self._label(*self._inputs))
         return label, confidence
 
-    def kept(self) -> float:
-        """Concepts of an image that were not pruned, on average."""
-        return float(self._label(*self._inputs)[2])
+    def kept(self) -> float | None:
+        """Concepts of an image that were not pruned, on average; None for MaskCLIP."""
+        kept = self._label(*self._inputs)[2]
+        return None if kept is None else float(kept)
 
     def job(self, images: int, batch_size: int, num_threads: int) -> dict[str, float]:
         """See `measure_job`."""
