@@ -6,6 +6,7 @@ compared. Without PyTorch (extra `bench`), only this project is measured.
 
 A batch is on the device before the clock starts; decoding and encoding are not measured. With --job_images, a whole
 labeling job of this project is measured, too: images a second, and the share of the time for which the device waits.
+Models, paths, precisions and batch sizes may be given several times: --batch_size=1 --batch_size=8.
 
 Labels of random weights are meaningless: `semiovs_jax.benchmarks.sed_agreement` compares the labels of SED's paths with
 trained weights.
@@ -163,10 +164,9 @@ def print_model(model: str, folder: Path, arguments: Any) -> None:
     """Measures all tasks of a model and prints them."""
     has_torch = importlib.util.find_spec("torch") is not None
     content = architecture(model, load_vocabulary(arguments.vocabulary))
-    batch_sizes = [int(size) for size in arguments.batch_sizes]
-    write_model(folder, content, arguments.image_size, max(batch_sizes), weights=has_torch)
-    paths = arguments.paths if content["kind"] == "sed" else ["exact"]
-    for path, precision, batch_size in itertools.product(paths, arguments.precisions, batch_sizes):
+    write_model(folder, content, arguments.image_size, max(arguments.batch_size), weights=has_torch)
+    paths = arguments.path if content["kind"] == "sed" else ["exact"]
+    for path, precision, batch_size in itertools.product(paths, arguments.precision, arguments.batch_size):
         task = Task(
             folder=str(folder),
             batch_size=batch_size,
@@ -188,7 +188,8 @@ def print_model(model: str, folder: Path, arguments: Any) -> None:
                 arguments.num_threads,
             )
         except WorkerError as error:
-            print(f"  failed: {str(error).strip().splitlines()[-1]}", flush=True)
+            lines = str(error).strip().splitlines()
+            print("  failed:", *dict.fromkeys((lines[0], lines[-1])), flush=True)
             continue
         print(*report(found, batch_size), sep="\n", flush=True)
     with Worker(_MODULES["ours"], environment=_ENVIRONMENT) as worker:
@@ -206,16 +207,16 @@ def main(argv: Sequence[str]) -> None:
         f"{arguments.image_size} px, vocabulary {arguments.vocabulary}, labels of {arguments.width}x"
         f"{arguments.height}; {arguments.rounds} rounds: median (least to most)"
     )
-    for model in arguments.models:
+    for model in arguments.model:
         with tempfile.TemporaryDirectory() as folder:
             print_model(model, Path(folder), arguments)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_enum("models", ["sed-base", "maskclip"], MODELS, "Models of published size.")
-    flags.DEFINE_multi_enum("paths", list(PATHS), list(PATHS), "Paths of SED.")
-    flags.DEFINE_multi_enum("precisions", ["float32", "bfloat16"], list(PRECISIONS), "Precisions.")
-    flags.DEFINE_list("batch_sizes", ["1"], "Images in a batch.")
+    flags.DEFINE_multi_enum("model", ["sed-base", "maskclip"], MODELS, "Models of published size.")
+    flags.DEFINE_multi_enum("path", list(PATHS), list(PATHS), "Paths of SED.")
+    flags.DEFINE_multi_enum("precision", ["float32", "bfloat16"], list(PRECISIONS), "Precisions.")
+    flags.DEFINE_multi_integer("batch_size", [1], "Images in a batch.", lower_bound=1)
     flags.DEFINE_string("vocabulary", "voc21", "Name or path of a vocabulary.")
     flags.DEFINE_integer("image_size", 768, "Side of the square input of the image tower.", lower_bound=32)
     flags.DEFINE_integer("height", 375, "Height of the label.", lower_bound=1)
