@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,16 @@ def consume(iterator: Iterator[Any], batches: int, warm_up: int = 2) -> Usage:
     start, cores = time.perf_counter(), core_seconds()
     for _ in range(batches):
         next(iterator)
+    return Usage(batches, time.perf_counter() - start, core_seconds() - cores)
+
+
+def repeat(run: Callable[[], Any], seconds: float) -> Usage:
+    """Measures calls of `run`, each of which computes a batch: one or more, for at least `seconds` of wall time."""
+    start, cores = time.perf_counter(), core_seconds()
+    batches = 0
+    while not batches or time.perf_counter() - start < seconds:
+        run()
+        batches += 1
     return Usage(batches, time.perf_counter() - start, core_seconds() - cores)
 
 

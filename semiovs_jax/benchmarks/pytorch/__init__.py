@@ -1,1 +1,1 @@
-"""The train steps in PyTorch that ours are measured beside. Needs the extra `bench`; imports no JAX."""
+"""The train steps and the OVS models in PyTorch that ours are measured beside; needs the extra `bench`, and no JAX."""

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semiovs_jax.benchmarks.sed import flops, random_sed
+from semiovs_jax.benchmarks.labelers import architecture, flops, make_labeler, random_text
 from semiovs_jax.models.convnext import depthwise_conv
 from semiovs_jax.models.sed.aggregator import SedAggregator, correlate, unit
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
+from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.ovs import tiny_sed
 
 CONFIG = tiny_sed.CONFIG.aggregator
@@ -146,4 +147,7 @@ def test_the_mask_teaches_everything_else(aggregator):
 @pytest.mark.slow
 def test_the_exact_path_costs_no_more_than_the_analytic_count():
     """The reference's operations count to 1.02 TFLOP at 768 px with 171 concepts."""
-    assert flops(random_sed("base", num_concepts=171, image_size=768)) <= 1.02e12
+    base = architecture("sed-base", load_vocabulary("voc21"))
+    text = random_text(base)
+    assert len(text) == 171
+    assert flops(make_labeler(base, text, None, image_size=768)) <= 1.02e12
