@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from semiovs_jax.benchmarks.labelers import MODELS, architecture, make_labeler, patchwork, random_text
-from semiovs_jax.benchmarks.labeling import Comparison, Side, report
-from semiovs_jax.benchmarks.labeling_job import DeviceClock, measure_job
+from semiovs_jax.benchmarks.labeling.__main__ import Comparison, Side, report
+from semiovs_jax.benchmarks.labeling.job import DeviceClock, measure_job
+from semiovs_jax.benchmarks.labeling.models import MODELS, architecture, make_labeler, patchwork, random_text
 from semiovs_jax.benchmarks.timing import Usage, repeat
 from semiovs_jax.models.clip.vit import ClipVitConfig
 from semiovs_jax.ovs.vocabulary import load_vocabulary

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import InputError
-from semiovs_jax.benchmarks import step, step_cases, step_table, step_weights
 from semiovs_jax.benchmarks.ceiling import best_rate, jax_ceiling
-from semiovs_jax.benchmarks.our_step import OurStep
-from semiovs_jax.benchmarks.step_cases import OURS, Case
+from semiovs_jax.benchmarks.step import __main__ as step
+from semiovs_jax.benchmarks.step import cases as step_cases
+from semiovs_jax.benchmarks.step import table as step_table
+from semiovs_jax.benchmarks.step import weights as step_weights
+from semiovs_jax.benchmarks.step.cases import OURS, Case
+from semiovs_jax.benchmarks.step.ours import OurStep
 from semiovs_jax.benchmarks.turns import WorkerError
 
 TINY = Case("supervised", ood=False, backbone="resnet_tiny", crop_size=17, batch_size=2, precision="float32")

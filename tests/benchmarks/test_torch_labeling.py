@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from semiovs_jax.benchmarks.labelers import (
+from semiovs_jax.benchmarks.labeling.models import (
     make_labeler,
     maskclip_architecture,
     patchwork,
@@ -18,10 +18,10 @@ from tests.ovs import tiny_sed
 
 torch = pytest.importorskip("torch", reason="needs the extra bench")
 
-from semiovs_jax.benchmarks.labeling import write_model  # noqa: E402
-from semiovs_jax.benchmarks.our_labeling import OurLabeling  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.labeling import TorchLabeling, make_module  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.random_weights import draw_weights  # noqa: E402
+from semiovs_jax.benchmarks.labeling.__main__ import write_model  # noqa: E402
+from semiovs_jax.benchmarks.labeling.ours import OurLabeling  # noqa: E402
+from semiovs_jax.benchmarks.labeling.pytorch.random_weights import draw_weights  # noqa: E402
+from semiovs_jax.benchmarks.labeling.pytorch.side import TorchLabeling, make_module  # noqa: E402
 
 VOCABULARY = Vocabulary(
     name="toys",

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import common
 from semiovs_jax import augment, methods, optim, train_step
-from semiovs_jax.benchmarks.flat_views import deinterleaved, flatten_views
+from semiovs_jax.benchmarks.step.flat_views import deinterleaved, flatten_views
 from semiovs_jax.labelers import View
 from semiovs_jax.labelers.snapshots import SnapshotDraw, SnapshotState, label_by_draw
 from semiovs_jax.models import Functional
@@ -34,12 +34,12 @@ from tests.golden import formula_tensor
 
 torch = pytest.importorskip("torch")
 
-from semiovs_jax.benchmarks.pytorch import semivl as torch_semivl  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.clip_vit import Tower  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.deeplab import DeepLabV3Plus  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.settings import Constants, published_constants  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.steps import Settings, TorchStep  # noqa: E402
-from semiovs_jax.benchmarks.pytorch.student import Student, with_perturbed  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch import semivl as torch_semivl  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch.clip_vit import Tower  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch.deeplab import DeepLabV3Plus  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch.settings import Constants, published_constants  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch.steps import Settings, TorchStep  # noqa: E402
+from semiovs_jax.benchmarks.step.pytorch.student import Student, with_perturbed  # noqa: E402
 
 CLASSES, SIZE, BATCH, IGNORE = 3, 16, 2, 255
 DEEPLAB = Architecture(

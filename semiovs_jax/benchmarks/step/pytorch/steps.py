@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from semiovs_jax.benchmarks.pytorch import consistency
-from semiovs_jax.benchmarks.pytorch.consistency import Logits, Rule, Target
-from semiovs_jax.benchmarks.pytorch.deeplab import STAGE_SIZES, DeepLabV3Plus
-from semiovs_jax.benchmarks.pytorch.placed import Placed
-from semiovs_jax.benchmarks.pytorch.semivl import SemiVL
-from semiovs_jax.benchmarks.pytorch.settings import Constants, Settings, published_constants
-from semiovs_jax.benchmarks.pytorch.student import Student
+from semiovs_jax.benchmarks.step.pytorch import consistency
+from semiovs_jax.benchmarks.step.pytorch.consistency import Logits, Rule, Target
+from semiovs_jax.benchmarks.step.pytorch.deeplab import STAGE_SIZES, DeepLabV3Plus
+from semiovs_jax.benchmarks.step.pytorch.placed import Placed
+from semiovs_jax.benchmarks.step.pytorch.semivl import SemiVL
+from semiovs_jax.benchmarks.step.pytorch.settings import Constants, Settings, published_constants
+from semiovs_jax.benchmarks.step.pytorch.student import Student
 
 _SNAPSHOT_NOISE = 0.01  # relative, so that snapshots differ from the student and from each other
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semiovs_jax.benchmarks.pytorch.convnext import ClipConvNext, ConvNextBlock
-from semiovs_jax.benchmarks.pytorch.images import Normalize
+from semiovs_jax.benchmarks.labeling.pytorch.convnext import ClipConvNext, ConvNextBlock
+from semiovs_jax.benchmarks.labeling.pytorch.images import Normalize
 
 _ATTENTION_EPS = 1e-6
 _CHANNELS_PER_GROUP = 16

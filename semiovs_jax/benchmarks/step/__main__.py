@@ -25,12 +25,12 @@ from absl import app, flags
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
-from semiovs_jax.benchmarks.step_cases import COMPILED, DEFAULTS, EAGER, METHODS, OURS, PRECISIONS, Case, Choice
-from semiovs_jax.benchmarks.step_table import LEGEND, format_table
+from semiovs_jax.benchmarks.step.cases import COMPILED, DEFAULTS, EAGER, METHODS, OURS, PRECISIONS, Case, Choice
+from semiovs_jax.benchmarks.step.table import LEGEND, format_table
 from semiovs_jax.benchmarks.turns import Worker, WorkerError, take_turns
 from semiovs_jax.runtime.command import tune_process
 
-_WORKER = "semiovs_jax.benchmarks.step_worker"
+_WORKER = "semiovs_jax.benchmarks.step.worker"
 _ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # on a GPU, ours leaves memory to the other sides
 _FORMS = {"cpu": (EAGER,), "gpu": (EAGER, COMPILED)}  # by platform
 

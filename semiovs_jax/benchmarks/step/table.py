@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from semiovs_jax.benchmarks.step_cases import OURS, Case
+from semiovs_jax.benchmarks.step.cases import OURS, Case
 
 Row = Mapping[str, Any]  # of `step.measure_case`
 

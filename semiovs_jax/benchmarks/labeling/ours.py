@@ -1,4 +1,4 @@
-"""A worker that labels images with this project's code; see `labeling_worker`."""
+"""A worker that labels images with this project's code; see `labeling.worker`."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semiovs_jax.benchmarks import labelers
-from semiovs_jax.benchmarks.labeling_job import measure_job
-from semiovs_jax.benchmarks.labeling_worker import LabelingWorker, Task
+from semiovs_jax.benchmarks.labeling import models
+from semiovs_jax.benchmarks.labeling.job import measure_job
+from semiovs_jax.benchmarks.labeling.worker import LabelingWorker, Task
 from semiovs_jax.benchmarks.turns import serve
 from semiovs_jax.ovs.sed import Sed, label_probabilities
 from semiovs_jax.runtime.command import tune_process
@@ -21,12 +21,12 @@ class OurLabeling(LabelingWorker):
     def load(self, task: Task) -> None:
         """Converts the weights, or draws random ones if there is no file."""
         text, images = task.arrays()
-        self._labeler = labeler = labelers.make_labeler(
+        self._labeler = labeler = models.make_labeler(
             task.architecture(),
             text,
             read_state_dict(task.weights) if task.weights.exists() else None,
             image_size=images.shape[1],
-            precision=labelers.PRECISIONS[task.precision],
+            precision=models.PRECISIONS[task.precision],
             class_chunk=task.class_chunk,
             top_k=task.top_k,
         )
@@ -61,9 +61,9 @@ class OurLabeling(LabelingWorker):
         return measure_job(self._labeler, images, batch_size, num_threads)
 
     def flops(self, **task: Any) -> float:
-        """FLOPs of the network for one image of a `Task`; see `labelers.flops`."""
+        """FLOPs of the network for one image of a `Task`; see `models.flops`."""
         self.load(Task(**task))
-        return labelers.flops(self._labeler)
+        return models.flops(self._labeler)
 
     def device(self) -> str:
         """Name of the device."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from semiovs_jax.benchmarks.flat_views import IGNORE_INDEX
+from semiovs_jax.benchmarks.step.flat_views import IGNORE_INDEX
 
 SHARES = (0.25, 0.25, 0.5)  # of both strong views and of the perturbed features
 

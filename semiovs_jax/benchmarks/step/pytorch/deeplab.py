@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semiovs_jax.benchmarks.pytorch.student import Student, with_perturbed
+from semiovs_jax.benchmarks.step.pytorch.student import Student, with_perturbed
 
 STAGE_SIZES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 

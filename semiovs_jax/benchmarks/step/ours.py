@@ -11,9 +11,7 @@ import numpy as np
 
 from data_pipelines.errors import Faults
 from semiovs_jax import experiment
-from semiovs_jax.benchmarks.flat_views import flatten_views
-from semiovs_jax.benchmarks.our_weights import Weights, initial_state, make_labelers
-from semiovs_jax.benchmarks.step_cases import (
+from semiovs_jax.benchmarks.step.cases import (
     DRAWN_SNAPSHOTS,
     FIRST_STEP,
     STEPS_PER_EPOCH,
@@ -21,6 +19,8 @@ from semiovs_jax.benchmarks.step_cases import (
     Case,
     case_config,
 )
+from semiovs_jax.benchmarks.step.flat_views import flatten_views
+from semiovs_jax.benchmarks.step.our_weights import Weights, initial_state, make_labelers
 from semiovs_jax.labelers import View
 from semiovs_jax.labelers.snapshots import SnapshotDraw, label_by_draw
 from semiovs_jax.methods import Method

@@ -2,7 +2,7 @@
 
 It imports no framework, so that a worker's memory is that of its own framework. A model is a folder:
 
-    architecture.json     see `labelers`
+    architecture.json     see `labeling.models`
     weights.safetensors   published names; may be missing
     text.npy              embeddings of the concepts
     images.npy            float32 [N, S, S, 3] in 0..255

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from semiovs_jax.benchmarks.step_cases import DRAWN_SNAPSHOTS
+from semiovs_jax.benchmarks.step.cases import DRAWN_SNAPSHOTS
 
 # Folders of the arrays in the file.
 _STUDENT, _SNAPSHOT, _WORDS = "student", "snapshot{}", "words"

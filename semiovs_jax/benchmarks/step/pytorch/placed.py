@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from semiovs_jax.benchmarks.flat_views import IGNORE_INDEX, deinterleaved
-from semiovs_jax.benchmarks.pytorch.consistency import Target
+from semiovs_jax.benchmarks.step.flat_views import IGNORE_INDEX, deinterleaved
+from semiovs_jax.benchmarks.step.pytorch.consistency import Target
 
 # Snapshots and their weights if the views name none: two of 1 to 3, the mean number of the reference.
 _TYPICAL_DRAW = ((0, 0.5), (1, 0.5))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semiovs_jax.benchmarks.pytorch.clip_vit import Block, ClipVit, Tower
-from semiovs_jax.benchmarks.pytorch.student import Student, with_perturbed
+from semiovs_jax.benchmarks.step.pytorch.clip_vit import Block, ClipVit, Tower
+from semiovs_jax.benchmarks.step.pytorch.student import Student, with_perturbed
 
 _CHANNELS_PER_GROUP = 16  # of group normalization
 _LOGIT_SCALE = 100.0  # of the label maker's cosines

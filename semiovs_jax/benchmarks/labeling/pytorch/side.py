@@ -1,4 +1,4 @@
-"""A worker that labels images with PyTorch; see `labeling_worker`. Needs the extra `bench`."""
+"""A worker that labels images with PyTorch; see `labeling.worker`. Needs the extra `bench`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from semiovs_jax.benchmarks.labeling_worker import LabelingWorker, Task
-from semiovs_jax.benchmarks.pytorch.maskclip import MaskClip
-from semiovs_jax.benchmarks.pytorch.random_weights import draw_weights
-from semiovs_jax.benchmarks.pytorch.sed import Sed
+from semiovs_jax.benchmarks.labeling.pytorch.maskclip import MaskClip
+from semiovs_jax.benchmarks.labeling.pytorch.random_weights import draw_weights
+from semiovs_jax.benchmarks.labeling.pytorch.sed import Sed
+from semiovs_jax.benchmarks.labeling.worker import LabelingWorker, Task
 from semiovs_jax.benchmarks.turns import serve
 
 _MODULES: dict[str, type[nn.Module]] = {"sed": Sed, "maskclip": MaskClip}
 
 
 def make_module(architecture: Mapping[str, Any]) -> nn.Module:
-    """The module of an architecture of `labelers`, for inference."""
+    """The module of an architecture of `labeling.models`, for inference."""
     arguments = {name: value for name, value in architecture.items() if name != "kind"}
     return _MODULES[architecture["kind"]](**arguments).eval().requires_grad_(False)
 

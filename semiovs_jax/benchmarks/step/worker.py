@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from semiovs_jax.benchmarks.memory import peak_host_bytes, reset_peak
-from semiovs_jax.benchmarks.step_cases import (
+from semiovs_jax.benchmarks.step.cases import (
     COMPILED,
     FIRST_STEP,
     OURS,
@@ -28,12 +28,12 @@ from semiovs_jax.benchmarks.step_cases import (
     VIT_BACKBONE,
     Case,
 )
-from semiovs_jax.benchmarks.step_weights import read_weights, write_arrays, write_weights
+from semiovs_jax.benchmarks.step.weights import read_weights, write_arrays, write_weights
 from semiovs_jax.benchmarks.timing import Usage
 from semiovs_jax.benchmarks.turns import serve
 from semiovs_jax.runtime.command import tune_process
 
-_NUM_CLASSES = 21  # of the configs in `step_cases`
+_NUM_CLASSES = 21  # of the configs in `step.cases`
 _BACKBONES = {VIT_BACKBONE: "vit_b16"}  # names of PyTorch's that are not ours
 _WEIGHTS, _VIEWS = "weights.npz", "views.npz"
 
@@ -62,7 +62,7 @@ class OurSide:
         Returns:
           The images of a step, of all streams.
         """
-        from semiovs_jax.benchmarks.our_step import OurStep
+        from semiovs_jax.benchmarks.step.ours import OurStep
 
         del device
         self._case = Case(**case)
@@ -119,8 +119,8 @@ class TorchSide:
 
     def build(self, case: Mapping[str, Any], folder: str, device: str) -> None:
         """Makes the step on "cpu" or "cuda", and writes its weights to `folder`."""
-        from semiovs_jax.benchmarks.pytorch.settings import Settings, published_constants
-        from semiovs_jax.benchmarks.pytorch.steps import TorchStep
+        from semiovs_jax.benchmarks.step.pytorch.settings import Settings, published_constants
+        from semiovs_jax.benchmarks.step.pytorch.steps import TorchStep
 
         self._case, self._device = Case(**case), device
         settings = Settings(

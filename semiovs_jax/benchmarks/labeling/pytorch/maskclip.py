@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semiovs_jax.benchmarks.pytorch.images import Normalize
+from semiovs_jax.benchmarks.labeling.pytorch.images import Normalize
 
 
 class _QuickGelu(nn.Module):

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from semiovs_jax.benchmarks.labelers import MODELS, PRECISIONS, architecture, patchwork, random_text
-from semiovs_jax.benchmarks.labeling_worker import Task
+from semiovs_jax.benchmarks.labeling.models import MODELS, PRECISIONS, architecture, patchwork, random_text
+from semiovs_jax.benchmarks.labeling.worker import Task
 from semiovs_jax.benchmarks.timing import Usage
 from semiovs_jax.benchmarks.turns import Worker, WorkerError, take_turns
 from semiovs_jax.ovs.vocabulary import load_vocabulary
@@ -34,7 +34,7 @@ from semiovs_jax.ovs.vocabulary import load_vocabulary
 # Concepts that a pixel keeps, by path of SED. MaskCLIP has the exact path only.
 PATHS = {"exact": 0, "fast": 1}
 
-_MODULES = {"ours": "semiovs_jax.benchmarks.our_labeling", "PyTorch": "semiovs_jax.benchmarks.pytorch.labeling"}
+_MODULES = {"ours": "semiovs_jax.benchmarks.labeling.ours", "PyTorch": "semiovs_jax.benchmarks.labeling.pytorch.side"}
 # Two processes share the GPU: neither may reserve its memory.
 _ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -74,12 +74,12 @@ class Comparison:
 
 
 def write_model(folder: Path, content: dict[str, Any], image_size: int, images: int, *, weights: bool) -> None:
-    """Writes the folder of a model, see `labeling_worker`; weights need PyTorch."""
+    """Writes the folder of a model, see `labeling.worker`; weights need PyTorch."""
     (folder / "architecture.json").write_text(json.dumps(content), encoding="ascii")
     np.save(folder / "text.npy", random_text(content))
     np.save(folder / "images.npy", patchwork(image_size, images))
     if weights:
-        from semiovs_jax.benchmarks.pytorch.labeling import write_weights
+        from semiovs_jax.benchmarks.labeling.pytorch.side import write_weights
 
         write_weights(folder / "weights.safetensors", content)
 

@@ -14,8 +14,8 @@ from flax import nnx
 
 from data_pipelines.datasets import DatasetInfo
 from semiovs_jax import experiment
-from semiovs_jax.benchmarks.step_cases import FIRST_STEP
-from semiovs_jax.benchmarks.step_weights import Weights, Words
+from semiovs_jax.benchmarks.step.cases import FIRST_STEP
+from semiovs_jax.benchmarks.step.weights import Weights, Words
 from semiovs_jax.labelers import Labeler
 from semiovs_jax.labelers.maskclip import FrozenModel
 from semiovs_jax.labelers.snapshots import SnapshotState

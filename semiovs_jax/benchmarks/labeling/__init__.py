@@ -1,0 +1,1 @@
+"""Labeling with an OVS beside PyTorch's."""

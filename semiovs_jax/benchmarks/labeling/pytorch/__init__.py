@@ -1,0 +1,1 @@
+"""SED and MaskCLIP in PyTorch that ours are measured beside. Needs the extra `bench`; imports no JAX."""
