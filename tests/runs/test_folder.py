@@ -110,7 +110,7 @@ def test_replaced_images_are_refused_before_they_are_labeled_again(folder, tmp_p
     opened = RunFolder(tmp_path, config)
     opened.refuse_changed_images(changed._replace(changed=(), damaged={"a/1": "truncated"}))
     opened.refuse_changed_images(None)
-    with pytest.raises(InputError, match=r"holds a run of other OOD images: 2 are not .*\(a/1.* a/2\); put them back, or"):
+    with pytest.raises(InputError, match=r"of other OOD images: 2 are not .*\(a/1.* a/2\); put them back, or"):
         opened.refuse_changed_images(changed)
 
 
