@@ -60,6 +60,7 @@ def train_and_evaluate(
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
     check_workdir(folder.path)
+    folder.refuse_changed_images(run.labels)
     labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
     prepare_labels(config, run, mesh)
 

@@ -310,12 +310,18 @@ def _unit_report(preparation: Preparation, part: Part) -> _UnitReport | None:
         found = read_json(_unit_report_path(preparation, part))
         if found["file_bytes"] != _shard_path(preparation, part).stat().st_size:
             return None
-        shard = Shard(tuple(map(_text, found["ids"])), int(found["bytes"]))
+        shard = Shard(tuple(map(_text, found["ids"])), _size(found["bytes"]))
         bad = [BadFile(*map(_text, file)) for file in found["bad"]]
-        dropped = [Dropped(_text(a), _text(b), _text(c), int(distance)) for a, b, c, distance in found["dropped"]]
+        dropped = [Dropped(_text(a), _text(b), _text(c), _size(distance)) for a, b, c, distance in found["dropped"]]
         return _UnitReport(shard, bad, dropped, list(map(_text, found["sha256"])))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**63:  # as the metadata of the dataset can hold
+        raise TypeError(f"{value!r} is no size")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -152,6 +152,11 @@ def _open_folder(root: Path, field: str) -> FolderSource:
     files = files_below(root)
     found = [path for path in files if is_image(path)]
     if not found:
+        if shard := next((path for path in files if ".array_record" in path), None):
+            lacking = PurePosixPath(shard).with_name("dataset_info.json")
+            raise InputError(
+                f"{field}={root}: holds {shard} without {lacking}; put that file back, or prepare the dataset again"
+            )
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
             f"{field}={root}: no image below this folder (looked for {suffixes}); put images "

@@ -9,8 +9,9 @@ import jax
 import ml_collections
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, first_few
 from data_pipelines.labels.manifest import labels_folder
+from data_pipelines.labels.verify import Verified
 from semiovs_jax.checkpoints.checkpointer import SUBDIR, find_checkpoints
 from semiovs_jax.checkpoints.reading import list_steps, read_meta
 from semiovs_jax.runs.changes import LENGTH, Run, changed_keys, refusals
@@ -94,6 +95,21 @@ class RunFolder:
             "another --workdir",
             self.path / _RESULT,
         )
+
+    def refuse_changed_images(self, labels: Verified | None) -> None:
+        """Refuses, before they are labeled again, OOD images that are not those of the run that the workdir holds.
+
+        Args:
+          labels: the state of the cached labels; None if the run reads none.
+
+        Raises:
+          InputError: the workdir holds a run, and images were replaced since they were labeled.
+        """
+        if self._held is not None and labels is not None and labels.changed:
+            raise InputError(
+                f"{self.path}: holds a run of other OOD images: {len(labels.changed)} are not those that were labeled "
+                f"({first_few(labels.changed, 3)}); put them back, or use another --workdir"
+            )
 
     def begin(self, after_step: int, steps_per_epoch: int) -> Record:
         """Records that training begins, once everything else is known to be usable.

@@ -211,7 +211,7 @@ class Damage:
 
     def _judge_difference(self, trial: Trial, outcome: Outcome, path: Path, before: bytes, after: bytes | None) -> None:
         """A difference is right where the damage made another valid image, or where the run reports the damage."""
-        if _is_other_image(before, after):
+        if _is_other_image(before, after) or (after is None and self.target is OOD_IMAGE):  # that folder has no list
             trial.verdict = "other input"
         elif self.phase and invariants.counted_as_bad(trial.folder, path):
             trial.verdict = "counted"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import InputError
+from data_pipelines.labels.verify import Verified
 from semiovs_jax.runs.folder import RunFolder, open_run
 from tests.experiment import shrunk_demo
 
@@ -100,6 +101,17 @@ def test_labels_made_again_otherwise_are_refused_when_training_begins(folder, tm
     (labels / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(InputError, match=r"labels_dir=.*\(sha256 was \w{8}, is \w{8}\)"):
         opened.begin(2, 6)
+
+
+def test_replaced_images_are_refused_before_they_are_labeled_again(folder, tmp_path):
+    config, changed = shrunk_demo(folder), Verified((), ("a/1", "a/2"), {}, {}, 8, "", "")
+    RunFolder(tmp_path, config).refuse_changed_images(changed)  # the workdir holds no run: the labels are made again
+    begun(config, tmp_path)
+    opened = RunFolder(tmp_path, config)
+    opened.refuse_changed_images(changed._replace(changed=(), damaged={"a/1": "truncated"}))
+    opened.refuse_changed_images(None)
+    with pytest.raises(InputError, match=r"of other OOD images: 2 are not .*\(a/1.* a/2\); put them back, or"):
+        opened.refuse_changed_images(changed)
 
 
 def test_a_folder_without_a_checkpoint_belongs_to_nobody(folder, tmp_path):

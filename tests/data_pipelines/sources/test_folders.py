@@ -141,3 +141,7 @@ def test_missing_roots_and_splits_are_named_with_their_config_field(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no image below this folder"):
         open_stream(config, "ood")
+    (tmp_path / "empty/1.0.0").mkdir()
+    (tmp_path / "empty/1.0.0/coco-train.array_record-00000-of-00001").touch()
+    with pytest.raises(InputError, match=r"ood_root=.*empty: holds 1\.0\.0/coco-train.* without 1\.0\.0/dataset_info"):
+        open_stream(config, "ood")
