@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.models.batch_norm import normalize_batch, relu
+from semiovs_jax.models.convolution import convolve
 from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 _CHANNELS_PER_GROUP = 16  # of group normalization
@@ -82,12 +84,10 @@ class BatchNorm(nnx.Module):
                     f"batch normalization of shape {y.shape}: the variance of one value per channel is undefined; "
                     "use a batch of 2 or more"
                 )
-            axes = tuple(range(y.ndim - 1))
-            mean = y.mean(axes)
-            # Two passes: E[y^2] - E[y]^2 cancels in float32.
-            var = jnp.square(y - mean).mean(axes)
+            y, mean, var = normalize_batch(x, self.scale[...], self.bias[...], self.epsilon)
             self._accumulate(self.mean, mean)
             self._accumulate(self.var, var * (count / (count - 1)))
+            return y
         y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
         return y.astype(x.dtype)
 
@@ -153,12 +153,15 @@ class ConvNorm(nnx.Module):
         )
         self.norm = BatchNorm(out_channels)
         self.stride = stride
+        self.dilation = dilation
         self.relu = relu
 
     def __call__(self, x: jax.Array, size: jax.Array | None = None) -> jax.Array:
         """Maps x [N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), out]; `size` is that of x."""
-        y = self.norm(self.conv(x))
-        y = jax.nn.relu(y) if self.relu else y
+        dtype = self.conv.dtype or jnp.promote_types(x.dtype, self.conv.kernel[...].dtype)
+        kernel = self.conv.kernel[...].astype(dtype)
+        y = self.norm(convolve(x.astype(dtype), kernel, stride=self.stride, dilation=self.dilation))
+        y = relu(y) if self.relu else y
         return zero_outside(y, strided_size(size, self.stride))
 
 

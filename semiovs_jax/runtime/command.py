@@ -18,8 +18,11 @@ from data_pipelines.errors import InputError
 from semiovs_jax.runtime.config_files import find_configs
 
 # On the CPU, XLA then computes reductions and matrix products with a library, which halves the step time of networks
-# with batch normalization; see openxla's xla/debug_options_flags.
-CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# with batch normalization, and keeps `jax.lax.optimization_barrier`; see openxla's xla/debug_options_flags.
+CPU_FLAGS = (
+    "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE "
+    "--xla_disable_hlo_passes=cse_barrier_expander"
+)
 
 # By environment variable: the parameter's number in glibc's malloc.h, and bytes. Arrays of a batch are smaller than the
 # first value, so they come from the heap.

@@ -11,7 +11,9 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.models.batch_norm import relu
 from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
+from semiovs_jax.models.pooling import max_pool
 
 
 class Bottleneck(nnx.Module):
@@ -40,7 +42,7 @@ class Bottleneck(nnx.Module):
         """Maps x [N, H, W, in] to [N, ceil(H / stride), ceil(W / stride), out]."""
         y = self.conv2(self.conv1(x, size), size)
         y = self.conv3(y, strided_size(size, self.stride))
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, size)))
+        return relu(y + (x if self.shortcut is None else self.shortcut(x, size)))
 
 
 class ResNet(nnx.Module):
@@ -114,7 +116,7 @@ class ResNet(nnx.Module):
             x = conv(x, size)
             size = strided_size(size, conv.stride)
         # Zeros outside the true area are equivalent to the -inf of torch's padding: after ReLU no value is negative.
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         size = strided_size(size, 2)
         call = nnx.remat(Bottleneck.__call__) if self.remat else Bottleneck.__call__
         features, sizes = [], []

@@ -1,0 +1,34 @@
+"""Functions with a form of their own for the CPU, where XLA lacks optimizations that it has for accelerators."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+ArrayFunction = Callable[..., jax.Array]
+
+
+def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
+    """The function of arrays that is computed as `special` on the CPU and as `general` elsewhere.
+
+    This holds for its gradient, too. A compiled program has only the form of its own platform. The backward pass keeps
+    the arguments and nothing else.
+
+    Args:
+      special: equal to `general` up to rounding.
+      general: a function of arrays, by position.
+    """
+
+    @jax.custom_vjp
+    def function(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(*arrays, cpu=special, default=general)
+
+    def backward(arrays: tuple[jax.Array, ...], gradient: jax.Array) -> Any:
+        return jax.lax.platform_dependent(gradient, *arrays, cpu=_gradient(special), default=_gradient(general))
+
+    function.defvjp(lambda *arrays: (function(*arrays), arrays), backward)
+    return function
+
+
+def _gradient(function: ArrayFunction) -> Callable[..., Any]:
+    return lambda gradient, *arrays: jax.vjp(function, *arrays)[1](gradient)
