@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from semiovs_jax.models.layers import full_precision
+from semiovs_jax.models.precision import full_precision
 
 
 class Windows(NamedTuple):

@@ -20,7 +20,7 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from semiovs_jax.models.base import Family, Student
 from semiovs_jax.models.functional import Functional
-from semiovs_jax.models.layers import DTYPES, PRECISIONS
+from semiovs_jax.models.precision import DTYPES, PRECISIONS
 
 __all__ = ["FAMILIES", "Family", "Functional", "Student", "build_student", "find_families", "student_faults"]
 

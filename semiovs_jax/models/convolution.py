@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from semiovs_jax.models.on_cpu import on_cpu
 
-_LEAST_PADDING = 0.4  # share of multiplications with zeros from which a sum of products is faster; measured on two cores
+_LEAST_PADDING = 0.4  # share of multiplications with padding from which a sum of products is faster
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Layers with PyTorch's semantics: normalization, symmetric padding, bilinear interpolation.
+"""Layers with PyTorch's semantics: symmetric padding, bilinear interpolation.
 
 Arrays are NHWC. An argument `size` gives the true heights and widths (int32 [N, 2]) of images in the top left corner
 of a padded batch. Layers keep zeros outside the true area. So a convolution sees the same zeros beyond the true border
@@ -10,20 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from semiovs_jax.models.batch_norm import normalize_batch, relu
 from semiovs_jax.models.convolution import convolve
+from semiovs_jax.models.normalization import BatchNorm, relu
 from semiovs_jax.runtime.sharding import deinterleave, interleave
-
-_CHANNELS_PER_GROUP = 16  # of group normalization
 
 # The initializers of the reference: He et al. 2015 for the backbone, torch's Conv2d default for the rest.
 backbone_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 head_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def full_precision(x: jax.Array) -> jax.Array:
-    """Casts 16-bit floats to float32; leaves float32 and float64 as they are."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
@@ -44,64 +37,6 @@ def zero_outside(x: jax.Array, size: jax.Array | None) -> jax.Array:
         return x
     _, height, width, _ = x.shape
     return jnp.where(inside(size, (height, width))[..., None], x, 0)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalization over all axes but the last, with torch's running statistics.
-
-    Normalizes with the biased variance and accumulates the unbiased one: running = (1 - 0.1) running + 0.1 batch.
-    Statistics are float32 (or float64, as the input), the result has the input's dtype. Under jit they cover
-    the global batch, whatever its sharding. `nnx.view(module, use_running_average=...)` chooses the mode.
-    """
-
-    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.mean = nnx.BatchStat(jnp.zeros(channels))
-        self.var = nnx.BatchStat(jnp.ones(channels))
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.use_running_average = False
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Takes the mode that `nnx.view` sets."""
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalizes x [..., C].
-
-        Raises:
-          ValueError: There is one value per channel, whose variance is undefined.
-        """
-        y = full_precision(x)
-        if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            count = y.size // y.shape[-1]
-            if count < 2:
-                raise ValueError(
-                    f"batch normalization of shape {y.shape}: the variance of one value per channel is undefined; "
-                    "use a batch of 2 or more"
-                )
-            y, mean, var = normalize_batch(x, self.scale[...], self.bias[...], self.epsilon)
-            self._accumulate(self.mean, mean)
-            self._accumulate(self.var, var * (count / (count - 1)))
-            return y
-        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
-        return y.astype(x.dtype)
-
-    def _accumulate(self, running: nnx.BatchStat, batch: jax.Array) -> None:
-        old = running[...]
-        new = old + self.momentum * (jax.lax.stop_gradient(batch).astype(old.dtype) - old)
-        # `running[...] = new` would look up the tracer's sharding, which searches the whole trace.
-        running.set_value(new)
-
-
-def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalization with one group per 16 channels, at least one, and torch's two-pass variance."""
-    groups = max(1, channels // _CHANNELS_PER_GROUP)
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 def masked_variants(x: jax.Array, masks: jax.Array) -> jax.Array:
@@ -235,11 +170,3 @@ def resize_bilinear(
         # By default TPUs multiply float32 in one bfloat16 pass, which would round the weights.
         x = jnp.einsum(f"{left},{right}->{out}", matrix, x, precision=jax.lax.Precision.HIGHEST)
     return x
-
-
-# None: the dtype of the input, so that float64 inputs stay float64.
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-
-# Of products of float32 arrays, as `jax.lax.Precision`. "highest" is float32 on every device. "high" is TF32 on GPU and
-# three passes in bfloat16 on TPU. "default" is TF32 on GPU and one such pass on TPU. On the CPU, all are float32.
-PRECISIONS = ("highest", "high", "default")

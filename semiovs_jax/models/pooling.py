@@ -42,12 +42,12 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     largest = _max_of_shifts(x)
-    is_left, total = jnp.ones(gradient.shape, bool), 0
+    is_left, parts = jnp.ones(gradient.shape, bool), []
     for row, column, shift in _shifts(x):
         is_first = is_left & (shift == largest)
         is_left &= ~is_first
-        total += _place(jnp.where(is_first, gradient, 0), row, column, x.shape)
-    assert isinstance(total, jax.Array)
+        parts.append(_place(jnp.where(is_first, gradient, 0), row, column, x.shape))
+    total = functools.reduce(jnp.add, parts)
     return (total[:, _PADDING:-_PADDING, _PADDING:-_PADDING],)
 
 

@@ -19,7 +19,8 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.models.clip.file import CLIP, NORMALIZATIONS, Clip, ClipConfig, load_clip, missing_clip, normalize
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
-from semiovs_jax.models.layers import DTYPES, PRECISIONS, inside, resize_bilinear
+from semiovs_jax.models.layers import inside, resize_bilinear
+from semiovs_jax.models.precision import DTYPES, PRECISIONS
 from semiovs_jax.ovs.base import PseudoLabel
 from semiovs_jax.ovs.options import at_least, check_choices
 from semiovs_jax.ovs.text import embed_text, mean_over_templates

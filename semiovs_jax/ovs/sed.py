@@ -21,7 +21,8 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.images.transforms import resize_image
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import NORMALIZATIONS, normalize
-from semiovs_jax.models.layers import DTYPES, PRECISIONS, inside, resize_bilinear
+from semiovs_jax.models.layers import inside, resize_bilinear
+from semiovs_jax.models.precision import DTYPES, PRECISIONS
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights, SedWeightsConfig, load_sed
 from semiovs_jax.ovs.base import PseudoLabel

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiovs_jax.models.layers import (
-    BatchNorm,
     ConvNorm,
     interpolation_matrix,
     masked_variants,
@@ -17,6 +16,7 @@ from semiovs_jax.models.layers import (
     split_variants,
     zero_outside,
 )
+from semiovs_jax.models.normalization import BatchNorm
 
 lengths = st.integers(1, 40)
 

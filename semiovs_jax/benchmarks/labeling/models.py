@@ -18,7 +18,7 @@ from semiovs_jax.models.clip.convnext_params import convert_convnext
 from semiovs_jax.models.clip.file import NORMALIZATIONS
 from semiovs_jax.models.clip.vit import ClipVit, ClipVitConfig
 from semiovs_jax.models.clip.vit_params import convert_visual
-from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.precision import DTYPES
 from semiovs_jax.models.sed.aggregator import SedAggregator, SedConfig
 from semiovs_jax.models.sed.params import convert_aggregator
 from semiovs_jax.ovs.maskclip import MaskClip

@@ -23,7 +23,7 @@ from semiovs_jax.methods import Method
 from semiovs_jax.models import FAMILIES, Functional, Student
 from semiovs_jax.models.clip.vit import ClipVit
 from semiovs_jax.models.deeplab.params import convert_student
-from semiovs_jax.models.layers import DTYPES
+from semiovs_jax.models.precision import DTYPES
 from semiovs_jax.models.semivl.params import convert_label_maker, convert_semivl_student
 from semiovs_jax.ovs.maskclip import MaskClip
 from semiovs_jax.ovs.vocabulary import load_vocabulary

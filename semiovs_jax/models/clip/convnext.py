@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.convnext import ConvNextBlock
-from semiovs_jax.models.layers import full_precision
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import exact_gelu, layer_norm
 
 

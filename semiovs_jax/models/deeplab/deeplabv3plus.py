@@ -15,13 +15,13 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import (
     ConvNorm,
-    full_precision,
     head_init,
     masked_variants,
     resize_bilinear,
     split_variants,
     zero_outside,
 )
+from semiovs_jax.models.precision import full_precision
 
 
 class ASPP(nnx.Module):

@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from semiovs_jax.models.batch_norm import relu
 from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
+from semiovs_jax.models.normalization import relu
 from semiovs_jax.models.pooling import max_pool
 
 

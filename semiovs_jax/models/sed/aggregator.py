@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import ClassSlots, by_chunks, per_class, pool, unpool
-from semiovs_jax.models.layers import full_precision
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.sed.decoder import SedDecoder
 from semiovs_jax.models.upsampling import ConvTranspose2x2
 

@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import per_class
 from semiovs_jax.models.convnext import ConvNextBlock
-from semiovs_jax.models.layers import full_precision, group_norm
+from semiovs_jax.models.normalization import group_norm
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Mlp, layer_norm
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv, conv3x3
 

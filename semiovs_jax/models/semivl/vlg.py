@@ -15,7 +15,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import per_class, pool, unpool
-from semiovs_jax.models.layers import full_precision, group_norm, head_init, resize_bilinear
+from semiovs_jax.models.layers import head_init, resize_bilinear
+from semiovs_jax.models.normalization import group_norm
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Block
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv, conv3x3
 

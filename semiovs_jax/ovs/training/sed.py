@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.convnext import ClipConvNext
 from semiovs_jax.models.clip.file import normalize
 from semiovs_jax.models.clip.text import ClipText
-from semiovs_jax.models.layers import DTYPES, PRECISIONS
+from semiovs_jax.models.precision import DTYPES, PRECISIONS
 from semiovs_jax.models.sed.aggregator import SedAggregator
 from semiovs_jax.models.sed.file import SED, SedWeights
 from semiovs_jax.ovs.options import check_choices
