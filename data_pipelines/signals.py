@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the first one ends a command in order, a second one at once."""
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
@@ -155,14 +156,14 @@ def leave_at_once(number: signal.Signals) -> NoReturn:
 
 
 def end_process(number: signal.Signals) -> NoReturn:
-    """Ends this process in order, with the status of the signal; a second signal ends it at once.
+    """Calls the functions of `atexit`, then ends this process with the status of the signal.
 
-    Raises:
-        BaseException: One that the caller must not catch.
+    The interpreter is not torn down: native libraries whose threads still run can crash then. A second signal ends the
+    process at once.
     """
     for other in STOP_SIGNALS:
         signal.signal(other, signal.SIG_DFL)
-    if number == signal.SIGINT:
-        sys.excepthook = lambda *_: None
-        raise KeyboardInterrupt  # the interpreter at last kills itself with SIGINT, which ends a shell's loop, too
-    sys.exit(128 + number)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    leave_at_once(number)

@@ -215,24 +215,25 @@ class Damage:
             trial.verdict = "other input"
         elif self.phase and invariants.counted_as_bad(trial.folder, path):
             trial.verdict = "counted"
-        elif (trial.task.name == "evaluate" and "Skipping checkpoint" in outcome.err) or (
-            trial.task.name == "prepare" and _is_refused_by_readers(trial.folder / SHARDS)
-        ):
+        elif trial.task.name == "evaluate" and "Skipping checkpoint" in outcome.err:
             trial.verdict = "refused"
+        elif trial.task.name == "prepare":
+            records = _records(trial.folder / SHARDS)
+            if records is not None and records != _records(trial.campaign.stage(trial.task, DONE) / SHARDS):
+                return
+            trial.verdict = "refused" if records is None else "equal"  # equal: what has changed is never read
         else:
             return
         trial.notes.append(trial.failures.pop(invariants.DIFFERS))
 
 
-def _is_refused_by_readers(folder: Path) -> bool:
-    """Whether a damaged record or list of a prepared dataset is found when it is read."""
+def _records(folder: Path) -> list[bytes] | None:
+    """The images of a prepared dataset; None if damage is found when they are read."""
     try:
         source = open_shards(folder)
-        for index in range(len(source)):
-            source[index].image.read()
+        return [source[index].image.read() for index in range(len(source))]
     except (InputError, UnreadableError):
-        return True
-    return False
+        return None
 
 
 def _names(outcome: Outcome, path: Path) -> bool:
