@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import hlo
+from semiovs_jax.runtime.heap import return_free_memory
 
 _GIB = 2**30
 
@@ -120,7 +121,7 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
       InputError: the step does not fit into the devices' memory.
     """
     try:
-        return cast(jax.stages.Wrapped, step).lower(*arguments).compile()
+        compiled = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -130,6 +131,8 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
             f"{str(error).splitlines()[0]}\n"
             "pass a smaller --config.batch_size, --config.model.dtype=bfloat16 or --config.model.remat=True"
         ) from error
+    return_free_memory()
+    return compiled
 
 
 def bytes_per_device(compiled: jax.stages.Compiled) -> int:

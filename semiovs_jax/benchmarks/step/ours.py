@@ -2,7 +2,7 @@
 
 import functools
 import time
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from semiovs_jax.benchmarks.step.our_weights import Weights, initial_state, make
 from semiovs_jax.labelers import View
 from semiovs_jax.labelers.snapshots import SnapshotDraw, label_by_draw
 from semiovs_jax.methods import Method
+from semiovs_jax.runtime.ahead import compile_step
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import Labels, label_views, make_train_step, update
@@ -74,10 +75,10 @@ class OurStep:
         """Compiles the step and the update alone."""
         start = time.perf_counter()
         step = make_train_step(self._spec, self._mesh)
-        self._step = cast(Any, step).lower(self._state, self._batch, self._frozen).compile()
+        self._step = compile_step(step, (self._state, self._batch, self._frozen), self._mesh)
         self.compile_seconds = time.perf_counter() - start
         update_alone = jax.jit(self._update_alone, donate_argnums=0, out_shardings=replicated(self._mesh))
-        self._update = update_alone.lower(self._state, *self._given()).compile()
+        self._update = compile_step(update_alone, (self._state, *self._given()), self._mesh)
         self.flops = float((self._update.cost_analysis() or {}).get("flops", 0.0))
 
     def step(self) -> None:
