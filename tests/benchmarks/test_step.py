@@ -138,6 +138,7 @@ def test_the_cases_of_a_platform_are_those_that_are_left_out():
     assert sides == [OURS]
 
 
+@pytest.mark.slow
 def test_a_case_of_ours_is_measured_in_its_own_process():
     row = step.measure_case(TINY, [OURS], "cpu", rounds=2, steps=1)
     assert json.loads(json.dumps(row)) == row
@@ -151,6 +152,7 @@ def test_a_case_of_ours_is_measured_in_its_own_process():
     assert "supervised" in step_table.format_table([row])
 
 
+@pytest.mark.slow
 def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
     ours = OurStep(dataclasses.replace(TINY, method="prevmatch", ood=True))
     views = ours.flat_views()
@@ -164,6 +166,7 @@ def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
     assert all(float(weight) > 0 for weight in weights.values())
 
 
+@pytest.mark.slow
 def test_semivl_needs_no_weight_file():
     case = Case("semivl", ood=False, backbone="clip_vit_shapes", crop_size=32, batch_size=2, precision="bfloat16")
     ours = OurStep(case)
