@@ -9,8 +9,12 @@ class InputError(ValueError):
     """Invalid input that the user can fix: a file, a config value or a set of weights.
 
     Every argument is one fault: the file or key, what was found, what was expected, and what to do. Commands print
-    them, a line each, without a traceback and exit with status 2.
+    them, a line each, without a traceback and exit with status 2. What is no valid Unicode in a message, such as a
+    name that is not UTF-8, is escaped, so that every message can be printed and logged.
     """
+
+    def __init__(self, *faults: object):
+        super().__init__(*(str(fault).encode(errors="backslashreplace").decode() for fault in faults))
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))

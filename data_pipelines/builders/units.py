@@ -27,7 +27,7 @@ from data_pipelines.builders.leakage import EvaluationImages
 from data_pipelines.builders.report import Dropped, Report, read_report
 from data_pipelines.builders.samples import BadFile, Content, Sample, Unit
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import read_json, replace_file
+from data_pipelines.files import is_utf8, read_json, replace_file
 from data_pipelines.sources.records import UnreadableError
 from data_pipelines.sources.shard_files import Shard, shard_path, write_metadata, write_shard
 
@@ -325,7 +325,7 @@ def _size(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_utf8(value):
         raise TypeError(f"{value!r} is no text")
     return value
 
