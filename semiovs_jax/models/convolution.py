@@ -28,15 +28,20 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     Returns:
       float [N, ceil(H / stride), ceil(W / stride), out].
     """
-    general = functools.partial(_convolve, stride=stride, dilation=dilation)
+    # Of the caller's `jax.default_matmul_precision`, which has ended when the gradient of `on_cpu` is traced.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    general = functools.partial(_convolve, stride=stride, dilation=dilation, precision=precision)
     if kernel.shape[0] == 1:
-        return on_cpu(functools.partial(_product, stride=stride), general)(x, kernel)
+        return on_cpu(functools.partial(_product, stride=stride, precision=precision), general)(x, kernel)
     if stride == 1 and _padding_share(x.shape[1:3], kernel.shape[0], dilation) >= _LEAST_PADDING:
-        return on_cpu(functools.partial(_sum_of_products, dilation=dilation), general)(x, kernel)
+        special = functools.partial(_sum_of_products, dilation=dilation, precision=precision)
+        return on_cpu(special, general)(x, kernel)
     return general(x, kernel)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> jax.Array:
+def _convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int, precision: str | None = None
+) -> jax.Array:
     padding = dilation * (kernel.shape[0] // 2)
     return jax.lax.conv_general_dilated(
         x,
@@ -44,22 +49,25 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) ->
         (stride, stride),
         ((padding, padding), (padding, padding)),
         rhs_dilation=(dilation, dilation),
+        precision=precision,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-def _product(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+def _product(x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: str | None = None) -> jax.Array:
     """A 1x1 convolution. With all pixels in one axis, its gradient needs no transposed copies."""
     x = x[:, ::stride, ::stride]
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    products = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)
+    return products.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _sum_of_products(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
+def _sum_of_products(x: jax.Array, kernel: jax.Array, *, dilation: int, precision: str | None = None) -> jax.Array:
     shape, result = x.shape[1:3], jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
     for row, top, bottom in _taps(shape[0], kernel.shape[0], dilation):
         for column, left, right in _taps(shape[1], kernel.shape[1], dilation):
             read = x[:, top.start : top.stop, left.start : left.stop]
-            result = result.at[:, bottom, right].add(_product(read, kernel[row : row + 1, column : column + 1]))
+            products = _product(read, kernel[row : row + 1, column : column + 1], precision=precision)
+            result = result.at[:, bottom, right].add(products)
     return result
 
 

@@ -15,7 +15,8 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
     the arguments and nothing else.
 
     Args:
-      special: equal to `general` up to rounding.
+      special: equal to `general` up to rounding. Both name the precision of their products: their gradients are traced
+        outside of the caller's `jax.default_matmul_precision`.
       general: a function of arrays, by position.
     """
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from semiovs_jax.benchmarks.labelers import architecture, flops, make_labeler, random_text
 
+from semiovs_jax.benchmarks.labeling.models import architecture, flops, make_labeler, random_text
 from semiovs_jax.models.convnext import depthwise_conv
 from semiovs_jax.models.sed.aggregator import SedAggregator, correlate, unit
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
