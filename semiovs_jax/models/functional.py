@@ -17,7 +17,7 @@ class Functional:
 
     Attributes:
       graphdef: Structure of the module.
-      matmul_precision: One of `layers.PRECISIONS`, of the products in the module's call and in its gradient.
+      matmul_precision: One of `precision.PRECISIONS`, of the products in the module's call and in its gradient.
     """
 
     graphdef: nnx.GraphDef
