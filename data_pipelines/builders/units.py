@@ -310,7 +310,7 @@ def _unit_report(preparation: Preparation, part: Part) -> _UnitReport | None:
         found = read_json(_unit_report_path(preparation, part))
         if found["file_bytes"] != _shard_path(preparation, part).stat().st_size:
             return None
-        shard = Shard(tuple(map(_text, found["ids"])), _size(found["bytes"]))
+        shard = Shard(tuple(map(_id, found["ids"])), _size(found["bytes"]))
         bad = [BadFile(*map(_text, file)) for file in found["bad"]]
         dropped = [Dropped(_text(a), _text(b), _text(c), _size(distance)) for a, b, c, distance in found["dropped"]]
         return _UnitReport(shard, bad, dropped, list(map(_text, found["sha256"])))
@@ -324,8 +324,15 @@ def _size(value: Any) -> int:
     return value
 
 
+def _id(value: Any) -> str:
+    if not is_utf8(_text(value)):
+        raise TypeError(f"{value!r} is no id")
+    return value
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not is_utf8(value):
+    """A text; names of files that were left out may be no UTF-8."""
+    if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
 
