@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from semiovs_jax.models.attention import attend
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -52,22 +53,14 @@ class Attention(nnx.Module):
 
         Args:
           x: tokens.
-          mask: bool, broadcastable to [N, heads, T, T]; True where a query attends to a key. None: everywhere.
+          mask: bool [T, T], True where a query attends to a key. None: everywhere.
         """
         N, T, D = x.shape
         channels = D // self.num_heads
         query, key, value = (
             part(x).reshape(N, T, self.num_heads, channels) for part in (self.query, self.key, self.value)
         )
-        # jax.nn.dot_product_attention casts its logits to float32, also in a float64 run.
-        logits = jnp.einsum(
-            "nthc,nshc->nhts", query, key, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
-        )
-        logits = logits * channels**-0.5
-        if mask is not None:
-            logits = jnp.where(mask, logits, -jnp.inf)
-        weights = jax.nn.softmax(logits).astype(value.dtype)
-        return self.out(jnp.einsum("nhts,nshc->nthc", weights, value).reshape(N, T, D))
+        return self.out(attend(query, key, value, mask).reshape(N, T, D))
 
     def value_path(self, x: jax.Array) -> jax.Array:
         """Attention of each token to itself alone: out(value(x)), [N, T, D] to [N, T, D]."""
