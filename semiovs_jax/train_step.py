@@ -177,7 +177,7 @@ def predict(
 
     joint = interleave(views.weak["labeled"], *(views.weak[name] for name in method.weak_streams))
     logits, batch_stats = student.apply(params, batch_stats, joint, train=True, channel_masks=views.weak_masks or None)
-    variants = logits if views.weak_masks else logits[None]
+    variants = jnp.unstack(logits) if views.weak_masks else (logits,)
     labeled, *weak = deinterleave(variants[0], 1 + len(method.weak_streams))
     labeled_fp, *fp = deinterleave(variants[1], 1 + len(method.weak_streams)) if len(variants) > 1 else (None,)
 

@@ -26,12 +26,12 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     """
     # Of the caller's `jax.default_matmul_precision`, which has ended when the gradient of `on_cpu` is traced.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    together = functools.partial(_attend, precision=precision)
     heads_first = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
     if mask is None:
-        result = on_cpu(functools.partial(_attend_in_turn, precision=precision), together)(*heads_first)
+        forms = (functools.partial(form, precision=precision) for form in (_attend_in_turn, _attend))
+        result = on_cpu(*forms)(*heads_first)
     else:
-        result = together(*heads_first, mask)
+        result = _attend(*heads_first, mask, precision=precision)
     return jnp.moveaxis(result, 0, 2)
 
 

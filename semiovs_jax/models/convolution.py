@@ -38,7 +38,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     if stride == 1 and _padding_share(x.shape[1:3], kernel.shape[0], dilation) >= _LEAST_PADDING:
         special = functools.partial(_sum_of_products, dilation=dilation, precision=precision)
         return on_cpu(special, general)(x, kernel)
-    return general(x, kernel)
+    return on_cpu(general, general)(x, kernel)
 
 
 def _convolve(

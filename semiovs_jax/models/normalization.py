@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.models.on_cpu import together
 from semiovs_jax.models.precision import full_precision
 
 _CHANNELS_PER_GROUP = 16  # of group normalization
@@ -112,15 +113,22 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 
 def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...]:
     x, mean, var, scale, bias = kept
-    gradient = full_precision(gradients[0])
-    axes = tuple(range(x.ndim - 1))
-    inverse = jax.lax.rsqrt(var + epsilon)
-    normalized = (full_precision(x) - mean) * inverse
-    of_bias = gradient.sum(axes)
-    of_scale = (gradient * normalized).sum(axes)
-    count = x.size // x.shape[-1]
-    of_x = inverse * scale * (gradient - (of_bias + normalized * of_scale) / count)
-    return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+
+    def gradient_of(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        wide = full_precision(gradient)
+        axes = tuple(range(x.ndim - 1))
+        inverse = jax.lax.rsqrt(var + epsilon)
+        normalized = (full_precision(x) - mean) * inverse
+        of_bias = wide.sum(axes)
+        of_scale = (wide * normalized).sum(axes)
+        count = x.size // x.shape[-1]
+        of_x = inverse * scale * (wide - (of_bias + normalized * of_scale) / count)
+        return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+
+    def gradient_on_cpu(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        return gradient_of(*together(gradient, x))
+
+    return jax.lax.platform_dependent(gradients[0], x, cpu=gradient_on_cpu, default=gradient_of)
 
 
 normalize_batch.defvjp(_forward, _backward)

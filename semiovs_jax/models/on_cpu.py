@@ -12,7 +12,7 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
     """The function of arrays that is computed as `special` on the CPU and as `general` elsewhere.
 
     This holds for its gradient, too. A compiled program has only the form of its own platform. The backward pass keeps
-    the arguments and nothing else.
+    the arguments and nothing else. On the CPU it is computed `together`.
 
     Args:
       special: equal to `general` up to rounding. Both name the precision of their products: their gradients are traced
@@ -25,10 +25,23 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
         return jax.lax.platform_dependent(*arrays, cpu=special, default=general)
 
     def backward(arrays: tuple[jax.Array, ...], gradient: jax.Array) -> Any:
-        return jax.lax.platform_dependent(gradient, *arrays, cpu=_gradient(special), default=_gradient(general))
+        def gradient_on_cpu(*read: jax.Array) -> Any:
+            return together(*_gradient(special)(*together(*read)))
+
+        return jax.lax.platform_dependent(gradient, *arrays, cpu=gradient_on_cpu, default=_gradient(general))
 
     function.defvjp(lambda *arrays: (function(*arrays), arrays), backward)
     return function
+
+
+def together(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the arrays as they are, none before all are computed. For the CPU's form of a backward pass.
+
+    Around what it reads: XLA would compute what depends on the forward pass alone, such as a transposed copy of an
+    activation, as soon as it can, and store it until the gradient arrives. Around its results: a weight is read for the
+    last time before its gradient is there, so that its update needs no copy of it.
+    """
+    return jax.lax.optimization_barrier(arrays)
 
 
 def _gradient(function: ArrayFunction) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -47,11 +48,10 @@ def interleave(*batches: jax.Array) -> jax.Array:
     Concatenation would move images between devices; interleaving does not. The order of images in a batch does not
     matter to a network.
     """
-    joined = jax.numpy.stack(batches, axis=1)
+    joined = jnp.stack(batches, axis=1)
     return joined.reshape(-1, *joined.shape[2:])
 
 
 def deinterleave(joined: jax.Array, count: int) -> tuple[jax.Array, ...]:
     """The inverse of `interleave`: splits [kN, ...] into k batches [N, ...], k = `count`."""
-    parts = joined.reshape(-1, count, *joined.shape[1:])
-    return tuple(parts[:, i] for i in range(count))
+    return tuple(jnp.unstack(joined.reshape(-1, count, *joined.shape[1:]), axis=1))

@@ -35,9 +35,7 @@ def test_it_is_the_softmax_of_scaled_products(dtype, masked):
     result = jax.jit(attend)(*arrays, None if mask is None else jnp.asarray(mask))
     assert result.dtype == dtype
     tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
-    np.testing.assert_allclose(
-        np.asarray(result, np.float64), reference(*arrays, mask), rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(np.asarray(result, np.float64), reference(*arrays, mask), rtol=tolerance, atol=tolerance)
 
 
 def test_the_form_for_the_cpu_equals_that_of_other_platforms():

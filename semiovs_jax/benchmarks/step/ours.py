@@ -42,10 +42,10 @@ class OurStep:
       seed: of the images.
 
     Attributes:
-      compile_seconds: of the step, set by `compile`.
+      compile_seconds: of the step, set by `compile_step`.
       images: of all streams in a step.
-      flops: of one update, by the compiled program, set by `compile`; 0 if unknown. The body of a loop counts once: of
-        PrevMatch's snapshots, one.
+      flops: of one update, by the compiled program, set by `compile_update`; 0 if unknown. The body of a loop counts
+        once: of PrevMatch's snapshots, one.
     """
 
     compile_seconds: float
@@ -71,12 +71,15 @@ class OurStep:
         """The views of the first step, for a step in another framework."""
         return flatten_views(*self._views, self._draw)
 
-    def compile(self) -> None:
-        """Compiles the step and the update alone."""
+    def compile_step(self) -> None:
+        """Compiles the whole step."""
         start = time.perf_counter()
         step = make_train_step(self._spec, self._mesh)
         self._step = compile_step(step, (self._state, self._batch, self._frozen), self._mesh)
         self.compile_seconds = time.perf_counter() - start
+
+    def compile_update(self) -> None:
+        """Compiles the update alone."""
         update_alone = jax.jit(self._update_alone, donate_argnums=0, out_shardings=replicated(self._mesh))
         self._update = compile_step(update_alone, (self._state, *self._given()), self._mesh)
         self.flops = float((self._update.cost_analysis() or {}).get("flops", 0.0))
