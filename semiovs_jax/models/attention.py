@@ -31,7 +31,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
         forms = (functools.partial(form, precision=precision) for form in (_attend_in_turn, _attend))
         result = on_cpu(*forms)(*heads_first)
     else:
-        result = _attend(*heads_first, mask, precision=precision)
+        query, key, value = heads_first
+        result = _attend(query, key, value, mask, precision=precision)
     return jnp.moveaxis(result, 0, 2)
 
 
