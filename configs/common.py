@@ -46,7 +46,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.model.random_init = False  # True: train the backbone from scratch
     config.model.dtype = "float32"  # of convolutions; "bfloat16" on TPU
     config.model.matmul_precision = "highest"  # of float32 products: exact; "high", "default": faster on TPU and GPU
-    config.model.remat = False  # recompute activations in the backward pass to save memory
+    config.model.remat = "none"  # "blocks", "full": compute activations again in the backward pass: less memory
 
     config.method = ConfigDict()
     config.method.name = "unimatch"  # "supervised", "unimatch", "prevmatch", "semivl"

@@ -277,7 +277,7 @@ def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_pa
         {
             "ovs.labels": "online",
             "model.dtype": "bfloat16",
-            "model.remat": True,
+            "model.remat": "full",
             "data.ood_root": "stream.json",
             "data.num_workers": 1,
         },

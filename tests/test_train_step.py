@@ -49,7 +49,7 @@ def _setup(
     config.method.snapshots.update({"confidence_threshold": threshold, "capacity": 3})
     config.optim.learning_rate = 0.01
     method = methods.make_method(config.method)
-    architecture = {"backbone": "resnet_tiny", "dtype": dtype, "remat": False}
+    architecture = {"backbone": "resnet_tiny", "dtype": dtype, "remat": "none"}
     model = models.build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0))
     student, params, batch_stats = Functional.create(model)
     optimizer = optim.make_optimizer(config.optim, STEPS, model.parameter_groups)

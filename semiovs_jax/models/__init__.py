@@ -5,7 +5,7 @@ package is imported; to add one, add its folder.
 
 Three arguments have the same meaning in every module:
   dtype: dtype of the computation; None for that of the input. Parameters and running statistics stay float32.
-  remat: whether the backward pass recomputes the activations of residual or transformer blocks, which saves memory.
+  remat: one of `remat.REMATS`, what the backward pass computes again to save memory.
   rngs: random number streams that initialize the parameters.
 """
 
@@ -21,6 +21,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.models.base import Family, Student
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.models.precision import DTYPES, PRECISIONS
+from semiovs_jax.models.remat import REMATS
 
 __all__ = ["FAMILIES", "Family", "Functional", "Student", "build_student", "find_families", "student_faults"]
 
@@ -56,8 +57,8 @@ FAMILIES = find_families(__name__, __path__)
 
 
 def student_faults(config: Mapping[str, Any]) -> list[str]:
-    """The names in `config.model` that are unknown: of backbone, dtype and matmul_precision."""
-    tables = {"backbone": FAMILIES, "dtype": DTYPES, "matmul_precision": PRECISIONS}
+    """The names in `config.model` that are unknown: of backbone, dtype, matmul_precision and remat."""
+    tables = {"backbone": FAMILIES, "dtype": DTYPES, "matmul_precision": PRECISIONS, "remat": REMATS}
     return [
         f"config.model.{key} is {config[key]!r}; choose one of {', '.join(sorted(table))}"
         for key, table in tables.items()

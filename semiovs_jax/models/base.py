@@ -65,7 +65,7 @@ class Family(Protocol):
     WEIGHTS_SOURCE: str
 
     def build(
-        self, name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: bool, rngs: nnx.Rngs
+        self, name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: str, rngs: nnx.Rngs
     ) -> Student:
         """Builds the student `name` with random weights; arguments as `build_student`."""
         ...

@@ -45,7 +45,11 @@ PATHS = {
 
 # Sections and values that earlier versions had under other names, and keys that they lacked, with what they did.
 _RENAMED = {"method.bank.": "method.snapshots.", "method.dense_clip.": "method.maskclip."}
-_RENAMED_VALUES = {("ovs.name", "dense_clip"): "maskclip"}
+_RENAMED_VALUES = {
+    ("ovs.name", "dense_clip"): "maskclip",
+    ("model.remat", False): "none",
+    ("model.remat", True): "blocks",
+}
 _ADDED = {
     "data.ood_min_foreground": 0.0,
     "data.ood_repeat_threshold": 0.0,
@@ -130,7 +134,7 @@ def _current(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in _flatten(config):
         for old, new in _RENAMED.items():
             key = key.replace(old, new) if key.startswith(old) else key
-        flat[key] = _RENAMED_VALUES.get((key, value), value) if isinstance(value, str) else value
+        flat[key] = _RENAMED_VALUES.get((key, value), value) if isinstance(value, str | bool) else value
     return flat
 
 

@@ -129,7 +129,7 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
             f"the train step does not fit into the memory of {mesh.devices.size} x "
             f"{mesh.devices.flat[0].device_kind}: "
             f"{str(error).splitlines()[0]}\n"
-            "pass a smaller --config.batch_size, --config.model.dtype=bfloat16 or --config.model.remat=True"
+            "pass a smaller --config.batch_size, --config.model.dtype=bfloat16 or --config.model.remat=blocks"
         ) from error
     return_free_memory()
     return compiled

@@ -27,6 +27,7 @@ ARGUMENTS = SimpleNamespace(
     crop_sizes=None,
     batch_sizes=None,
     precisions=None,
+    remats=None,
     torch_forms=None,
     only=None,
 )

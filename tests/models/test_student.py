@@ -11,14 +11,13 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from semiovs_jax.models import FAMILIES, Functional, build_student, find_families
-from semiovs_jax.models.deeplab.resnet import ResNet
 from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from semiovs_jax.weights.keys import flatten, unflatten
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays import deeplab
 
-CONFIG = {"backbone": "resnet_tiny", "dtype": "float32", "remat": False}
+CONFIG = {"backbone": "resnet_tiny", "dtype": "float32", "remat": "none"}
 CLASSES = 5
 
 
@@ -139,25 +138,34 @@ def test_the_statistics_of_the_decoder_cover_all_variants():
     jax.tree.map(np.testing.assert_array_equal, found, expected(params, stats, x))
 
 
-def test_remat_changes_nothing_but_memory():
-    results = []
-    for remat in (False, True):
-        options = {"stem_widths": (4, 4, 4), "widths": (4, 8), "dilate": (True,), "remat": remat}
-        backbone = nnx.eval_shape(lambda options=options: ResNet((1, 2), **options, rngs=nnx.Rngs(0)))
-        functional, params, stats = Functional.create(backbone)
+def count_recomputed(function: Callable, *arguments: Any) -> int:
+    """Number of parts of a function that the backward pass computes again."""
+    return sum(
+        equation.primitive.name in ("checkpoint", "remat2") for equation in jax.make_jaxpr(function)(*arguments).eqns
+    )
+
+
+# Of 4 blocks, the stem and the decoder.
+@pytest.mark.parametrize(("remat", "parts"), [("blocks", 4), ("full", 6)])
+def test_remat_changes_nothing_but_memory(remat, parts):
+    def gradient(remat):
+        apply, params, stats = student(remat=remat)
+        forward = functools.partial(apply.__wrapped__, train=True)
+        assert count_recomputed(forward, params, stats, images(2, 33, 33)) == (0 if remat == "none" else parts)
 
         @jax.jit
-        def gradient(params, stats, x, functional=functional):
-            def loss(params):
-                (features, _), new_stats = functional.apply(params, stats, x, train=True)
-                return jnp.square(features[-1]).mean(), new_stats
+        @functools.partial(jax.grad, has_aux=True)
+        def loss(params):
+            logits, new_stats = apply(params, stats, images(2, 33, 33), train=True)
+            return jnp.square(logits).mean(), new_stats
 
-            return jax.grad(loss, has_aux=True)(params)
+        return loss(params)
 
-        arguments = weights(params), weights(stats), images(2, 16, 16)
-        assert ("remat" in str(jax.make_jaxpr(gradient)(*arguments))) == remat
-        results.append(gradient(*arguments))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()),
+        gradient(remat),
+        gradient("none"),
+    )
 
 
 def dtypes(tree: Any) -> set[str]:

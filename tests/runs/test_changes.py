@@ -114,6 +114,7 @@ def test_names_of_earlier_versions_are_understood():
     earlier["method"]["dense_clip"] = earlier["method"].pop("maskclip")
     earlier["ovs"]["name"] = now["ovs"]["name"] = "maskclip"
     earlier["ovs"]["name"] = "dense_clip"
+    earlier["model"]["remat"] = False
     del earlier["data"]["scaled_decode"]
     assert changed_keys(earlier, now) == {}
     now["method"]["snapshots"]["capacity"] = 4

@@ -28,6 +28,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.step.cases import COMPILED, DEFAULTS, EAGER, METHODS, OURS, PRECISIONS, Case, Choice
 from semiovs_jax.benchmarks.step.table import LEGEND, format_table
 from semiovs_jax.benchmarks.turns import Worker, WorkerError, take_turns
+from semiovs_jax.models.remat import REMATS
 from semiovs_jax.runtime.command import tune_process
 
 _WORKER = "semiovs_jax.benchmarks.step.worker"
@@ -175,6 +176,7 @@ def choose(platform: str, arguments: Any) -> tuple[Choice, Sequence[str]]:
         [int(size) for size in arguments.crop_sizes or default.crop_sizes],
         [int(size) for size in arguments.batch_sizes or default.batch_sizes],
         arguments.precisions or default.precisions,
+        arguments.remats or default.remats,
     )
     forms = arguments.torch_forms or _FORMS[platform]
     sides = {"": [OURS, *forms], "ours": [OURS], "torch": list(forms)}
@@ -208,6 +210,7 @@ def _define_flags() -> None:
     _define_sizes("crop_sizes", "Sides of the images, in pixels.")
     _define_sizes("batch_sizes", "Images of each stream.")
     _define_choices("precisions", tuple(PRECISIONS))
+    _define_choices("remats", REMATS, "config.model.remat of our step")
     _define_choices("torch_forms", (EAGER, COMPILED), "the faster one counts")
     flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
     flags.DEFINE_integer("steps", 3, "Steps of each side in a round.", lower_bound=1)

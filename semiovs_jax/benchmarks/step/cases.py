@@ -52,6 +52,7 @@ class Case:
       crop_size: side of the images, in pixels.
       batch_size: images of each stream.
       precision: a key of `PRECISIONS`.
+      remat: `config.model.remat` of our step.
     """
 
     method: str
@@ -60,10 +61,12 @@ class Case:
     crop_size: int
     batch_size: int
     precision: str
+    remat: str = "none"
 
     def __str__(self) -> str:
         method = f"{self.method}{'+ood' if self.ood else ''}"
-        return f"{method} {self.backbone} {self.crop_size}px b{self.batch_size} {self.precision}"
+        remat = "" if self.remat == "none" else f" remat={self.remat}"
+        return f"{method} {self.backbone} {self.crop_size}px b{self.batch_size} {self.precision}{remat}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Choice:
     crop_sizes: Sequence[int]
     batch_sizes: Sequence[int]
     precisions: Sequence[str]
+    remats: Sequence[str] = ("none",)
 
     def cases(self) -> Iterator[Case]:
         """The cases. Supervised training has no OOD images, and SemiVL has one backbone."""
@@ -83,7 +87,7 @@ class Choice:
             ood = [False] if method == "supervised" else self.ood
             backbones = [VIT_BACKBONE] if method == "semivl" else self.backbones
             sizes = self.crop_sizes, self.batch_sizes
-            for values in itertools.product(ood, backbones, *sizes, self.precisions):
+            for values in itertools.product(ood, backbones, *sizes, self.precisions, self.remats):
                 yield Case(method, *values)
 
 
@@ -109,6 +113,7 @@ def case_config(case: Case) -> ml_collections.ConfigDict:
             "model.random_init": True,
             "model.dtype": precision.dtype,
             "model.matmul_precision": precision.products,
+            "model.remat": case.remat,
             "method.ood": "ovs" if case.ood else "none",
             "method.confidence_threshold": 0.0,
             "method.snapshots.confidence_threshold": 0.0,

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.models.remat import remat_block
 from semiovs_jax.models.transformer import Block, layer_norm
 
 _CUBIC_A = -0.75  # torch's choice of Keys' parameter
@@ -121,7 +122,7 @@ class ClipVit(nnx.Module):
       config: the architecture.
     """
 
-    def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs):
+    def __init__(self, config: ClipVitConfig, *, dtype: DTypeLike | None = None, remat: str = "none", rngs: nnx.Rngs):
         width = config.width
         patch = (config.patch_size, config.patch_size)
         normal = nnx.initializers.normal(width**-0.5)
@@ -163,8 +164,8 @@ class ClipVit(nnx.Module):
           attention.
         """
         x, grid = self._embed(image)
-        call = nnx.remat(_call) if self.remat else _call
-        value_path = nnx.remat(Block.value_path) if self.remat else Block.value_path
+        call = remat_block(_call, self.remat)
+        value_path = remat_block(Block.value_path, self.remat)
         levels = []
         value = x
         for index, layer in enumerate(self.layers):

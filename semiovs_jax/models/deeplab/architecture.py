@@ -22,7 +22,7 @@ class Architecture:
     channels: int = 256
     low_level_channels: int = 48
 
-    def build_backbone(self, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs) -> ResNet:
+    def build_backbone(self, *, dtype: DTypeLike | None = None, remat: str = "none", rngs: nnx.Rngs) -> ResNet:
         """The ResNet alone, with fresh weights."""
         return ResNet(
             self.stage_sizes,
@@ -36,7 +36,7 @@ class Architecture:
         )
 
     def build(
-        self, num_classes: int, *, dtype: DTypeLike | None = None, remat: bool = False, rngs: nnx.Rngs
+        self, num_classes: int, *, dtype: DTypeLike | None = None, remat: str = "none", rngs: nnx.Rngs
     ) -> DeepLabV3Plus:
         """The student, with fresh weights."""
         return DeepLabV3Plus(

@@ -22,6 +22,7 @@ from semiovs_jax.models.layers import (
     zero_outside,
 )
 from semiovs_jax.models.precision import full_precision
+from semiovs_jax.models.remat import remat_rest
 
 
 class ASPP(nnx.Module):
@@ -116,7 +117,8 @@ class DeepLabV3Plus(nnx.Module):
         if channel_masks is not None:
             low_masks, high_masks = channel_masks
             low_level, high_level = masked_variants(low_level, low_masks), masked_variants(high_level, high_masks)
-        logits = self._decode(low_level, high_level, sizes[0], sizes[-1])
+        decode = remat_rest(DeepLabV3Plus._decode, self.backbone.remat)
+        logits = decode(self, low_level, high_level, sizes[0], sizes[-1])
         logits = resize_bilinear(logits, (height, width), align_corners=True, source_size=sizes[0], target_size=size)
         return logits if channel_masks is None else split_variants(logits, len(channel_masks[0]))
 

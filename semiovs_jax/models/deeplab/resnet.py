@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
 from semiovs_jax.models.normalization import relu
 from semiovs_jax.models.pooling import max_pool
+from semiovs_jax.models.remat import remat_block, remat_rest
 
 
 class Bottleneck(nnx.Module):
@@ -69,7 +70,7 @@ class ResNet(nnx.Module):
         expansion: int = 4,
         dilate: Sequence[bool] = (False, False, True),
         dtype: DTypeLike | None = None,
-        remat: bool = False,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(ConvNorm, init=backbone_init, dtype=dtype, rngs=rngs)
@@ -112,13 +113,8 @@ class ResNet(nnx.Module):
         Returns:
           Each stage's output (strides 4, 8, 16, 16 by default) and its true sizes.
         """
-        for conv in self.stem:
-            x = conv(x, size)
-            size = strided_size(size, conv.stride)
-        # Zeros outside the true area are equivalent to the -inf of torch's padding: after ReLU no value is negative.
-        x = max_pool(x)
-        size = strided_size(size, 2)
-        call = nnx.remat(Bottleneck.__call__) if self.remat else Bottleneck.__call__
+        x, size = remat_rest(ResNet._stem, self.remat)(self, x, size)
+        call = remat_block(Bottleneck.__call__, self.remat)
         features, sizes = [], []
         for stage in self.stages:
             for block in stage:
@@ -127,3 +123,10 @@ class ResNet(nnx.Module):
             features.append(x)
             sizes.append(size)
         return features, sizes
+
+    def _stem(self, x: jax.Array, size: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        for conv in self.stem:
+            x = conv(x, size)
+            size = strided_size(size, conv.stride)
+        # Zeros outside the true area are equivalent to the -inf of torch's padding: after ReLU no value is negative.
+        return max_pool(x), strided_size(size, 2)

@@ -30,7 +30,7 @@ STUDENTS = {
 
 
 def build(
-    name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: bool, rngs: nnx.Rngs
+    name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: str, rngs: nnx.Rngs
 ) -> DeepLabV3Plus:
     """See `Family`; the network takes images of any size."""
     del image_size

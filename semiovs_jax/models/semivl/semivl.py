@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from semiovs_jax.models.clip.vit import MASKCLIP, ClipVit, ClipVitConfig
 from semiovs_jax.models.layers import masked_variants, resize_bilinear, split_variants
+from semiovs_jax.models.remat import remat_rest
 from semiovs_jax.models.semivl.vlg import VlgConfig, VlgHead
 
 
@@ -73,7 +74,7 @@ class SemiVL(nnx.Module):
         *,
         image_size: int,
         dtype: DTypeLike | None = None,
-        remat: bool = False,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         patch = config.visual.patch_size
@@ -111,7 +112,8 @@ class SemiVL(nnx.Module):
         pyramid = (*features.levels, features.dense)
         if channel_masks is not None:
             pyramid = tuple(masked_variants(level, masks) for level, masks in zip(pyramid, channel_masks, strict=True))
-        logits = self.head(pyramid[:-1], pyramid[-1], self.text[...])
+        head = remat_rest(VlgHead.__call__, self.backbone.remat)
+        logits = head(self.head, pyramid[:-1], pyramid[-1], self.text[...])
         logits = resize_logits(logits, self.image_size, (x.shape[1], x.shape[2]))
         return logits if channel_masks is None else split_variants(logits, len(channel_masks[0]))
 

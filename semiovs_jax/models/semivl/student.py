@@ -37,7 +37,7 @@ STUDENTS = {
 
 
 def build(
-    name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: bool, rngs: nnx.Rngs
+    name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: str, rngs: nnx.Rngs
 ) -> SemiVL:
     """See `Family`; the position table covers a crop of `image_size`."""
     return SemiVL(STUDENTS[name], num_classes, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)

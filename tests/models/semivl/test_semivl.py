@@ -19,9 +19,15 @@ from semiovs_jax.models.semivl.student import STUDENTS
 from semiovs_jax.train_state import count_parameters
 from semiovs_jax.weights.keys import flatten
 from tests.golden import Golden, golden_path
-from tests.models.test_student import assert_one_decoder_pass_for_all_variants, dropout_masks, images, weights
+from tests.models.test_student import (
+    assert_one_decoder_pass_for_all_variants,
+    count_recomputed,
+    dropout_masks,
+    images,
+    weights,
+)
 
-CONFIG = {"backbone": "clip_vit_shapes", "dtype": "float32", "remat": False}
+CONFIG = {"backbone": "clip_vit_shapes", "dtype": "float32", "remat": "none"}
 CLASSES, CROP = 3, 32
 
 
@@ -186,11 +192,18 @@ def test_parameter_groups():
 
 
 def test_remat_changes_nothing_but_memory():
-    apply, params, stats = student(remat=True)
-    program = str(jax.make_jaxpr(lambda p: apply(p, stats, images(2, CROP, CROP), train=True)[0])(params))
-    assert "remat" in program
+    def recomputed(remat: str) -> int:
+        apply, params, stats = student(remat=remat)
+        return count_recomputed(functools.partial(apply.__wrapped__, train=True), params, stats, images(2, CROP, CROP))
+
+    none, blocks, full = map(recomputed, ("none", "blocks", "full"))
+    assert none == 0
+    assert blocks > 0
+    assert full == blocks + 1  # the head
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients()[0], gradients(remat=True)[0]
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradients()[0],
+        gradients(remat="full")[0],
     )
 
 
