@@ -31,21 +31,16 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
         forms = (functools.partial(form, precision=precision) for form in (_attend_in_turn, _attend))
         result = on_cpu(*forms)(*heads_first)
     else:
-        query, key, value = heads_first
-        result = _attend(query, key, value, mask, precision=precision)
+        result = _attend_where(mask, *heads_first)
     return jnp.moveaxis(result, 0, 2)
 
 
-def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None, *, precision: str | None
-) -> jax.Array:
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, *, precision: str | None) -> jax.Array:
     """Maps [..., T, c], [..., S, c], [..., S, d] to [..., T, d]."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     products = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
     # jax.nn.dot_product_attention casts its logits to float32, also in a float64 run.
     logits = products("...tc,...sc->...ts", query * query.shape[-1] ** -0.5, key)
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     # The softmax divides by the sum; divided here, the result has fewer elements than the weights.
     result = products("...ts,...sd->...td", weights.astype(value.dtype), value) / weights.sum(-1, keepdims=True)
@@ -56,3 +51,11 @@ def _attend_in_turn(query: jax.Array, key: jax.Array, value: jax.Array, *, preci
     """`_attend` along the first axis."""
     one = jax.checkpoint(functools.partial(_attend, precision=precision))
     return jax.lax.map(lambda arrays: one(*arrays), (query, key, value))
+
+
+def _attend_where(mask: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`_attend` where the mask is True. Texts are short, and embedded once: the plain form will do."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("...tc,...sc->...ts", query, key, preferred_element_type=wide)
+    logits = jnp.where(mask, logits * query.shape[-1] ** -0.5, -jnp.inf)
+    return jnp.einsum("...ts,...sd->...td", jax.nn.softmax(logits).astype(value.dtype), value)
