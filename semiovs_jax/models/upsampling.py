@@ -8,11 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution at stride 1 with a zero padding of 1."""
-    border = ((1, 1), (1, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), border, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+from semiovs_jax.models.convolution import convolve
 
 
 def _interleave_phases(x: jax.Array) -> jax.Array:
@@ -80,8 +76,13 @@ class CornerConv:
             optimize="optimal",
         )
         plane = jnp.broadcast_to(up.bias[...], (1, 2 * shape[0], 2 * shape[1], up.bias.shape[0]))
-        return cls(composed.reshape(*composed.shape[:3], -1), conv3x3(plane.astype(kernel.dtype), kernel))
+        return cls(composed.reshape(*composed.shape[:3], -1), convolve(plane.astype(kernel.dtype), kernel))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, h, w, in] to [N, 2 h, 2 w, out]; the caller adds `bias`."""
-        return _interleave_phases(conv3x3(x, self.kernel.astype(x.dtype)))[:, 1:-1, 1:-1]
+        # Padded beforehand: else the filter of the kernel's gradient is larger than its image, and XLA swaps the two,
+        # for which it has no fast form on the CPU.
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        kernel, layout = self.kernel.astype(x.dtype), ("NHWC", "HWIO", "NHWC")
+        corners = jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=layout)
+        return _interleave_phases(corners)[:, 1:-1, 1:-1]

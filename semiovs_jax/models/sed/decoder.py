@@ -13,10 +13,11 @@ from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import per_class
 from semiovs_jax.models.convnext import ConvNextBlock
+from semiovs_jax.models.convolution import convolve
 from semiovs_jax.models.normalization import group_norm
 from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Mlp, layer_norm
-from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv, conv3x3
+from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 
 _ATTENTION_EPS = 1e-6
 
@@ -112,14 +113,14 @@ class SedDecoder(nnx.Module):
         kept = self.up.bias.shape[0]
         own, by_image, by_correlation = jnp.split(self.conv1[...], (kept, kept + channels), axis=2)
         corner = CornerConv.compose(self.up, own, (height // 2, width // 2))
-        shared = conv3x3(guidance, by_image.astype(dtype)) + corner.bias.astype(dtype)
+        shared = convolve(guidance, by_image.astype(dtype)) + corner.bias.astype(dtype)
 
         def finish(y: jax.Array) -> jax.Array:
             y = jax.nn.relu(self.norm1(y))
-            return jax.nn.relu(self.norm2(conv3x3(y, self.conv2.astype(y.dtype))))
+            return jax.nn.relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
 
         def upsample(x: jax.Array, correlation_guidance: jax.Array) -> jax.Array:
-            guided = per_class(lambda y: conv3x3(y, by_correlation.astype(y.dtype)), correlation_guidance)
+            guided = per_class(lambda y: convolve(y, by_correlation.astype(y.dtype)), correlation_guidance)
             return per_class(finish, per_class(corner, x) + guided + shared[:, None])
 
         return upsample

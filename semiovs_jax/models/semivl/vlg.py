@@ -15,11 +15,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.class_planes import per_class, pool, unpool
+from semiovs_jax.models.convolution import convolve
 from semiovs_jax.models.layers import head_init, resize_bilinear
 from semiovs_jax.models.normalization import group_norm
 from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Block
-from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv, conv3x3
+from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 
 _NORM_EPS = 1e-12  # smallest length of a vector that becomes a unit vector
 
@@ -132,12 +133,12 @@ class Upsample(nnx.Module):
         corner = CornerConv.compose(self.up, own, (h, w))
         skip = resize_bilinear(skip, (2 * h, 2 * w), align_corners=True)
         # The skip connection adds the same to every class: compute it once.
-        shared = conv3x3(skip, by_skip.astype(x.dtype)) + corner.bias.astype(x.dtype)
+        shared = convolve(skip, by_skip.astype(x.dtype)) + corner.bias.astype(x.dtype)
         return per_class(self._finish, per_class(corner, x) + shared[:, None])
 
     def _finish(self, y: jax.Array) -> jax.Array:
         y = jax.nn.relu(self.norm1(y))
-        return jax.nn.relu(self.norm2(conv3x3(y, self.conv2.astype(y.dtype))))
+        return jax.nn.relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
 
 
 class VlgHead(nnx.Module):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from semiovs_jax.models.convolution import convolve
 from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.models.semivl.vlg import GroupAspp, Upsample, VlgConfig, VlgHead, similarity
-from semiovs_jax.models.upsampling import conv3x3
 from semiovs_jax.weights.keys import flatten
 from tests.golden import Golden, assert_matches, golden_path
 from tests.models.test_student import weights
@@ -100,9 +100,9 @@ def test_upsampling_convolves_planes_and_level_side_by_side():
     fine = resize_bilinear(skip, (8, 10), align_corners=True)
     found = up(x, skip)
     for index in range(3):
-        y = conv3x3(jnp.concatenate([up.up(x[:, index]), fine], axis=-1), up.conv1[...])
+        y = convolve(jnp.concatenate([up.up(x[:, index]), fine], axis=-1), up.conv1[...])
         y = jax.nn.relu(up.norm1(y))
-        y = jax.nn.relu(up.norm2(conv3x3(y, up.conv2[...])))
+        y = jax.nn.relu(up.norm2(convolve(y, up.conv2[...])))
         np.testing.assert_allclose(found[:, index], y, atol=2e-5)
 
 
