@@ -1,6 +1,6 @@
-"""Softmax attention whose backward pass computes the weights again instead of keeping them.
+"""Softmax attention whose backward pass computes the weights again, unless there is a mask, instead of keeping them.
 
-The weights of all heads, [N, heads, T, T], are the largest arrays of a vision transformer. On the CPU they do not fit
+The weights of all heads, [N, heads, T, S], are the largest arrays of a vision transformer. On the CPU they do not fit
 into caches, so there one head is computed after the other.
 """
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from semiovs_jax.models.on_cpu import on_cpu
+from semiovs_jax.models.precision import matmul_precision
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -24,38 +25,49 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     Returns:
       [N, T, heads, d], in the dtype of `value`.
     """
-    # Of the caller's `jax.default_matmul_precision`, which has ended when the gradient of `on_cpu` is traced.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    heads_first = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
+    query, key, value = (jnp.moveaxis(x, 2, 0) for x in (query, key, value))
+    plain = functools.partial(_attend, precision=matmul_precision())
     if mask is None:
-        forms = (functools.partial(form, precision=precision) for form in (_attend_in_turn, _attend))
-        result = on_cpu(*forms)(*heads_first)
+        in_turn = functools.partial(_attend_in_turn, precision=matmul_precision())
+        result = on_cpu(in_turn, plain)(query, key, value)
     else:
-        result = _attend_where(mask, *heads_first)
+        result = plain(query, key, value, mask=mask)
     return jnp.moveaxis(result, 0, 2)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, *, precision: str | None) -> jax.Array:
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, precision: str | None, mask: jax.Array | None = None
+) -> jax.Array:
     """Maps [..., T, c], [..., S, c], [..., S, d] to [..., T, d]."""
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    products = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    # jax.nn.dot_product_attention casts its logits to float32, also in a float64 run.
-    logits = products("...tc,...sc->...ts", query * query.shape[-1] ** -0.5, key)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    # The softmax divides by the sum; divided here, the result has fewer elements than the weights.
-    result = products("...ts,...sd->...td", weights.astype(value.dtype), value) / weights.sum(-1, keepdims=True)
-    return result.astype(value.dtype)
+    logits = _products("...tc,...sc->...ts", query, key, precision) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    return jnp.einsum("...ts,...sd->...td", weights, value, precision=precision)
 
 
 def _attend_in_turn(query: jax.Array, key: jax.Array, value: jax.Array, *, precision: str | None) -> jax.Array:
     """`_attend` along the first axis."""
-    one = jax.checkpoint(functools.partial(_attend, precision=precision))
-    return jax.lax.map(lambda arrays: one(*arrays), (query, key, value))
+    return jax.lax.map(lambda arrays: _attend_head(*arrays, precision), (query, key, value))
 
 
-def _attend_where(mask: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`_attend` where the mask is True. Texts are short, and embedded once: the plain form will do."""
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("...tc,...sc->...ts", query, key, preferred_element_type=wide)
-    logits = jnp.where(mask, logits * query.shape[-1] ** -0.5, -jnp.inf)
-    return jnp.einsum("...ts,...sd->...td", jax.nn.softmax(logits).astype(value.dtype), value)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend_head(query: jax.Array, key: jax.Array, value: jax.Array, precision: str | None) -> jax.Array:
+    """`_attend` with fewer passes over the weights: what is divided by their sums is the result."""
+    logits = _products("...tc,...sc->...ts", query * query.shape[-1] ** -0.5, key, precision)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    result = _products("...ts,...sd->...td", weights.astype(value.dtype), value, precision)
+    return (result / weights.sum(-1, keepdims=True)).astype(value.dtype)
+
+
+def _backward(precision: str | None, arrays: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    return jax.vjp(functools.partial(_attend, precision=precision), *arrays)[1](gradient)
+
+
+_attend_head.defvjp(lambda *arguments: (_attend_head(*arguments), arguments[:3]), _backward)
+
+
+def _products(axes: str, a: jax.Array, b: jax.Array, precision: str | None) -> jax.Array:
+    """An einsum in float32 or wider. `jax.nn.dot_product_attention` has float32 logits, also in a float64 run."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=wide)

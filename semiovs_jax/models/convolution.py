@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from semiovs_jax.models.on_cpu import on_cpu
+from semiovs_jax.models.precision import matmul_precision
 
 # Share of multiplications with padding from which a sum of products is used. Not tuned: in the ASPP it takes the rates
 # 6, 12 and 18 at crops of 161 px, where the step was measured, and 12 and 18 at 321 px.
@@ -30,15 +31,13 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     Returns:
       float [N, ceil(H / stride), ceil(W / stride), out].
     """
-    # Of the caller's `jax.default_matmul_precision`, which has ended when the gradient of `on_cpu` is traced.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    general = functools.partial(_convolve, stride=stride, dilation=dilation, precision=precision)
+    precision = matmul_precision()
+    general = special = functools.partial(_convolve, stride=stride, dilation=dilation, precision=precision)
     if kernel.shape[0] == 1:
-        return on_cpu(functools.partial(_product, stride=stride, precision=precision), general)(x, kernel)
-    if stride == 1 and _padding_share(x.shape[1:3], kernel.shape[0], dilation) >= _LEAST_PADDING:
+        special = functools.partial(_product, stride=stride, precision=precision)
+    elif stride == 1 and _padding_share(x.shape[1:3], kernel.shape[0], dilation) >= _LEAST_PADDING:
         special = functools.partial(_sum_of_products, dilation=dilation, precision=precision)
-        return on_cpu(special, general)(x, kernel)
-    return on_cpu(general, general)(x, kernel)
+    return on_cpu(special, general)(x, kernel)
 
 
 def _convolve(

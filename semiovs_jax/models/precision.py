@@ -11,6 +11,14 @@ DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 PRECISIONS = ("highest", "high", "default")
 
 
+def matmul_precision() -> str | None:
+    """The precision that `jax.default_matmul_precision` asks for here; None if it does not.
+
+    For products with a backward pass of their own: it is traced when the caller's context has ended.
+    """
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
 def full_precision(x: jax.Array) -> jax.Array:
     """Casts 16-bit floats to float32; leaves float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
