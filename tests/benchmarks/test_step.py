@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.ceiling import best_rate, jax_ceiling
+from semiovs_jax.benchmarks.flops import count_flops
 from semiovs_jax.benchmarks.step import __main__ as step
 from semiovs_jax.benchmarks.step import cases as step_cases
 from semiovs_jax.benchmarks.step import table as step_table
@@ -154,13 +156,20 @@ def test_a_case_of_ours_is_measured_in_its_own_process():
 
 
 @pytest.mark.slow
+def test_what_is_computed_again_does_not_count_as_flops():
+    ours = OurStep(dataclasses.replace(TINY, remat="full"))
+    again = count_flops(functools.partial(ours._update_alone, ours._spec), ours._state, *ours._given())
+    assert OurStep(TINY).flops() == ours.flops() < again
+
+
+@pytest.mark.slow
 def test_the_views_of_prevmatch_have_ovs_labels_and_a_draw():
     ours = OurStep(dataclasses.replace(TINY, method="prevmatch", ood=True))
     views = ours.flat_views()
     assert views["weak/ood"].shape == views["s2/mix"].shape == (2, 17, 17, 3)
     assert views["ovs/label"].dtype == np.uint8
     np.testing.assert_array_equal(views["snapshots/weights"], [0.5, 0.5])
-    state, loss = jax.eval_shape(ours._update_alone, ours._state, *ours._given())
+    state, loss = jax.eval_shape(functools.partial(ours._update_alone, ours._spec), ours._state, *ours._given())
     assert loss.shape == ()
     assert set(state.labelers) == {"snapshots"}
     weights = ours._spec.term_weights(ours._state)
@@ -173,7 +182,7 @@ def test_semivl_needs_no_weight_file():
     ours = OurStep(case)
     given = ours._batch, ours._frozen
     views, _ = jax.eval_shape(ours._make_views, *given)
-    _, loss = jax.eval_shape(ours._update_alone, ours._state, *given, views, None)
+    _, loss = jax.eval_shape(functools.partial(ours._update_alone, ours._spec), ours._state, *given, views, None)
     assert loss.dtype == np.float32
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from semiovs_jax.benchmarks.flops import count_flops
 from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip.convnext_params import convert_convnext
 from semiovs_jax.models.clip.file import NORMALIZATIONS
@@ -177,12 +178,10 @@ def _part(
 
 
 def flops(labeler: Sed | MaskClip) -> float:
-    """FLOPs of the network for one image. A multiplication with an addition counts as two.
+    """FLOPs of the network for one image; see `count_flops`.
 
-    The compiler counts the body of a loop once, so SED must compute all concepts at once (`class_chunk` 0).
+    The body of a loop counts once, so SED must compute all concepts at once (`class_chunk` 0).
     """
     image = jax.ShapeDtypeStruct((1, labeler.image_size, labeler.image_size, 3), np.float32)
     network = labeler.probabilities if isinstance(labeler, Sed) else labeler.scores
-    cost = jax.jit(network).lower(labeler.weights, image).compile().cost_analysis()
-    assert cost is not None
-    return float(cost["flops"])
+    return count_flops(network, labeler.weights, image)

@@ -12,8 +12,9 @@ LEGEND = """\
 update: from given views. step: ours with making the views; PyTorch makes them in its loader. Times are medians of
 rounds, in ms. Ratios are ours over PyTorch's update of the same round, medians (least to most), of seconds and of
 core-seconds. host GB: the peak of updates, without compilation and imports. compile: of our step; of PyTorch, until
-its first update is done. MFU: FLOPs of our update, with one of PrevMatch's two snapshots, over the time and the fastest
-matrix product. d loss: relative difference of the first losses. PyTorch is the faster form of each row."""
+its first update is done. MFU: FLOPs of an update in which nothing is computed twice, with one of PrevMatch's two
+snapshots, over the time and the fastest matrix product. d loss: relative difference of the first losses. PyTorch is the
+faster form of each row."""
 
 
 def rival(row: Row) -> str | None:

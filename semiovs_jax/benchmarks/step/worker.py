@@ -83,7 +83,7 @@ class OurSide:
         self._step.compile_step()
         self._step.step()
         self._step.synchronize()
-        return {"loss": loss, "flops": self._step.flops, "compile_seconds": self._step.compile_seconds}
+        return {"loss": loss, "flops": self._step.flops(), "compile_seconds": self._step.compile_seconds}
 
     def measure(self, steps: int) -> dict[str, dict[str, float]]:
         """The cost of a number of whole steps, and of updates alone."""
