@@ -1,4 +1,4 @@
-"""Softmax attention whose backward pass computes the weights again, unless there is a mask, instead of keeping them.
+"""Softmax attention. Without a mask, its backward pass computes the weights again instead of keeping them.
 
 The weights of all heads, [N, heads, T, S], are the largest arrays of a vision transformer. On the CPU they do not fit
 into caches, so there one head is computed after the other.

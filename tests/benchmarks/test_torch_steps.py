@@ -32,7 +32,7 @@ from semiovs_jax.train_state import TrainState
 from semiovs_jax.weights.keys import flatten
 from tests.golden import formula_tensor
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs the extra bench")
 
 from semiovs_jax.benchmarks.step.pytorch import semivl as torch_semivl  # noqa: E402
 from semiovs_jax.benchmarks.step.pytorch.clip_vit import Tower  # noqa: E402

@@ -24,6 +24,7 @@ from tests.custom_tree import label as custom_label
 from tests.custom_tree import write_label, write_text
 
 SHARED = Path(__file__).parents[4] / "shared" / "splits"  # ids and checksums of the published lists; may be absent
+NOT_SHIPPED = f"the published lists are not shipped with the repository, and not in {SHARED}"
 UPSTREAM = {"voc2012": "pascal", "context60": "pc60"}
 DATASETS = {"voc2012": "voc21", "context60": "context60"}
 
@@ -237,7 +238,7 @@ def test_a_dataset_without_published_splits_is_named():
         load_published("farm")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/splits")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=NOT_SHIPPED)
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_facts_are_those_of_upstream(name):
     rows = [line.split("\t") for line in (SHARED / "UPSTREAM.tsv").read_text().splitlines()[1:]]
@@ -247,7 +248,7 @@ def test_facts_are_those_of_upstream(name):
     assert load_published(name).revision in (SHARED / "README.md").read_text()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/splits")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=NOT_SHIPPED)
 @pytest.mark.parametrize(("name", "rebuilt"), [("voc2012", 16), ("context60", 6)])
 def test_published_bytes_rebuilt_from_ids_are_taken_and_one_flipped_byte_is_not(tmp_path, name, rebuilt):
     """Every labeled and val list, VOC's train_aug and blended unlabeled lists; the order of the others is not known."""
