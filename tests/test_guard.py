@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from semiovs_jax.checkpoints.checkpointer import Checkpointer
 from semiovs_jax.guard import Guard
-from tests.checkpoints.test_checkpointer import make_iterator
+from tests.checkpoints.toy import make_iterator
 
 GOOD = {"params": {"head": jnp.ones(3)}, "step": jnp.int32(2)}
 BAD = {"params": {"head": jnp.array([1, jnp.nan, 1])}, "step": jnp.int32(5)}

@@ -33,9 +33,7 @@ def page_faults(tuned: bool, **environment: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="what is set is glibc's"
-)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
 def test_freed_memory_is_kept_here_and_in_processes_started_from_here():
     with mock.patch.dict(os.environ):  # what is set here does not outlast the test
         for name in runtime._MALLOC_SETTINGS:
