@@ -1,9 +1,13 @@
-"""Evaluates a checkpoint of a run: python -m semiovs_jax.evaluate --config=configs/voc92.py --workdir=runs/voc92."""
+"""Evaluates a checkpoint of a run: python -m semiovs_jax.evaluate --workdir=runs/voc92.
+
+Without --config, the config is the run's own. Its values can be changed: --config.eval.window=512.
+"""
 
 from typing import Any
 
 from absl import flags as absl_flags
 
+from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import run_command
 
 
@@ -26,4 +30,4 @@ def main(flags: Any) -> None:
 
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
-    run_command(main)
+    run_command(main, run_config=saved_config.__file__)

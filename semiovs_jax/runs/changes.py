@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
 def changed_keys(was: Mapping[str, Any], is_: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """(old value, new value) of the keys that differ between two nested configs, by dotted key."""
-    old, new = _current(was), _current(is_)
+    old, new = current_keys(was), current_keys(is_)
     keys = [*old, *(key for key in new if key not in old)]
     pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -128,8 +128,8 @@ def _other_contents(was: Mapping[str, str], is_: Mapping[str, str]) -> Iterator[
             yield key, was[key], is_[key]
 
 
-def _current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested config by dotted key, in the names of today."""
+def current_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a nested config by dotted key, in the names of today; keys that it lacks as they were then."""
     flat: dict[str, Any] = dict(_ADDED)
     for key, value in _flatten(config):
         for old, new in _RENAMED.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import logging
 import os
@@ -53,7 +54,12 @@ def _runs_on_cpu() -> bool:
 
 
 def run_command(
-    command: Callable[[Any], None], *, needs_workdir: bool = True, kept: str = NOTHING_WRITTEN, has_shares: bool = False
+    command: Callable[[Any], None],
+    *,
+    needs_workdir: bool = True,
+    run_config: str = "",
+    kept: str = NOTHING_WRITTEN,
+    has_shares: bool = False,
 ) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
@@ -63,6 +69,7 @@ def run_command(
     Args:
       command: the command.
       needs_workdir: whether --workdir is required.
+      run_config: the config file that is used with the argument --workdir where --config is not given; "" for none.
       kept: what the command leaves behind if a signal stops it, see `command_end`.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
     """
@@ -90,7 +97,7 @@ def run_command(
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=functools.partial(_parse_flags, run_config=run_config))
 
 
 def _define_process_flags() -> None:
@@ -106,10 +113,10 @@ def _refuse_process_flags(has_shares: bool) -> None:
         raise InputError(f"{' '.join(given)}: needs --distributed")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], run_config: str) -> list[str]:
     """Parses the flags; a config that is missing, raises, or lacks an overridden key ends the process."""
     try:
-        rest = flags.FLAGS(find_configs(argv))
+        rest = flags.FLAGS(find_configs(argv, run_config))
         _ = flags.FLAGS.config.is_locked  # a missing file raises only when its config is used
     except BrokenPipeError:  # of --help
         raise

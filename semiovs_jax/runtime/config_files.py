@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 
-_FLAG = "--config"
+_FLAG, _WORKDIR = "--config", "--workdir"
 
 
 def config_folder() -> Path:
@@ -19,7 +19,7 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def find_configs(argv: Sequence[str]) -> list[str]:
+def find_configs(argv: Sequence[str], run_config: str = "") -> list[str]:
     """The command line with --config=PATH[:ARGUMENT] replaced by the path of a file.
 
     A PATH that starts with "configs/" and is not a file is looked up in `config_folder`, so that commands work in every
@@ -27,20 +27,31 @@ def find_configs(argv: Sequence[str]) -> list[str]:
 
     Args:
       argv: the command line, as `sys.argv`.
+      run_config: a config file whose argument is a workdir, for a command line with --workdir and without --config; ""
+        for none.
 
     Raises:
       InputError: the file is missing; the message lists the project's config files.
     """
     _provide_package(config_folder())
-    found = []
-    for before, argument in zip(["", *argv], argv, strict=False):
-        flag, equals, value = argument.partition("=")
-        if flag.replace("--", "-", 1) == _FLAG[1:] and equals:
-            argument = f"{flag}={_find(value)}"
-        elif before.replace("--", "-", 1) == _FLAG[1:]:
-            argument = _find(argument)
-        found.append(argument)
+    found, configs, workdir = list(argv), _values(_FLAG, argv), _values(_WORKDIR, argv)
+    for index, value in configs.items():
+        found[index] = found[index].removesuffix(value) + _find(value)
+    if run_config and workdir and not configs:
+        found.insert(1, f"{_FLAG}={run_config}:{list(workdir.values())[-1]}")
     return found
+
+
+def _values(flag: str, argv: Sequence[str]) -> dict[int, str]:
+    """The values of a flag by the index of their argument: of --flag=VALUE itself, or of the one after --flag."""
+    values = {}
+    for index, (before, argument) in enumerate(zip(["", *argv], argv, strict=False)):
+        name, equals, value = argument.partition("=")
+        if name.replace("--", "-", 1) == flag[1:] and equals:
+            values[index] = value
+        elif before.replace("--", "-", 1) == flag[1:]:
+            values[index] = argument
+    return values
 
 
 def load_config(value: str) -> ConfigDict:

@@ -65,3 +65,15 @@ def test_only_the_config_flag_is_looked_at(tmp_path: Path, monkeypatch: pytest.M
     found = find_configs(["main.py", "--config", "configs/demo.py", "--config.seed=3", "--workdir=configs/demo.py"])
     assert found == ["main.py", "--config", str(config_folder() / "demo.py"), "--config.seed=3", *found[4:]]
     assert found[4] == "--workdir=configs/demo.py"
+
+
+@pytest.mark.parametrize("workdir", [("--workdir=runs/a",), ("--workdir", "runs/a")])
+def test_without_a_config_that_of_the_workdir_is_used_where_a_command_has_it(
+    workdir: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate.py", *workdir, "--config.eval.window=512"]
+    assert find_configs(command, "saved.py") == ["evaluate.py", "--config=saved.py:runs/a", *command[1:]]
+    assert find_configs(command) == command
+    given = [*command, "--config=configs/demo.py"]
+    assert find_configs(given, "saved.py") == [*command, f"--config={config_folder() / 'demo.py'}"]
