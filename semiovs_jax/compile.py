@@ -1,4 +1,4 @@
-"""Compiles a config's train step ahead of time for a TPU topology, without one, and reports memory, FLOPs, collectives.
+"""Compiles a config's train step ahead of time for a TPU topology, without one: memory, FLOPs, collectives, roofline.
 
     python -m semiovs_jax.compile --config=configs/voc92.py --topology=v5e:2x4
 
@@ -36,7 +36,9 @@ def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
     mesh = make_mesh(topology_devices(topology))
     spec, arguments = abstract_inputs(config, mesh)
     _logger.info("compiling for %d x %s, minutes for a large model", mesh.size, mesh.devices.flat[0].device_kind)
-    return report_step(make_train_step(spec, mesh), arguments, mesh, parameters=count_parameters(arguments[0].params))
+    images = config.batch_size * len(spec.method.streams)
+    parameters = count_parameters(arguments.state.params)
+    return report_step(make_train_step(spec, mesh), arguments, mesh, parameters=parameters, images=images)
 
 
 def main(flag_values: Any) -> None:

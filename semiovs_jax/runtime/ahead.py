@@ -16,11 +16,7 @@ from jax.sharding import Mesh
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import hlo
 from semiovs_jax.runtime.heap import return_free_memory
-
-_GIB = 2**30
-
-# HBM of one device by jax.Device.device_kind, from cloud.google.com/tpu/docs/system-architecture-tpu-vm.
-_HBM_BYTES = {"TPU v5 lite": 16 * _GIB, "TPU v5": 95 * _GIB, "TPU v6 lite": 32 * _GIB}
+from semiovs_jax.runtime.roofline import CHIPS, roofline
 
 # Without these, libtpu asks the network for this machine's TPU and complains if there is none.
 _NO_TPU_HERE = {
@@ -39,6 +35,7 @@ class Report:
       devices: number of devices.
       device_kind: their kind.
       parameters: number of the student's scalars.
+      images: of a step, over all devices; 0 if unknown.
       arguments: size of state, batch and OVS weights.
       outputs: size of the new state and the metrics.
       temporaries: size of all other buffers at the peak.
@@ -46,6 +43,7 @@ class Report:
       code: size of the program.
       total: peak memory.
       flops: per device and step; the body of a loop counts once.
+      bytes_accessed: in the device's memory per step, as the compiler counts them.
       collectives: of one step; one in a loop counts once.
       faults: see `hlo.find_faults`.
     """
@@ -54,6 +52,7 @@ class Report:
     devices: int
     device_kind: str
     parameters: int
+    images: int
     arguments: int
     outputs: int
     temporaries: int
@@ -61,6 +60,7 @@ class Report:
     code: int
     total: int
     flops: float
+    bytes_accessed: float
     collectives: tuple[hlo.Collective, ...]
     faults: tuple[str, ...]
 
@@ -142,7 +142,7 @@ def bytes_per_device(compiled: jax.stages.Compiled) -> int:
     return used + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
 
 
-def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0) -> Report:
+def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0, images: int = 0) -> Report:
     """Compiles a jitted step for a mesh whose only axis splits the batch, and inspects the program.
 
     Args:
@@ -150,6 +150,7 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
       arguments: see `compile_step`.
       mesh: the devices.
       parameters: number of the student's scalars, for the report.
+      images: of a step, for the report.
 
     Raises:
       InputError: see `compile_step`.
@@ -164,6 +165,7 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
         devices=mesh.devices.size,
         device_kind=mesh.devices.flat[0].device_kind,
         parameters=parameters,
+        images=images,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -171,6 +173,7 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
         code=memory.generated_code_size_in_bytes,
         total=bytes_per_device(compiled),
         flops=float(cost.get("flops", 0.0)),
+        bytes_accessed=float(cost.get("bytes accessed", 0.0)),
         collectives=tuple(hlo.find_collectives(instructions)),
         faults=tuple(hlo.find_faults(instructions, data_parallel=True)),
     )
@@ -178,7 +181,6 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
 
 def format_report(report: Report) -> str:
     """Formats the report as a table of text."""
-    rows = [("memory per device", "MiB")]
     sizes = {
         "arguments": report.arguments,
         "outputs": report.outputs,
@@ -187,17 +189,14 @@ def format_report(report: Report) -> str:
         "donated (outputs in arguments)": -report.donated,
         "total": report.total,
     }
-    rows += [(f"  {name}", f"{size / 2**20:,.1f}") for name, size in sizes.items()]
-    if hbm := _HBM_BYTES.get(report.device_kind):
-        rows.append((f"  of {hbm // _GIB} GiB HBM", f"{report.total / hbm:.1%}"))
+    rows = [("memory per device", "MiB"), *((f"  {name}", f"{size / 2**20:,.1f}") for name, size in sizes.items())]
+    if chip := CHIPS.get(report.device_kind):
+        rows.append((f"  of {chip.hbm_bytes // 2**30} GiB HBM", f"{report.total / chip.hbm_bytes:.1%}"))
     rows.append(("GFLOPs per device and step", f"{report.flops / 1e9:,.1f}"))
-    rows.append(("collectives per step", "count, MiB"))
-    counts = collections.Counter(c.kind for c in report.collectives)
-    for kind, count in sorted(counts.items()):
-        num_bytes = sum(c.num_bytes for c in report.collectives if c.kind == kind)
-        rows.append((f"  {kind}", f"{count}, {num_bytes / 2**20:,.1f}"))
-    if not counts:
-        rows.append(("  none", "0, 0.0"))
+    rows.append(("GB accessed per device and step", f"{report.bytes_accessed / 1e9:,.1f}"))
+    rows += _collective_rows(report)
+    if chip:
+        rows += _roofline_rows(report)
     width = max(len(name) for name, _ in rows) + 2
     head = (
         f"train step for {report.devices} x {report.device_kind}: {report.parameters / 1e6:,.1f} M parameters, "
@@ -208,3 +207,25 @@ def format_report(report: Report) -> str:
     if not report.faults:
         lines.append("no host callbacks, no float64, no dynamic shapes, no collectives but all-reduce")
     return "\n".join(lines)
+
+
+def _collective_rows(report: Report) -> list[tuple[str, str]]:
+    rows = [("collectives per step", "count, MiB")]
+    counts = collections.Counter(c.kind for c in report.collectives)
+    for kind, count in sorted(counts.items()):
+        num_bytes = sum(c.num_bytes for c in report.collectives if c.kind == kind)
+        rows.append((f"  {kind}", f"{count}, {num_bytes / 2**20:,.1f}"))
+    return rows if counts else [*rows, ("  none", "0, 0.0")]
+
+
+def _roofline_rows(report: Report) -> list[tuple[str, str]]:
+    """Of all known chips: FLOPs and bytes are those of the program for the report's own."""
+    rows = [("least time of a step, products in bfloat16", "ms, images/s")]
+    reduced = sum(c.num_bytes for c in report.collectives)
+    for chip in CHIPS.values():
+        found = roofline(chip, report.flops, report.bytes_accessed, reduced, report.devices)
+        rate = f"{report.images / found.seconds:,.0f}" if report.images else "-"
+        rows.append(
+            (f"  {report.devices} x {chip.name}, limited by {found.limit}", f"{1e3 * found.seconds:,.1f}, {rate}")
+        )
+    return rows

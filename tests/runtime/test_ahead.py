@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from configs import demo
 from data_pipelines.errors import InputError
 from semiovs_jax.compile import compile_config
-from semiovs_jax.runtime import ahead
+from semiovs_jax.runtime import ahead, hlo
+from semiovs_jax.runtime.roofline import CHIPS, roofline
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 
 
@@ -42,6 +44,23 @@ def test_a_clean_step_reports_its_memory_flops_and_collectives():
     assert "8 x cpu" in text
     assert "all-reduce" in text
     assert "FAULT" not in text
+
+
+def test_the_report_for_a_tpu_has_rooflines():
+    report = dataclasses.replace(
+        compile_toy(lambda batch: 0.0),
+        device_kind="TPU v5 lite",
+        images=32,
+        flops=197e9,  # 1 ms of a v5e
+        bytes_accessed=8.19e9,  # 10 ms
+        collectives=(hlo.Collective("all-reduce", 8 * 10**8, ""),),  # 7 ms: each of 8 chips sends 7/4 of it at 200 GB/s
+    )
+    lines = {line[:40].strip(): line[40:].strip() for line in ahead.format_report(report).splitlines()}
+    assert lines["8 x v5e, limited by memory"].split() == ["10.0,", "3,200"]
+    assert lines["8 x v6e, limited by memory"].split() == ["5.0,", f"{32 * 1640 / 8.19:,.0f}"]
+    found = roofline(CHIPS["TPU v5 lite"], report.flops, report.bytes_accessed, 8e8, devices=8)
+    assert (found.products, found.memory, found.links) == pytest.approx((1e-3, 10e-3, 7e-3))
+    assert "limited by" not in ahead.format_report(compile_toy(lambda batch: 0.0)), "of the CPU, nothing is known"
 
 
 def test_one_device_needs_no_collective():

@@ -1,0 +1,72 @@
+"""Rooflines: the least time that a compiled program takes on a chip (Williams et al., CACM 2009)."""
+
+from dataclasses import dataclass
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU chip, as cloud.google.com/tpu/docs/system-architecture-tpu-vm describes it.
+
+    Attributes:
+      name: as in names of topologies.
+      hbm_bytes: its memory.
+      flops: bfloat16 FLOPs a second.
+      hbm_bandwidth: bytes a second between its memory and its cores.
+      link_bandwidth: bytes a second that it sends to other chips over all of its links together.
+    """
+
+    name: str
+    hbm_bytes: int
+    flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+
+
+# By jax.Device.device_kind.
+CHIPS = {
+    "TPU v5 lite": Chip("v5e", 16 * _GIB, 197e12, 819e9, 200e9),
+    "TPU v5": Chip("v5p", 95 * _GIB, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Chip("v6e", 32 * _GIB, 918e12, 1640e9, 448e9),
+}
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The least times of a program on a chip, in seconds; they can overlap.
+
+    Attributes:
+      products: of its FLOPs, at the rate of one pass in bfloat16.
+      memory: of the bytes that it accesses in the chip's memory.
+      links: of the bytes that it exchanges with other chips.
+    """
+
+    products: float
+    memory: float
+    links: float
+
+    @property
+    def seconds(self) -> float:
+        """The least time of a program whose parts overlap completely."""
+        return max(self.products, self.memory, self.links)
+
+    @property
+    def limit(self) -> str:
+        """What takes this time: "products", "memory" or "links"."""
+        return max(("products", "memory", "links"), key=lambda part: getattr(self, part))
+
+
+def roofline(chip: Chip, flops: float, bytes_accessed: float, bytes_reduced: float, devices: int) -> Roofline:
+    """The roofline of a program on each of `devices` chips.
+
+    Args:
+      chip: the chip.
+      flops: of one device.
+      bytes_accessed: in the memory of one device.
+      bytes_reduced: results of the all-reduces of one device. A ring sends each byte
+        2 * (devices - 1) / devices times.
+      devices: number of chips that take part in the all-reduces.
+    """
+    sent = 2 * bytes_reduced * (devices - 1) / devices
+    return Roofline(flops / chip.flops, bytes_accessed / chip.hbm_bandwidth, sent / chip.link_bandwidth)
