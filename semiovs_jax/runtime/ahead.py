@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import hlo
+from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.runtime.heap import return_free_memory
 from semiovs_jax.runtime.roofline import CHIPS, roofline
 
@@ -69,7 +70,8 @@ def topology_devices(name: str) -> list[jax.Device]:
     """Devices of a topology: descriptions of TPUs to compile for, or fake devices on this host's CPU.
 
     Args:
-      name: libtpu's name of a topology, such as "v5e:2x4", or "cpu:N".
+      name: libtpu's name of a topology, such as "v5e:2x4", for which this process must not have started a JAX backend;
+        or "cpu:N".
 
     Raises:
       InputError: libtpu is missing or used by another process, the name is unknown, or there are fewer CPU devices.
@@ -82,6 +84,8 @@ def topology_devices(name: str) -> list[jax.Device]:
         )
     for variable, value in _NO_TPU_HERE.items():
         os.environ.setdefault(variable, value)
+    if os.environ.get("XLA_FLAGS") == CPU_FLAGS:
+        del os.environ["XLA_FLAGS"]  # with them, programs keep barriers that the compiler for TPUs does not know
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except jax.errors.JaxRuntimeError as error:

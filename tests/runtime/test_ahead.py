@@ -1,7 +1,9 @@
 import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from configs import demo
 from data_pipelines.errors import InputError
 from semiovs_jax.compile import compile_config
 from semiovs_jax.runtime import ahead, hlo
+from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.runtime.roofline import CHIPS, roofline
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 
@@ -150,6 +153,15 @@ def test_a_topology_that_libtpu_refuses(monkeypatch, message, fix):
     monkeypatch.setattr(ahead.topologies, "get_topology_desc", refuse)
     with pytest.raises(InputError, match=f"--topology=banana:2x2: .*{fix}"):
         ahead.topology_devices("banana:2x2")
+
+
+def test_the_compiler_for_tpus_gets_no_flags_that_are_for_this_host(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ahead.topologies, "get_topology_desc", lambda **_: SimpleNamespace(devices=[]))
+    for flags, left in ((CPU_FLAGS, None), ("--xla_dump_to=here", "--xla_dump_to=here")):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        ahead.topology_devices("v5e:2x2")
+        assert os.environ.get("XLA_FLAGS") == left
 
 
 @pytest.mark.parametrize("error", ["RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G of 15.75G"])
