@@ -5,8 +5,8 @@
     >>> model.predict("photo.jpg").label.dtype
     dtype('uint8')
 
-`train(config, workdir)`, `label(config)` and `evaluate(run)` are the functions of the modules of these names, which can be
-called. JAX is imported with the first of these names that is used.
+`train(config, workdir)`, `label(config)` and `evaluate(run)` are the functions of the modules of these names, which can
+be called. JAX is imported with the first of these names that is used.
 """
 
 import importlib
