@@ -1,6 +1,7 @@
 """Predictions of padded images equal those of each image alone, whatever the sizes, on few compiled shapes."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ def alone(
 ) -> Prediction:
     """The mean over views of the softmax of evaluation's logits for one image without padding."""
     inference = Inference.create(student, eval_config(**changes))
+    logits_of = jax.jit(partial(inference.logits, PARAMS, {}), static_argnames="input_shape")
     size = image.shape[:2]
     base = inference.input_size(size)
     base = short_side_size(base, least) if min(base) < least else base
@@ -67,7 +69,7 @@ def alone(
         seen = tuple(max(1, round(side * factor)) for side in base)
         resize = {} if seen == size else {"input_size": jnp.array([seen], jnp.int32), "input_shape": seen}
         view = image[:, ::-1] if mirrored else image
-        logits = inference.logits(PARAMS, {}, jnp.asarray(view)[None], jnp.array([size], jnp.int32), **resize)
+        logits = logits_of(view[None], jnp.array([size], jnp.int32), **resize)
         probability = np.asarray(jax.nn.softmax(logits)[0])
         mean = mean + (probability[:, ::-1] if mirrored else probability)
     return _prediction(mean / (len(scales) * (1 + flip)))
