@@ -2,7 +2,7 @@
 
     DIR/labels/ID.png        class indices, a PNG with the dataset's palette
     DIR/confidence/ID.png    8-bit gray, 255 is certain
-    DIR/overlay/ID.jpg       the classes in their colors over the image
+    DIR/overlay/ID.jpg       the classes but the background in their colors over the image
     DIR/predictions.json     which weights and settings made them: other ones are refused
     DIR/predictions.csv      a line for each image, written at the end
     DIR/contact_sheet.html   see `contact_sheet`, written at the end
@@ -131,8 +131,10 @@ class Outputs:
         return self.folder / TABLE
 
     def _overlay(self, image: np.ndarray, label: np.ndarray) -> bytes:
-        colors = self._dataset.palette[label]
-        mixed = image + _OVERLAY_OPACITY * (colors.astype(np.float32) - image)
+        opacity = np.full(256, _OVERLAY_OPACITY, np.float32)
+        if self._dataset.background is not None:
+            opacity[self._dataset.background] = 0
+        mixed = image + opacity[label][..., None] * (self._dataset.palette[label].astype(np.float32) - image)
         buffer = io.BytesIO()
         Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, format="JPEG", quality=90)
         return buffer.getvalue()

@@ -98,8 +98,8 @@ class Predictor:
           params: its parameters, on the devices of `mesh`.
           batch_stats: its running statistics, likewise.
           mesh: devices of this process.
-          config: `config.eval`. A batch is rounded up to a multiple of the
-            devices; batches of images above a million pixels are smaller.
+          config: `config.eval`. A batch is rounded up to a multiple of the devices; batches of images above a million
+            pixels are smaller.
           size_multiple: see `Student`.
           views: what is averaged.
 
