@@ -32,7 +32,6 @@ class Model:
       dataset: its classes, colors and ignore index.
       step: updates of the checkpoint.
       predictor: the model on the devices.
-      identity: what decides its predictions, as JSON keeps it.
     """
 
     def __init__(
@@ -67,18 +66,24 @@ class Model:
             size_multiple=model.student.size_multiple,
             views=views,
         )
-        self.identity = {
+        self._weights, self._config, self._views = (params, batch_stats), config, views
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the predictions, as JSON keeps it."""
+        model, seen = self._config.model, self._config.eval
+        return {
             "step": self.step,
-            "weights_sha256": _digest((params, batch_stats)),
-            "classes": list(model.dataset.classes),
-            "backbone": config.model.backbone,
-            "dtype": config.model.dtype,
-            "matmul_precision": config.model.matmul_precision,
-            "short_side": config.eval.short_side,
-            "window": config.eval.window,
-            "stride": config.eval.stride if config.eval.window else 0,
-            "scales": list(views.scales),
-            "flip": views.flip,
+            "weights_sha256": _digest(self._weights),
+            "classes": list(self.classes),
+            "backbone": model.backbone,
+            "dtype": model.dtype,
+            "matmul_precision": model.matmul_precision,
+            "short_side": seen.short_side,
+            "window": seen.window,
+            "stride": seen.stride if seen.window else 0,
+            "scales": list(self._views.scales),
+            "flip": self._views.flip,
         }
 
     @property
@@ -155,10 +160,14 @@ def load(
     set_up_process()
     if which not in ("best", "latest"):
         raise InputError(f"which={which!r}: choose 'best' or 'latest'")
-    config = saved_config.get_config(str(run)).unlock()
-    config.update_from_flattened_dict({"eval.batch_size": batch_size, **(changes or {})})
+    config = saved_config.get_config(str(run))
+    for key, value in {"eval.batch_size": batch_size, **(changes or {})}.items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"changes: config.{key}={value!r}: {error}; name a key of configs/common.py") from error
     views = Views(tuple(float(scale) for scale in scales), flip)
-    return Model(config.lock(), run, which, views, jax.local_devices()[: max(1, batch_size)])
+    return Model(config, run, which, views, jax.local_devices()[: max(1, batch_size)])
 
 
 def _pixels(image: Image, name: str, predictor: Predictor) -> np.ndarray:

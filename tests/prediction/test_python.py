@@ -66,6 +66,8 @@ def test_other_images_are_refused(image: object, message: str, loaded: model.Mod
 def test_values_of_the_config_can_be_changed(run: Path):
     with pytest.raises(InputError, match=r"config\.eval\.stride=40 with config\.eval\.window=33"):
         semiovs_jax.load(run, changes={"eval.window": 33, "eval.stride": 40})
+    with pytest.raises(InputError, match=r"changes: config\.eval\.windows=33: .*; name a key of configs/common\.py"):
+        semiovs_jax.load(run, changes={"eval.windows": 33})
     with pytest.raises(InputError, match="choose 'best' or 'latest'"):
         semiovs_jax.load(run, which="newest")
     with pytest.raises(InputError, match="holds no run"):
