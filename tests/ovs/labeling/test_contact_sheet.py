@@ -162,7 +162,3 @@ def test_command_line(labels):
 
     contact_sheet.main(Flags)
     assert len(Page((labels / "labels/contact_sheet.html").read_text()).captions) == 2
-
-
-def test_a_name_that_is_not_utf8_is_shown_escaped():
-    assert contact_sheet._text("caf\udce9 <b>") == r"caf\udce9 &lt;b&gt;"
