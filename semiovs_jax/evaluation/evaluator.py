@@ -200,7 +200,7 @@ class Evaluator:
         bad_images = 0
         batches = self._computed(self._planes, params, batch_stats)
         for (_, indices), planes in zip(self._groups, batches, strict=True):
-            whole = _Planes(*map(np.asarray, planes))
+            whole = [np.asarray(plane) for plane in planes]
             for row, index in enumerate(indices):
                 height, width = self.records.sizes[index]
                 label, prediction, confidence = (plane[row, :height, :width].copy() for plane in whole)

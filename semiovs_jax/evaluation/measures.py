@@ -15,13 +15,13 @@ class ImagePrediction(NamedTuple):
     """The prediction of one image.
 
     Attributes:
-      index: position of the image in its split.
+      position: index of the image in its split.
       label: uint8 [H, W], true classes with the dataset's ignore index.
       prediction: uint8 [H, W].
       confidence: float32 [H, W], the highest probability of each pixel.
     """
 
-    index: int
+    position: int
     label: np.ndarray
     prediction: np.ndarray
     confidence: np.ndarray
@@ -31,13 +31,13 @@ class ImageMeasures(NamedTuple):
     """Of the pixels of one image that have a label; None where there are none.
 
     Attributes:
-      index: position of the image in its split.
+      position: index of the image in its split.
       miou: mean IoU over the classes that are in the label or the prediction.
       pixel_accuracy: share of pixels with the right prediction.
       confidence: mean confidence.
     """
 
-    index: int
+    position: int
     miou: float | None
     pixel_accuracy: float | None
     confidence: float | None
@@ -85,11 +85,11 @@ def measure(predictions: Iterable[ImagePrediction], dataset: DatasetInfo, *, exa
         confusion += counts
         boundaries = BoundaryCounts(*(total + new for total, new in zip(boundaries, boundary, strict=True)))
         sums = sums + bin_sums(confidence, (predicted.label == predicted.prediction)[valid])
-        images.append(image := _measure_image(predicted.index, counts, confidence))
+        images.append(image := _measure_image(predicted.position, counts, confidence))
         if image.miou is not None:
             worst.add(image.miou, predicted)
             best.add(-image.miou, predicted)
-    images.sort(key=lambda image: image.index)
+    images.sort(key=lambda image: image.position)
     ranked = sum(image.miou is not None for image in images)
     shown = min(examples, max(1, ranked // 2))
     return Measures(
@@ -108,12 +108,12 @@ def count_pairs(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> 
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _measure_image(index: int, confusion: np.ndarray, confidence: np.ndarray) -> ImageMeasures:
+def _measure_image(position: int, confusion: np.ndarray, confidence: np.ndarray) -> ImageMeasures:
     if not confidence.size:
-        return ImageMeasures(index, None, None, None)
+        return ImageMeasures(position, None, None, None)
     scores = metrics.scores(confusion)
     mean = float(confidence.mean(dtype=np.float64))
-    return ImageMeasures(index, scores.mean_iou_present, scores.pixel_accuracy, mean)
+    return ImageMeasures(position, scores.mean_iou_present, scores.pixel_accuracy, mean)
 
 
 class _Ranking:
@@ -124,7 +124,7 @@ class _Ranking:
         self._entries: list[tuple[float, int, ImagePrediction]] = []
 
     def add(self, rank: float, predicted: ImagePrediction) -> None:
-        self._entries.append((rank, predicted.index, predicted))
+        self._entries.append((rank, predicted.position, predicted))
         self._entries.sort(key=lambda entry: entry[:2])
         del self._entries[self._length :]
 

@@ -37,8 +37,12 @@ def workdir_path(path: str | Path, field: str = "--workdir") -> Path:
     return folder
 
 
-def check_workdir(path: str | Path) -> Path:
+def check_workdir(path: str | Path, field: str = "--workdir") -> Path:
     """Creates the work directory and checks that it is writable.
+
+    Args:
+      path: the folder.
+      field: the name of the path in error messages.
 
     Returns:
       The absolute path.
@@ -46,14 +50,14 @@ def check_workdir(path: str | Path) -> Path:
     Raises:
       InputError: as `workdir_path`, or the folder cannot be created or written.
     """
-    folder = workdir_path(path)
+    folder = workdir_path(path, field)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"--workdir={path}: cannot be written ({reason}); choose a folder you may write to") from error
+        raise InputError(f"{field}={path}: cannot be written ({reason}); choose a folder you may write to") from error
     return folder
 
 

@@ -171,10 +171,10 @@ def test_predictions_are_those_that_are_scored(how: dict[str, int], devices: int
     records = Records(SIZES)
     both = evaluator(Placing() if how else Positional(), records, devices=devices, **how)
     params = {} if how else PARAMS
-    found = sorted(both.predictions(params, {}), key=lambda predicted: predicted.index)
+    found = sorted(both.predictions(params, {}), key=lambda predicted: predicted.position)
     assert [predicted.label.shape for predicted in found] == SIZES
     for predicted in found:
-        np.testing.assert_array_equal(predicted.label, records[predicted.index]["label"])
+        np.testing.assert_array_equal(predicted.label, records[predicted.position]["label"])
         assert ((predicted.confidence > 1 / CLASSES - 1e-6) & (predicted.confidence <= 1)).all()
     assert_same(metrics.scores(measure(found, DATASET).confusion), both.run(params, {}))
 

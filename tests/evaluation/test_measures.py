@@ -31,7 +31,7 @@ def test_a_class_that_is_only_predicted_counts_in_the_mean_of_an_image():
 def test_an_image_without_labels_has_no_measures_and_no_rank():
     found = measure([image(1, [[255]], [[2]]), image(0, [[1]], [[1]])], DATASET)
     assert found.images[1] == (1, None, None, None)
-    assert [predicted.index for predicted in (*found.worst, *found.best)] == [0, 0]
+    assert [predicted.position for predicted in (*found.worst, *found.best)] == [0, 0]
 
 
 def test_images_are_in_the_order_of_the_split_and_ranked_without_overlap():
@@ -39,9 +39,9 @@ def test_images_are_in_the_order_of_the_split_and_ranked_without_overlap():
     order = np.random.default_rng(0).permutation(7)
     predictions = [image(i, [[1] * 9], [[1] * rights[i] + [0] * (9 - rights[i])]) for i in order]
     found = measure(predictions, DATASET, examples=4)
-    assert [entry.index for entry in found.images] == list(range(7))
-    assert [entry.index for entry in found.worst] == [2, 5, 0]
-    assert [entry.index for entry in found.best] == [1, 6, 3]  # the earlier one of equal images first
+    assert [entry.position for entry in found.images] == list(range(7))
+    assert [entry.position for entry in found.worst] == [2, 5, 0]
+    assert [entry.position for entry in found.best] == [1, 6, 3]  # the earlier one of equal images first
     assert len(measure(predictions, DATASET, examples=2).worst) == 2
 
 
