@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from data_pipelines.files import local_path
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import run_command
 
@@ -28,7 +29,7 @@ def main(flags: Any) -> None:
     from semiovs_jax.reporting.table import format_table
     from semiovs_jax.runtime import provenance
     from semiovs_jax.runtime.sharding import make_mesh
-    from semiovs_jax.runtime.workdir import check_workdir
+    from semiovs_jax.runtime.workdir import check_writable
 
     evaluation = open_evaluation(flags.config, make_mesh())
     directory, _ = find_checkpoints(flags.workdir)
@@ -36,7 +37,8 @@ def main(flags: Any) -> None:
     step, run = restored.meta["step"], Path(directory).parent
     writes = jax.process_index() == 0
     if writes:
-        folder = check_workdir(flags.out or run / "evaluation" / str(step), "--out")
+        folder = local_path(flags.out, "--out") if flags.out else run / "evaluation" / str(step)
+        check_writable(folder, "--out")
     predictions = evaluation.evaluator.predictions(*evaluation.weights(restored.state))
     measures = measure(predictions, evaluation.dataset)
     if not writes:
@@ -66,4 +68,5 @@ def main(flags: Any) -> None:
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
     absl_flags.DEFINE_string("out", None, "Folder of the report; WORKDIR/evaluation/STEP if left out.")
-    run_command(main, run_config=saved_config.__file__)
+    kept = "the report is not complete; the same command writes it again"
+    run_command(main, run_config=saved_config.__file__, kept=kept)

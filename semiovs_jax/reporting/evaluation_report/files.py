@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.datasets import DatasetInfo
-from data_pipelines.files import replace_file
+from data_pipelines.files import remove_abandoned_parts, replace_file
 from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.evaluation.measures import Measures
@@ -80,6 +80,7 @@ def write_evaluation(folder: Path, evaluated: Evaluated) -> Path:
     """
     measures, classes = evaluated.measures, evaluated.dataset.classes
     record = evaluated.record()
+    remove_abandoned_parts(folder)
     replace_file(folder / "eval.json", json.dumps(record, indent=2, allow_nan=False) + "\n", remedy=_REMEDY)
     shares = row_shares(measures.confusion).tolist()
     pixels = measures.confusion.sum(1).tolist()
