@@ -5,9 +5,7 @@ confusion.csv, confusion.png and images.csv. Without --config, the config is the
 --config.eval.window=512.
 """
 
-import datetime
 import logging
-from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
@@ -21,48 +19,22 @@ def main(flags: Any) -> None:
     """Evaluates the best (or latest) checkpoint in `flags.workdir`, prints the table and writes the report."""
     import jax
 
-    from semiovs_jax.checkpoints.checkpointer import find_checkpoints, name_checkpoint, restore_weights
-    from semiovs_jax.evaluation.measures import measure
-    from semiovs_jax.experiment import open_evaluation
-    from semiovs_jax.reporting.evaluation_report import Evaluated, write_evaluation
-    from semiovs_jax.reporting.metrics_log import read_records
+    from semiovs_jax.reporting.evaluation_report import evaluate_checkpoint, open_checkpoint, write_evaluation
     from semiovs_jax.reporting.table import format_table
-    from semiovs_jax.runtime import provenance
-    from semiovs_jax.runtime.sharding import make_mesh
     from semiovs_jax.runtime.workdir import check_writable
 
-    evaluation = open_evaluation(flags.config, make_mesh())
-    directory, _ = find_checkpoints(flags.workdir)
-    restored = restore_weights(flags.workdir, evaluation.target, flags.which)
-    step, run = restored.meta["step"], Path(directory).parent
-    writes = jax.process_index() == 0
-    if writes:
-        folder = local_path(flags.out, "--out") if flags.out else run / "evaluation" / str(step)
+    checkpoint = open_checkpoint(flags.config, flags.workdir, flags.which)
+    folder = checkpoint.run / "evaluation" / str(checkpoint.step)
+    if flags.out:
+        folder = local_path(flags.out, "--out")
+    if jax.process_index() == 0:
         check_writable(folder, "--out")
-    predictions = evaluation.evaluator.predictions(*evaluation.weights(restored.state))
-    measures = measure(predictions, evaluation.dataset)
-    if not writes:
-        return
-    facts = {
-        "step": step,
-        "checkpoint": str(directory / str(step)),
-        "protocol": evaluation.evaluator.protocol,
-        "dataset": evaluation.dataset.name,
-        "config_sha256": provenance.config_sha256(provenance.config_as_json(flags.config)),
-        "run_config_sha256": restored.meta.get("config_sha256"),
-        "versions": provenance.package_versions(),
-        "git_revision": provenance.git_revision(),
-        "devices": provenance.device_facts(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    history = [record for record in read_records(run / "metrics.jsonl") if record["event"] == "eval"]
-    title = name_checkpoint(directory, step)
-    records = evaluation.evaluator.records
-    evaluated = Evaluated(title, measures, evaluation.dataset, records, facts, history)
-    record = evaluated.record()
-    print(format_table({title: record}, facts["protocol"]))
-    print(f"boundary mIoU {100 * record['boundary_miou']:.2f} %, calibration error (ECE) {100 * record['ece']:.2f} %")
-    logging.getLogger(__name__).info("wrote %s", write_evaluation(folder, evaluated))
+    evaluated = evaluate_checkpoint(checkpoint)
+    if jax.process_index() == 0:
+        record = evaluated.record()
+        print(format_table({evaluated.title: record}, record["protocol"]))
+        print(f"boundary mIoU {100 * record['boundary_miou']:.2f} %, calibration error {100 * record['ece']:.2f} %")
+        logging.getLogger(__name__).info("wrote %s", write_evaluation(folder, evaluated))
 
 
 if __name__ == "__main__":

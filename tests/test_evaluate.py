@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from semiovs_jax import compare, evaluate, train
+from semiovs_jax.reporting.evaluation_report import checkpoint
 from semiovs_jax.reporting.evaluation_report.confusion import draw_confusion
 from semiovs_jax.runs.saved_config import get_config
 from semiovs_jax.runtime import sharding
@@ -24,7 +25,7 @@ from tests.html_page import SelfContained
 def one_device() -> Iterator[None]:
     """Cheaper to compile for than eight."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, sharding):
+        for module in (train, checkpoint):
             patch.setattr(module, "make_mesh", lambda: sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
         yield
 
