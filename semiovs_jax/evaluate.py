@@ -6,13 +6,16 @@ confusion.csv, confusion.png and images.csv. Without --config, the config is the
 """
 
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import ml_collections
 from absl import flags as absl_flags
 
 from data_pipelines.files import local_path
 from semiovs_jax.runs import saved_config
-from semiovs_jax.runtime.command import run_command
+from semiovs_jax.runtime.callable_module import make_callable
+from semiovs_jax.runtime.command import run_command, set_up_process
 
 
 def main(flags: Any) -> None:
@@ -36,6 +39,32 @@ def main(flags: Any) -> None:
         print(f"boundary mIoU {100 * record['boundary_miou']:.2f} %, calibration error {100 * record['ece']:.2f} %")
         logging.getLogger(__name__).info("wrote %s", write_evaluation(folder, evaluated))
 
+
+def evaluate(
+    run: str | Path, which: Literal["best", "latest"] = "best", config: ml_collections.ConfigDict | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run on its validation split.
+
+    Args:
+      run: workdir of the run, or the directory of one checkpoint in it.
+      which: "best" by mIoU (the latest if none was evaluated) or "latest".
+      config: the run's own if None.
+
+    Returns:
+      The content of eval.json: step, miou, miou_present, pixel_accuracy (fractions in 0..1), iou by class name (None
+      for absent classes), further measures, and protocol.
+
+    Raises:
+      InputError: something a person has to fix.
+    """
+    set_up_process()
+    from semiovs_jax.reporting.evaluation_report import evaluate_checkpoint, open_checkpoint
+
+    config = saved_config.get_config(str(run)) if config is None else config
+    return evaluate_checkpoint(open_checkpoint(config, run, which)).record()
+
+
+make_callable(__name__, evaluate)
 
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")

@@ -8,6 +8,7 @@ import html
 import io
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -15,6 +16,7 @@ from data_pipelines.datasets import DatasetInfo
 
 _LONGEST = 320  # pixels of a picture's longer side
 _OVERLAY_ALPHA = 165
+_HEAT = "viridis"
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --faint: #6a7078; --line: #d9dce0; --bar: #4a7dbd; }
@@ -34,6 +36,8 @@ ul { list-style: none; margin: 0; padding: 0; }
 .share { text-align: right; font-variant-numeric: tabular-nums; }
 .swatch { display: inline-block; width: .9rem; height: .9rem; border: 1px solid var(--faint); border-radius: 3px; }
 .ignored { background: repeating-linear-gradient(45deg, var(--line) 0 3px, var(--paper) 3px 6px); }
+.heat { display: flex; align-items: center; gap: .6rem; margin: 0; }
+.heat i { width: 14rem; height: .9rem; border: 1px solid var(--faint); border-radius: 3px; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 600px), 1fr)); gap: 1.2rem;
   align-items: start; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: 8px; }
@@ -126,6 +130,24 @@ def overlay(label: np.ndarray, dataset: DatasetInfo) -> str:
     return data_uri(plane, "PNG", transparency=alpha)
 
 
+def heat(confidence: np.ndarray) -> str:
+    """The address of a confidence map (uint8 [H, W], 255 is certain) in the colors of `heat_scale`."""
+    plane = Image.fromarray(confidence).resize(tile_size(*confidence.shape), Image.Resampling.BOX)
+    plane.putpalette(_heat_palette().tobytes())
+    return data_uri(plane, "PNG")
+
+
+def heat_scale() -> str:
+    """The colors of confidences."""
+    colors = ", ".join(f"rgb({r} {g} {b})" for r, g, b in _heat_palette()[::15])
+    return f'<p class="heat">0 <i style="background: linear-gradient(90deg, {colors})"></i> 1</p>'
+
+
+def _heat_palette() -> np.ndarray:
+    """Colors of confidence 0 to 255, uint8 [256, 3]."""
+    return matplotlib.colormaps[_HEAT](np.arange(256), bytes=True)[:, :3]
+
+
 def tiles(image: np.ndarray, others: dict[str, str]) -> str:
     """Pictures side by side: a photograph (uint8 [H, W, 3]) and others of its shape, their addresses by name."""
     width, height = tile_size(*image.shape[:2])
@@ -133,3 +155,29 @@ def tiles(image: np.ndarray, others: dict[str, str]) -> str:
     return f"""<div class="tiles" style="--photo: url({photograph(image)})">
 <div role="img" aria-label="photograph" style="aspect-ratio: {width} / {height}"></div>
 {shown}</div>"""
+
+
+def labeled_figure(
+    caption: str, image: np.ndarray, label: np.ndarray, confidence: np.ndarray, dataset: DatasetInfo
+) -> str:
+    """A photograph, its label, its confidence, and the share of each class.
+
+    Args:
+      caption: HTML.
+      image: uint8 [H, W, 3].
+      label: uint8 [H, W].
+      confidence: uint8 [H, W], 255 is certain.
+      dataset: class names and palette.
+    """
+    counts = np.bincount(label.ravel(), minlength=256)
+    shares = "".join(
+        f"<li>{swatch(int(i), dataset)}{text(dataset.classes[i] if i < dataset.num_classes else 'ignored')} "
+        f'<span class="share">{percent(counts[i] / label.size)}</span></li>'
+        for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    )
+    return f"""<figure>
+<figcaption>{caption}</figcaption>
+{tiles(image, {"label": overlay(label, dataset), "confidence": heat(confidence)})}
+<ul class="shares">{shares}</ul>
+</figure>
+"""

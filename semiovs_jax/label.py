@@ -6,9 +6,17 @@ runtime, start the command on each machine with --process_index and --process_co
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import ml_collections
 
 from data_pipelines.labels.manifest import labels_folder
+from semiovs_jax.runtime.callable_module import make_callable
+from semiovs_jax.runtime.command import set_up_process
+from semiovs_jax.runtime.config_files import load_config
+
+if TYPE_CHECKING:
+    from semiovs_jax.ovs.labeling.images import LabelReport
 
 
 def main(flags: Any) -> None:
@@ -31,6 +39,24 @@ def main(flags: Any) -> None:
         "complete" if report.finished else "waiting for other processes",
     )
 
+
+def label(config: ml_collections.ConfigDict | str) -> "LabelReport":
+    """Labels the OOD images of a config on this machine, as the command does.
+
+    Args:
+      config: an experiment, or as --config names it: "configs/voc92.py".
+
+    Raises:
+      InputError: something a person has to fix.
+    """
+    set_up_process()
+    from semiovs_jax.ood_labels import label_ood_images
+    from semiovs_jax.runtime.sharding import make_mesh
+
+    return label_ood_images(load_config(config) if isinstance(config, str) else config, make_mesh())
+
+
+make_callable(__name__, label)
 
 if __name__ == "__main__":
     from semiovs_jax.runtime.command import run_command

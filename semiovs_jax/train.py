@@ -24,6 +24,9 @@ from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.inspection import make_inspection
 from semiovs_jax.runs.folder import open_run
 from semiovs_jax.runtime.ahead import bytes_per_device, compile_step
+from semiovs_jax.runtime.callable_module import make_callable
+from semiovs_jax.runtime.command import set_up_process
+from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch, with_sharding
 from semiovs_jax.runtime.workdir import check_workdir
@@ -180,6 +183,21 @@ def train_and_evaluate(
             )
 
 
+def train(config: ml_collections.ConfigDict | str, workdir: str | Path, fork_from: str | Path | None = None) -> None:
+    """`train_and_evaluate` in a process that is set up as that of `python -m semiovs_jax.main`.
+
+    Args:
+      config: an experiment, or as --config names it: "configs/voc.py:92,prevmatch".
+      workdir: see `train_and_evaluate`.
+      fork_from: see `train_and_evaluate`.
+
+    Raises:
+      InputError: something a person has to fix.
+    """
+    set_up_process()
+    train_and_evaluate(load_config(config) if isinstance(config, str) else config, workdir, fork_from)
+
+
 def read_by_step(batch: Mapping[str, Any], structs: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a batch that the step reads: those in `experiment.batch_structs`."""
     return {stream: {name: batch[stream][name] for name in fields} for stream, fields in structs.items()}
@@ -191,3 +209,6 @@ def evaluated_weights(spec: StepSpec, state: TrainState) -> tuple[Any, Any]:
     if name == STUDENT:
         return state.params, state.batch_stats
     return spec.labelers[name].student_weights(state.labeler(name))
+
+
+make_callable(__name__, train)

@@ -19,16 +19,13 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from data_pipelines.images.transforms import short_side_size
 from data_pipelines.pipeline import ValidationRecords
-from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.evaluation.buckets import DEFAULT_MULTIPLE, Size, bucket_of, choose_buckets
+from semiovs_jax.evaluation.inference import Inference
 from semiovs_jax.evaluation.measures import ImagePrediction
 from semiovs_jax.evaluation.metrics import Scores
-from semiovs_jax.evaluation.sliding import sliding_logits
 from semiovs_jax.models import Functional
-from semiovs_jax.models.layers import resize_bilinear
 from semiovs_jax.models.precision import full_precision
 from semiovs_jax.runtime.sharding import replicated, shard_batch
 
@@ -96,26 +93,6 @@ def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], siz
         )
 
 
-def resize_levels(image: jax.Array, shape: Size, source_size: jax.Array, target_size: jax.Array) -> jax.Array:
-    """Resizes 8-bit images as the reference does with cv2: bilinear without antialiasing, rounded to whole levels.
-
-    cv2's fixed-point arithmetic is not reproduced: one pixel in twenty differs from cv2's by one level.
-
-    Args:
-      image: float [N, h, w, C], whole levels 0..255.
-      shape: padded shape of the result.
-      source_size: int32 [N, 2], true sizes of the images.
-      target_size: int32 [N, 2], true sizes of the result.
-
-    Returns:
-      float [N, *shape, C], whole levels; zero outside the true size.
-    """
-    resized = resize_bilinear(image, shape, align_corners=False, source_size=source_size, target_size=target_size)
-    # Values halfway between two levels, frequent at simple ratios of sizes, are rounded up in spite of rounding errors:
-    # a level must not depend on the padded shape or the device.
-    return jnp.floor(resized + (0.5 + 1e-3))
-
-
 class Evaluator:
     """Computes the scores of a student on the validation records.
 
@@ -152,15 +129,15 @@ class Evaluator:
         """
         sizes = records.sizes
         check_evaluation(config, sizes, size_multiple)
-        self._student = student
+        self._inference = Inference.create(student, config)
         self.records = records
         self._dataset = dataset
         self._mesh = mesh
         self._num_threads = num_threads
-        self._short_side, self._window, self._stride = config.short_side, config.window, config.stride
+        self._short_side = config.short_side
         self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
         self.protocol = describe_protocol(config)
-        input_sizes = [self._input_size(size) for size in sizes]
+        input_sizes = [self._inference.input_size(size) for size in sizes]
         multiple = -(-DEFAULT_MULTIPLE // size_multiple) * size_multiple
         self._input_shapes = choose_buckets(input_sizes, config.max_shapes, multiple)
         buckets = [bucket_of(size, self._input_shapes) for size in input_sizes]
@@ -228,32 +205,16 @@ class Evaluator:
                 yield pending.pop(0)
         yield from pending
 
-    def _input_size(self, size: Size) -> Size:
-        return short_side_size(size, self._short_side) if self._short_side else size
-
     def _logits(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
         """Logits at the labels' sizes; `shape` is the padded shape of the student's input."""
-        image, size = augment.as_float(batch["image"]), batch["size"]
-        if self._short_side:
-            image, size = resize_levels(image, shape, size, batch["input_size"]), batch["input_size"]
-        image = augment.normalize(image)
-        if self._window:
-            logits = sliding_logits(
-                lambda x: self._student.apply(params, batch_stats, x, train=False)[0],
-                image,
-                window=self._window,
-                stride=self._stride,
-                size=size,
-            )
-        else:
-            logits, _ = self._student.apply(params, batch_stats, image, train=False, size=size)
-        if self._short_side:
-            _, height, width = batch["label"].shape
-            own_size = batch["size"]
-            logits = resize_bilinear(
-                logits, (height, width), align_corners=True, source_size=size, target_size=own_size
-            )
-        return logits
+        return self._inference.logits(
+            params,
+            batch_stats,
+            batch["image"],
+            batch["size"],
+            input_size=batch.get("input_size"),
+            input_shape=shape,
+        )
 
     def _count(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Counts:
         logits = self._logits(params, batch_stats, batch, shape)
@@ -298,7 +259,7 @@ class Evaluator:
             batch["label"][row, :height, :width] = record["label"]
             batch["size"][row] = height, width
             if self._short_side:
-                batch["input_size"][row] = self._input_size((height, width))
+                batch["input_size"][row] = self._inference.input_size((height, width))
         return batch
 
 

@@ -155,3 +155,13 @@ def set_up_logging() -> None:
         logger.addHandler(handler)
         logger.propagate = False
     absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def set_up_process() -> None:
+    """What commands do first, for functions that are called from Python: tunes the process, and logs as they do.
+
+    Logging that the caller has set up stays as it is.
+    """
+    tune_process()
+    if not logging.getLogger("semiovs_jax").hasHandlers():
+        set_up_logging()

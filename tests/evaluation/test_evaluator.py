@@ -14,7 +14,8 @@ from data_pipelines.datasets import DatasetInfo, voc_palette
 from data_pipelines.errors import InputError
 from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
-from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError, check_evaluation, resize_levels
+from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError, check_evaluation
+from semiovs_jax.evaluation.inference import resize_levels
 from semiovs_jax.evaluation.measures import measure
 from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh

@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import InputError
@@ -29,13 +27,10 @@ from semiovs_jax.html_pages import percent, swatch, text
 FILE_NAME = "contact_sheet.html"
 
 _FACTS = ("dataset", "ovs", "weights", "vocabulary", "fingerprint")
-_HEAT = "viridis"
 
 _STYLE = """
 .classes { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: .15rem 2rem; }
 .classes li { display: grid; grid-template-columns: 1rem 8rem 1fr 4rem; gap: .5rem; align-items: center; }
-.heat { display: flex; align-items: center; gap: .6rem; margin: 0; }
-.heat i { width: 14rem; height: .9rem; border: 1px solid var(--faint); border-radius: 3px; }
 """
 
 
@@ -72,12 +67,11 @@ def _page(manifest: Mapping[str, Any], figures: list[str], dataset: DatasetInfo)
     title = f"OVS labels of {manifest.get('counts', {}).get('images', 'unfinished')} images"
     facts = {key: manifest[key] for key in _FACTS if manifest.get(key)}
     facts |= {f"{key} images": value for key, value in manifest.get("counts", {}).items() if key != "images"}
-    colors = ", ".join(f"rgb({r} {g} {b})" for r, g, b in _heat_palette()[::15])
     body = f"""{html_pages.facts(facts)}
 <h2>Share of each class in all pixels</h2>
 {_histogram(manifest.get("pixels", {}), dataset)}
 <h2>Confidence</h2>
-<p class="heat">0 <i style="background: linear-gradient(90deg, {colors})"></i> 1</p>
+{html_pages.heat_scale()}
 <h2>{len(figures)} images, evenly spread: photograph, label, confidence</h2>
 <div class="images">
 {"".join(figures)}</div>"""
@@ -105,28 +99,8 @@ def _figure(record: Record, dataset: DatasetInfo) -> str:
         raise InputError(f"{record.id}: the record has no label or no confidence; pass the records of a LabeledSource")
     image, label = decode_image(record.image), decode_label(record.label, dataset)
     height, width = label.shape
-    heat = Image.fromarray(decode_confidence(record.confidence)).resize(
-        html_pages.tile_size(height, width), Image.Resampling.BOX
-    )
-    heat.putpalette(_heat_palette().tobytes())
-    others = {"label": html_pages.overlay(label, dataset), "confidence": html_pages.data_uri(heat, "PNG")}
-    counts = np.bincount(label.ravel(), minlength=256)
-    shares = "".join(
-        f"<li>{swatch(int(i), dataset)}{text(dataset.classes[i] if i < dataset.num_classes else 'ignored')} "
-        f'<span class="share">{percent(counts[i] / label.size)}</span></li>'
-        for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    )
-    return f"""<figure>
-<figcaption><b>{text(record.id)}</b> {width} x {height}</figcaption>
-{html_pages.tiles(image, others)}
-<ul class="shares">{shares}</ul>
-</figure>
-"""
-
-
-def _heat_palette() -> np.ndarray:
-    """Colors of confidence 0 to 255, uint8 [256, 3]."""
-    return matplotlib.colormaps[_HEAT](np.arange(256), bytes=True)[:, :3]
+    caption = f"<b>{text(record.id)}</b> {width} x {height}"
+    return html_pages.labeled_figure(caption, image, label, decode_confidence(record.confidence), dataset)
 
 
 def main(flags: Any) -> None:

@@ -1,0 +1,1 @@
+"""Labels and confidences that a trained model predicts for images of any size."""

@@ -1,0 +1,184 @@
+"""A trained model, loaded from its run: what `semiovs_jax.load` returns."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import jax
+import ml_collections
+import numpy as np
+
+from data_pipelines.datasets import DatasetInfo
+from data_pipelines.errors import InputError
+from data_pipelines.files import expand
+from data_pipelines.images.decode import decode_image
+from data_pipelines.sources.records import File
+from semiovs_jax.checkpoints.checkpointer import restore_weights
+from semiovs_jax.evaluation.inference import Inference
+from semiovs_jax.experiment import open_model
+from semiovs_jax.prediction.predictor import Prediction, Predictor, Views
+from semiovs_jax.runs import saved_config
+from semiovs_jax.runtime.command import set_up_process
+from semiovs_jax.runtime.sharding import make_mesh
+
+Image = np.ndarray | str | Path
+
+
+class Model:
+    """A trained model.
+
+    Attributes:
+      dataset: its classes, colors and ignore index.
+      step: updates of the checkpoint.
+      predictor: the model on the devices.
+      identity: what decides its predictions, as JSON keeps it.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        source: str | Path,
+        which: Literal["best", "latest"],
+        views: Views,
+        devices: Sequence[jax.Device],
+    ):
+        """Restores the weights; see `load`.
+
+        Args:
+          config: the run's.
+          source: the run's workdir, or one checkpoint in it.
+          which: which checkpoint.
+          views: what is averaged.
+          devices: devices of this process.
+        """
+        mesh = make_mesh(list(devices))
+        model = open_model(config, mesh)
+        restored = restore_weights(source, model.target, which)
+        params, batch_stats = model.weights(restored.state)
+        self.dataset: DatasetInfo = model.dataset
+        self.step = int(restored.meta["step"])
+        self.predictor = Predictor(
+            Inference.create(model.function, config.eval),
+            params,
+            batch_stats,
+            mesh,
+            config.eval,
+            size_multiple=model.student.size_multiple,
+            views=views,
+        )
+        self.identity = {
+            "step": self.step,
+            "weights_sha256": _digest((params, batch_stats)),
+            "classes": list(model.dataset.classes),
+            "backbone": config.model.backbone,
+            "dtype": config.model.dtype,
+            "matmul_precision": config.model.matmul_precision,
+            "short_side": config.eval.short_side,
+            "window": config.eval.window,
+            "stride": config.eval.stride if config.eval.window else 0,
+            "scales": list(views.scales),
+            "flip": views.flip,
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.dataset.classes
+
+    @property
+    def palette(self) -> np.ndarray:
+        """uint8 [256, 3], the RGB color of each index."""
+        return self.dataset.palette
+
+    @overload
+    def predict(self, images: Image) -> Prediction: ...
+
+    @overload
+    def predict(self, images: list[Image]) -> list[Prediction]: ...
+
+    def predict(self, images: Image | list[Image]) -> Prediction | list[Prediction]:
+        """Predicts one image or several, of any sizes.
+
+        A new padded shape is compiled on first use, at most `config.eval.max_shapes` for the images of the first call.
+        Pass images of many sizes as one list: later calls with ever larger images compile again.
+
+        Args:
+          images: an image, or a list of images: uint8 [H, W, 3] (RGB, upright), or the path of an image file.
+
+        Returns:
+          For each image `label` (uint8 [H, W], class indices) and `confidence` (float32 [H, W], 0..1).
+
+        Raises:
+          InputError: an image cannot be read, or is another array; no image is predicted then.
+          NotFiniteLogitsError: logits of an image are not finite.
+        """
+        if isinstance(images, np.ndarray | str | Path):
+            return self.predictor.predict([_pixels(images, "the image", self.predictor)])[0]
+        return self.predictor.predict([_pixels(image, f"image {i}", self.predictor) for i, image in enumerate(images)])
+
+
+def load(
+    run: str | Path,
+    which: Literal["best", "latest"] = "best",
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 1,
+    changes: dict[str, Any] | None = None,
+) -> Model:
+    """Loads the model of a run, to predict.
+
+        >>> import semiovs_jax
+        >>> model = semiovs_jax.load("runs/demo")
+        >>> model.classes[:3]
+        ('background', 'circle', 'square')
+        >>> found = model.predict("photo.jpg")
+        >>> found.label.dtype, found.confidence.dtype
+        (dtype('uint8'), dtype('float32'))
+        >>> colored = model.palette[found.label]  # uint8 [H, W, 3]
+        >>> both = model.predict([colored, "photo.jpg"])
+        >>> (both[1].label == found.label).all()
+        np.True_
+
+    Args:
+      run: workdir of the run, or the directory of one checkpoint in it.
+      which: "best" by mIoU (the latest if none was evaluated) or "latest".
+      scales: factors of the image's size; the probabilities of several are averaged.
+      flip: whether each is seen mirrored, too.
+      batch_size: images that are computed together, on at most as many devices.
+      changes: values of the config to change, by dotted key, such as {"eval.window": 512}.
+
+    Raises:
+      InputError: there is no run or checkpoint, or a value is invalid.
+    """
+    set_up_process()
+    if which not in ("best", "latest"):
+        raise InputError(f"which={which!r}: choose 'best' or 'latest'")
+    config = saved_config.get_config(str(run)).unlock()
+    config.update_from_flattened_dict({"eval.batch_size": batch_size, **(changes or {})})
+    views = Views(tuple(float(scale) for scale in scales), flip)
+    return Model(config.lock(), run, which, views, jax.local_devices()[: max(1, batch_size)])
+
+
+def _pixels(image: Image, name: str, predictor: Predictor) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        name = str(image)
+        image = decode_image(File(expand(image)))
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"{name} is {image.dtype}{list(image.shape)}: pass uint8 [H, W, 3], RGB levels of 0 to 255, or a path"
+        )
+    if fault := predictor.size_fault((image.shape[0], image.shape[1])):
+        raise InputError(f"{name}: {fault}")
+    return image
+
+
+def _digest(weights: Any) -> str:
+    """Hex SHA-256 of weights, with their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        value = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
