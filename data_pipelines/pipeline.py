@@ -166,6 +166,10 @@ class ValidationRecords(Sequence):
     def __iter__(self) -> Iterator[Element]:
         return (self[index] for index in range(len(self)))
 
+    def ids(self) -> Sequence[str]:
+        """The ids of all images, in order."""
+        return self._source.ids()
+
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
         """(height, width) of every image."""

@@ -1,28 +1,43 @@
 """Evaluates a checkpoint of a run: python -m semiovs_jax.evaluate --workdir=runs/voc92.
 
-Without --config, the config is the run's own. Its values can be changed: --config.eval.window=512.
+Prints the table of per-class IoU and writes a report to WORKDIR/evaluation/STEP, or to --out: report.html, eval.json,
+confusion.csv, confusion.png and images.csv. Without --config, the config is the run's own. Its values can be changed:
+--config.eval.window=512.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 from absl import flags as absl_flags
 
+from data_pipelines.files import local_path
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import run_command, set_up_process
 
 
 def main(flags: Any) -> None:
-    """Evaluates the best (or latest) checkpoint in `flags.workdir` and prints the table."""
+    """Evaluates the best (or latest) checkpoint in `flags.workdir`, prints the table and writes the report."""
     import jax
 
+    from semiovs_jax.reporting.evaluation_report import evaluate_checkpoint, open_checkpoint, write_evaluation
     from semiovs_jax.reporting.table import format_table
+    from semiovs_jax.runtime.workdir import check_writable
 
-    record = evaluate(flags.workdir, flags.which, flags.config)
+    checkpoint = open_checkpoint(flags.config, flags.workdir, flags.which)
+    folder = checkpoint.run / "evaluation" / str(checkpoint.step)
+    if flags.out:
+        folder = local_path(flags.out, "--out")
     if jax.process_index() == 0:
-        print(format_table({f"step {record['step']}": record}, record["protocol"]))
+        check_writable(folder, "--out")
+    evaluated = evaluate_checkpoint(checkpoint)
+    if jax.process_index() == 0:
+        record = evaluated.record()
+        print(format_table({evaluated.title: record}, record["protocol"]))
+        print(f"boundary mIoU {100 * record['boundary_miou']:.2f} %, calibration error {100 * record['ece']:.2f} %")
+        logging.getLogger(__name__).info("wrote %s", write_evaluation(folder, evaluated))
 
 
 def evaluate(
@@ -36,27 +51,23 @@ def evaluate(
       config: the run's own if None.
 
     Returns:
-      step, miou, miou_present, pixel_accuracy (fractions in 0..1), iou by class name (None for absent classes), and
-      protocol.
+      The content of eval.json: step, miou, miou_present, pixel_accuracy (fractions in 0..1), iou by class name (None
+      for absent classes), further measures, and protocol.
 
     Raises:
       InputError: something a person has to fix.
     """
     set_up_process()
-    from semiovs_jax.checkpoints.checkpointer import restore_weights
-    from semiovs_jax.experiment import open_evaluation
-    from semiovs_jax.reporting.table import scores_record
-    from semiovs_jax.runtime.sharding import make_mesh
+    from semiovs_jax.reporting.evaluation_report import evaluate_checkpoint, open_checkpoint
 
-    evaluation = open_evaluation(config or saved_config.get_config(str(run)), make_mesh())
-    restored = restore_weights(run, evaluation.target, which)
-    scores = evaluation.evaluator.run(*evaluation.weights(restored.state))
-    record = scores_record(scores, evaluation.dataset.classes)
-    return {"step": int(restored.meta["step"]), **record, "protocol": evaluation.evaluator.protocol}
+    config = saved_config.get_config(str(run)) if config is None else config
+    return evaluate_checkpoint(open_checkpoint(config, run, which)).record()
 
 
 make_callable(__name__, evaluate)
 
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
-    run_command(main, run_config=saved_config.__file__)
+    absl_flags.DEFINE_string("out", None, "Folder of the report; WORKDIR/evaluation/STEP if left out.")
+    kept = "the report is not complete; the same command writes it again"
+    run_command(main, run_config=saved_config.__file__, kept=kept)

@@ -194,7 +194,7 @@ def test_a_run_that_diverges_ends_and_its_checkpoints_stay(
     for step in saved:
         assert not not_finite(_state(tmp_path, int(step)))
     capsys.readouterr()
-    evaluate.main(SimpleNamespace(config=config, workdir=str(tmp_path), which="best"))
+    evaluate.main(SimpleNamespace(config=config, workdir=str(tmp_path), which="best", out=None))
     assert "mIoU, all classes" in capsys.readouterr().out
 
 

@@ -314,6 +314,14 @@ def find_checkpoints(source: epath.PathLike, field: str = "--workdir") -> tuple[
     raise InputError(f"{field}={source}: no checkpoint in {folder / SUBDIR}; pass the workdir of a run that saved one")
 
 
+def name_checkpoint(directory: epath.Path, step: int) -> str:
+    """Says which of a run's checkpoints one is: "best, step 450", "latest, step 600", or "step 500"."""
+    best = find_best(read_scores(directory))
+    if best is not None and step == best.step:
+        return f"best, step {step}"
+    return f"latest, step {step}" if step >= max(list_steps(directory), default=step) else f"step {step}"
+
+
 class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
     """Keeps the best evaluated checkpoint."""
 

@@ -7,7 +7,7 @@ without padding.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -23,8 +23,10 @@ from data_pipelines.pipeline import ValidationRecords
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.evaluation.buckets import DEFAULT_MULTIPLE, Size, bucket_of, choose_buckets
 from semiovs_jax.evaluation.inference import Inference
+from semiovs_jax.evaluation.measures import ImagePrediction
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models import Functional
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.runtime.sharding import replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
@@ -39,6 +41,14 @@ class _Counts(NamedTuple):
 
     confusion: jax.Array
     bad_images: jax.Array
+
+
+class _Planes(NamedTuple):
+    """Of a batch: labels and predictions, uint8 [N, H, W], and confidences, float32 [N, H, W]; NaN without logits."""
+
+    label: jax.Array
+    prediction: jax.Array
+    confidence: jax.Array
 
 
 def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], size_multiple: int = 1) -> None:
@@ -87,6 +97,7 @@ class Evaluator:
     """Computes the scores of a student on the validation records.
 
     Attributes:
+      records: the validation images and labels.
       protocol: how images are evaluated and scores averaged, in one sentence.
     """
 
@@ -119,13 +130,13 @@ class Evaluator:
         sizes = records.sizes
         check_evaluation(config, sizes, size_multiple)
         self._inference = Inference.create(student, config)
-        self._records = records
+        self.records = records
         self._dataset = dataset
         self._mesh = mesh
         self._num_threads = num_threads
         self._short_side = config.short_side
         self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
-        self.protocol = _protocol(config)
+        self.protocol = describe_protocol(config)
         input_sizes = [self._inference.input_size(size) for size in sizes]
         multiple = -(-DEFAULT_MULTIPLE // size_multiple) * size_multiple
         self._input_shapes = choose_buckets(input_sizes, config.max_shapes, multiple)
@@ -135,6 +146,7 @@ class Evaluator:
             self._label_shapes = _enclosing(sizes, buckets, len(self._input_shapes))
         self._groups = _group(buckets, self._batch_size)
         self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=replicated(mesh))
+        self._planes = jax.jit(self._predict_planes, static_argnames="shape", out_shardings=replicated(mesh))
 
     def run(self, params: Any, batch_stats: Any) -> Scores:
         """Evaluates the student with these parameters and running statistics.
@@ -147,23 +159,48 @@ class Evaluator:
         """
         total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
         bad_images = 0
-        for counts in self._counts(params, batch_stats):
+        for counts in self._computed(self._confusion, params, batch_stats):
             total += np.asarray(counts.confusion)
             bad_images += int(counts.bad_images)
+        self._refuse_not_finite(bad_images)
+        return metrics.scores(total)
+
+    def predictions(self, params: Any, batch_stats: Any) -> Iterator[ImagePrediction]:
+        """Predicts every image, from the logits that `run` scores; one forward pass, as there.
+
+        Every process must call this, and gets all images.
+
+        Raises:
+          NotFiniteLogitsError: after the last image; an image whose logits are not finite is left out.
+          InputError: an image or a label cannot be read or is invalid.
+        """
+        bad_images = 0
+        batches = self._computed(self._planes, params, batch_stats)
+        for (_, indices), planes in zip(self._groups, batches, strict=True):
+            whole = [np.asarray(plane) for plane in planes]
+            for row, index in enumerate(indices):
+                height, width = self.records.sizes[index]
+                label, prediction, confidence = (plane[row, :height, :width].copy() for plane in whole)
+                if np.isnan(confidence[label != self._dataset.ignore_index]).any():
+                    bad_images += 1
+                else:
+                    yield ImagePrediction(index, label, prediction, confidence)
+        self._refuse_not_finite(bad_images)
+
+    def _refuse_not_finite(self, bad_images: int) -> None:
         if bad_images:
             raise NotFiniteLogitsError(
-                f"{bad_images} of {len(self._records)} validation images have logits that are not finite (NaN or "
+                f"{bad_images} of {len(self.records)} validation images have logits that are not finite (NaN or "
                 "infinity), so there is no mIoU; evaluate another checkpoint, or compute with "
                 "--config.model.dtype=float32"
             )
-        return metrics.scores(total)
 
-    def _counts(self, params: Any, batch_stats: Any) -> Iterator[_Counts]:
-        """The counts of every batch; the devices compute one batch while the host decodes the next."""
-        pending: list[_Counts] = []
+    def _computed(self, function: Callable[..., Any], params: Any, batch_stats: Any) -> Iterator[Any]:
+        """The result of every batch; the devices compute one batch while the host decodes the next."""
+        pending: list[Any] = []
         for bucket, batch in self._batches():
             sharded = shard_batch(batch, self._mesh)
-            pending.append(self._confusion(params, batch_stats, sharded, shape=self._input_shapes[bucket]))
+            pending.append(function(params, batch_stats, sharded, shape=self._input_shapes[bucket]))
             if len(pending) > 1:
                 yield pending.pop(0)
         yield from pending
@@ -189,6 +226,12 @@ class Evaluator:
             jnp.count_nonzero((valid & ~finite).any((1, 2))),
         )
 
+    def _predict_planes(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Planes:
+        logits = self._logits(params, batch_stats, batch, shape)
+        confidence = jax.nn.softmax(full_precision(logits)).max(-1).astype(jnp.float32)
+        finite = jnp.isfinite(logits).all(-1)
+        return _Planes(batch["label"], jnp.argmax(logits, -1).astype(jnp.uint8), jnp.where(finite, confidence, jnp.nan))
+
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The bucket of every batch with this process's rows, decoded one batch ahead."""
         rows = self._batch_size // jax.process_count()
@@ -196,7 +239,7 @@ class Evaluator:
         groups = [(bucket, indices[mine]) for bucket, indices in self._groups]
         order = [index for _, indices in groups for index in indices]
         options = grain.ReadOptions(self._num_threads, max(self._num_threads, rows))
-        records = iter(grain.MapDataset.source(order).map(self._records.__getitem__).to_iter_dataset(options))
+        records = iter(grain.MapDataset.source(order).map(self.records.__getitem__).to_iter_dataset(options))
         for bucket, indices in groups:
             yield bucket, self._stack(bucket, itertools.islice(records, len(indices)), rows)
 
@@ -220,7 +263,8 @@ class Evaluator:
         return batch
 
 
-def _protocol(config: ml_collections.ConfigDict) -> str:
+def describe_protocol(config: ml_collections.ConfigDict) -> str:
+    """How images are evaluated with `config.eval`, and how scores are averaged, in one sentence."""
     how = f"in windows of {config.window} px every {config.stride} px with mean logits" if config.window else "whole"
     size = "at its own size"
     if config.short_side:

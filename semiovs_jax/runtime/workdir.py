@@ -46,14 +46,26 @@ def check_workdir(path: str | Path) -> Path:
     Raises:
       InputError: as `workdir_path`, or the folder cannot be created or written.
     """
-    folder = workdir_path(path)
+    return check_writable(workdir_path(path), "--workdir")
+
+
+def check_writable(folder: Path, field: str) -> Path:
+    """Creates a folder and checks that it is writable.
+
+    Args:
+      folder: the folder, which is returned.
+      field: the name of its path in error messages.
+
+    Raises:
+      InputError: the folder cannot be created or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"--workdir={path}: cannot be written ({reason}); choose a folder you may write to") from error
+        raise InputError(f"{field}={folder}: cannot be written ({reason}); choose a folder you may write to") from error
     return folder
 
 

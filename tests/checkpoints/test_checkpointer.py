@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
-from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, restore_weights
+from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, name_checkpoint, restore_weights
 from tests.checkpoints.toy import (
     assert_equal,
     make_iterator,
@@ -170,6 +170,12 @@ def test_of_equally_good_checkpoints_the_weights_of_the_earlier_are_restored_fir
     assert restore_weights(tmp_path, {"params": state.params}).meta["step"] == 3
     truncate(tmp_path / "checkpoints" / "3")
     assert restore_weights(tmp_path, {"params": state.params}).meta["step"] == 4
+
+
+def test_a_checkpoint_is_named_by_what_it_is(tmp_path):
+    run(tmp_path, [1, 2, 3], miou={1: 0.5, 2: 0.3, 3: 0.4})
+    names = [name_checkpoint(tmp_path / "checkpoints", step) for step in (1, 2, 3)]
+    assert names == ["best, step 1", "step 2", "latest, step 3"]
 
 
 def test_weights_of_a_run_that_never_saved(tmp_path):

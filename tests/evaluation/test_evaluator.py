@@ -16,6 +16,7 @@ from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError, check_evaluation
 from semiovs_jax.evaluation.inference import resize_levels
+from semiovs_jax.evaluation.measures import measure
 from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from tests.evaluation.test_sliding import predict, predict_numpy, sliding_numpy
@@ -160,6 +161,34 @@ def test_images_without_finite_logits_are_counted_in_an_error(bad):
     assert 1 < wide < len(SIZES)
     with pytest.raises(NotFiniteLogitsError, match=rf"{wide} of 11 validation images have logits that are not finite"):
         evaluator(Broken(), records).run(PARAMS, {})
+
+    with pytest.raises(NotFiniteLogitsError, match=rf"{wide} of 11 validation images"):
+        list(evaluator(Broken(), records).predictions(PARAMS, {}))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("how", [{}, {"short_side": 32, "window": 32, "stride": 26}])
+def test_predictions_are_those_that_are_scored(how: dict[str, int], devices: int):
+    records = Records(SIZES)
+    both = evaluator(Placing() if how else Positional(), records, devices=devices, **how)
+    params = {} if how else PARAMS
+    found = sorted(both.predictions(params, {}), key=lambda predicted: predicted.position)
+    assert [predicted.label.shape for predicted in found] == SIZES
+    for predicted in found:
+        np.testing.assert_array_equal(predicted.label, records[predicted.position]["label"])
+        assert ((predicted.confidence > 1 / CLASSES - 1e-6) & (predicted.confidence <= 1)).all()
+    assert_same(metrics.scores(measure(found, DATASET).confusion), both.run(params, {}))
+
+
+def test_confidence_is_the_probability_of_the_predicted_class():
+    records = Records(SIZES[:1])
+    (found,) = evaluator(Positional(), records, devices=1).predictions(PARAMS, {})
+    size = jnp.asarray([SIZES[0]], jnp.int32)
+    image = augment.weak_view(jnp.asarray(records[0]["image"])[None])
+    logits = np.asarray(Positional().apply(PARAMS, {}, image, train=False, size=size)[0][0], np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_array_equal(found.prediction, shares.argmax(-1))
+    np.testing.assert_allclose(found.confidence, shares.max(-1), rtol=1e-5)
 
 
 def test_a_second_run_compiles_nothing():

@@ -1,0 +1,40 @@
+"""Compares runs: python -m semiovs_jax.compare runs/a runs/b runs/c --out=curves.png.
+
+Prints a table of their scores, what differs in their configs, and why scores should not be compared, if there is a
+reason. Runs that differ in the seed alone are summed up: mean and standard deviation. --out draws the mIoU and the loss
+of all runs in one picture. Runs need not be finished.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_pipelines.command import command_end
+from data_pipelines.errors import InputError
+from data_pipelines.files import expand
+from semiovs_jax.reporting import comparison
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    description = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser(prog="python -m semiovs_jax.compare", description=description)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
+    parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
+    args = parser.parse_args(argv)
+    if args.out and args.out.suffix.lower() != ".png":
+        raise InputError(f"--out={args.out}: the picture is a PNG file; name it {args.out.with_suffix('.png')}")
+    runs = comparison.read_runs(list(dict.fromkeys(args.runs)))
+    print(comparison.format_runs(runs))
+    if len(runs) > 1:
+        print(f"\n{comparison.format_differences(runs)}")
+    for warning in comparison.warnings(runs):
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.out:
+        comparison.draw_comparison(runs, args.out)
+        print(f"\nwrote {args.out}")
+
+
+if __name__ == "__main__":
+    with command_end():
+        main()

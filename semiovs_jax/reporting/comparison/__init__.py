@@ -1,0 +1,7 @@
+"""Runs beside each other: a table, the differences of their configs, and their curves in one picture."""
+
+from semiovs_jax.reporting.comparison.picture import draw_comparison
+from semiovs_jax.reporting.comparison.read import ComparedRun, read_runs
+from semiovs_jax.reporting.comparison.tables import format_differences, format_runs, warnings
+
+__all__ = ["ComparedRun", "draw_comparison", "format_differences", "format_runs", "read_runs", "warnings"]
