@@ -121,15 +121,14 @@ def test_the_curves_of_many_runs_are_one_picture(tmp_path: Path):
 
 
 def test_folders_without_a_run_are_refused_all_at_once(tmp_path: Path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
     young = write_run(tmp_path / "young", {})
-    (Path(young) / "metrics.jsonl").unlink()
+    (Path(young) / "metrics.jsonl").write_text("")
     with pytest.raises(InputError) as error:
-        compare.main([str(empty), young])
-    assert len(error.value.args) == 2
-    assert "holds no run" in error.value.args[0]
-    assert "metrics.jsonl: holds no metrics" in error.value.args[1]
+        compare.main([str(tmp_path / "nowhere"), young])
+    assert [fault.split(":")[0] for fault in error.value.args] == [
+        str(tmp_path / name / "metrics.jsonl") for name in ("nowhere", "young")
+    ]
+    assert "missing or empty; pass the workdir of a run" in str(error.value)
 
 
 def test_the_picture_is_a_png(tmp_path: Path):

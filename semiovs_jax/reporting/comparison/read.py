@@ -77,12 +77,12 @@ def read_runs(workdirs: Sequence[str]) -> list[ComparedRun]:
 
 def _read_run(name: str) -> ComparedRun:
     folder: Path = workdir_path(name, "RUN")
-    config, records = get_config(name), read_records(folder / _METRICS)
+    records = read_records(folder / _METRICS)
     if not records:
         raise InputError(
-            f"{folder / _METRICS}: holds no metrics; pass the workdir of a run that has logged a step or an evaluation"
+            f"{folder / _METRICS}: missing or empty; pass the workdir of a run that has logged a step or an evaluation"
         )
-    record = read_record(folder)
+    config, record = get_config(name), read_record(folder)
     steps = record.run.steps if record else config.train.steps or None
     digests = record.run.digests if record else {}
     return ComparedRun(
