@@ -326,6 +326,48 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     )
 
 
+class EvaluatedModel(NamedTuple):
+    """The model of a config that its method evaluates.
+
+    Attributes:
+      dataset: its classes.
+      student: the shapes of the architecture.
+      function: the architecture.
+      target: shape structs of the part of the train state that holds the model's weights.
+      weights: (params, batch_stats) of such a part.
+    """
+
+    dataset: DatasetInfo
+    student: Student
+    function: Functional
+    target: dict[str, Any]
+    weights: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+
+
+def open_model(config: ml_collections.ConfigDict, mesh: Mesh) -> EvaluatedModel:
+    """The model that the method of a config evaluates, without its weights; opens no image.
+
+    Raises:
+      InputError: invalid config values; all in one error.
+    """
+    faults = Faults()
+    dataset, method, student = settle_names(config, faults).usable(faults)
+    return _evaluated_model(config, dataset, method, student, mesh)
+
+
+def _evaluated_model(
+    config: ml_collections.ConfigDict, dataset: DatasetInfo, method: Method, student: Student, mesh: Mesh
+) -> EvaluatedModel:
+    function, params, batch_stats = Functional.create(student, config.model.matmul_precision)
+    target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
+    weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
+    if (name := method.evaluates) != STUDENT:
+        labeler = make_labelers(config, dataset, method, student)[name]
+        target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
+        weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
+    return EvaluatedModel(dataset, student, function, with_sharding(target, replicated(mesh)), weights)
+
+
 class Evaluation(NamedTuple):
     """An evaluation of checkpoints of a run.
 
@@ -355,17 +397,13 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
         source = open_config_split(config.data, "val")
     dataset, method, student = names.usable(faults)
     assert source is not None
-    function, params, batch_stats = Functional.create(student, config.model.matmul_precision)
-    target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
-    weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
-    if (name := method.evaluates) != STUDENT:
-        labeler = make_labelers(config, dataset, method, student)[name]
-        target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
-        weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
+    model = _evaluated_model(config, dataset, method, student, mesh)
     records = ValidationRecords(source, dataset)
     multiple, threads = student.size_multiple, config.data.num_threads
-    evaluator = Evaluator(function, records, dataset, config.eval, mesh, size_multiple=multiple, num_threads=threads)
-    return Evaluation(dataset, evaluator, with_sharding(target, replicated(mesh)), weights)
+    evaluator = Evaluator(
+        model.function, records, dataset, config.eval, mesh, size_multiple=multiple, num_threads=threads
+    )
+    return Evaluation(dataset, evaluator, model.target, model.weights)
 
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
