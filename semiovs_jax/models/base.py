@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -86,5 +87,13 @@ class Family(Protocol):
         Raises:
           InputError: the file is missing, damaged or of another kind, or its tensors are not exactly those of the
             backbone.
+        """
+        ...
+
+    def state_dict(self, params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
+        """The weights of a student with the names and layouts of the PyTorch code that published it.
+
+        Raises:
+          InputError: the family has no such names.
         """
         ...

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.vit import ClipVitConfig
 from semiovs_jax.models.semivl.params import load_semivl_backbone
 from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
@@ -48,3 +50,11 @@ def load_pretrained(
 ) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """See `Family`; CLIP's image tower, a file of kind "clip" or "clip_visual". The text embeddings stay."""
     return load_semivl_backbone(path, params), batch_stats
+
+
+def state_dict(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """See `Family`; not written yet."""
+    raise InputError(
+        "SemiVL's students cannot be exported with the names of the PyTorch code; use --format=stablehlo, or read the "
+        "checkpoint (Orbax)"
+    )
