@@ -1,4 +1,4 @@
-"""Initial weights of a student: a pretrained backbone, a random head, and text embeddings of its class names."""
+"""Initial weights of a student: random, or pretrained in part or in whole; and text embeddings of its class names."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import ml_collections
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from semiovs_jax.fine_tuning import is_trained, read_trained, take_over
 from semiovs_jax.models import FAMILIES, Functional, Student
 from semiovs_jax.models.clip.file import load_clip, missing_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
@@ -37,7 +38,9 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
         return params, batch_stats
     family = FAMILIES[config.model.backbone]
     weights = config.model.weights
-    otherwise = "start from random weights with --config.model.random_init=True"
+    if weights and is_trained(weights, config.model.backbone):
+        return take_over(read_trained(weights, config.model.backbone), params, batch_stats, dataset)
+    otherwise = "start from random weights with --config.model.random_init=True, or from a run: give its workdir"
     if fault := missing_weights(
         "config.model.weights", weights, family.WEIGHTS_KIND, source=family.WEIGHTS_SOURCE, otherwise=otherwise
     ):

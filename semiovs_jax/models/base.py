@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.weights.keys import Converted
+
 
 class Student(Protocol):
     """A segmentation network.
@@ -58,11 +60,13 @@ class Family(Protocol):
     Attributes:
       STUDENTS: architectures by name, the values of `config.model.backbone`.
       WEIGHTS_KIND: `--kind` of `python -m semiovs_jax.convert` for the weights that `load_pretrained` reads.
+      STUDENT_KIND: `--kind` of a published student.
       WEIGHTS_SOURCE: which published weights to fetch, for the message about a missing file: "fetch ...".
     """
 
     STUDENTS: Mapping[str, Any]
     WEIGHTS_KIND: str
+    STUDENT_KIND: str
     WEIGHTS_SOURCE: str
 
     def build(
@@ -96,4 +100,8 @@ class Family(Protocol):
         Raises:
           InputError: the family has no such names.
         """
+        ...
+
+    def convert_student(self, source: Mapping[str, np.ndarray], name: str) -> Converted:
+        """The converter of `STUDENT_KIND`, which reads what `state_dict` returns; see `weights.keys.Converter`."""
         ...

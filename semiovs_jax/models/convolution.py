@@ -85,10 +85,6 @@ def _mostly_padding(x: jax.Array, size: int, dilation: int) -> bool:
     return not is_symbolic(x) and _padding_share(x.shape[1:3], size, dilation) >= _LEAST_PADDING
 
 
-def _mostly_padding(x: jax.Array, size: int, dilation: int) -> bool:
-    return not is_symbolic(x) and _padding_share(x.shape[1:3], size, dilation) >= _LEAST_PADDING
-
-
 def _padding_share(shape: tuple[int, ...], size: int, dilation: int) -> float:
     """Share of a convolution's multiplications whose factor is padding."""
     used = 1.0

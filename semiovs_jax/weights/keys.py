@@ -146,10 +146,9 @@ def published_names(values: Mapping[str, Any], rules: Sequence[Rule]) -> dict[st
     inverse = [_invert(rule) for rule in rules if rule.target is not None]
     source: dict[str, np.ndarray] = {}
     for path, value in values.items():
-        found = find_rule(path, inverse)
-        if found is None or found[1] is None:
+        rule, key = find_rule(path, inverse) or (None, None)
+        if rule is None or key is None:
             raise ValueError(f"no rule has the target {path}")
-        rule, key = found
         if key in source:
             raise ValueError(f"two tensors are named {key}, one of them {path}")
         axes = _AXES.get(rule.layout)

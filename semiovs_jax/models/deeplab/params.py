@@ -77,10 +77,10 @@ def infer_architecture(
     if not is_student:
         return architecture
     shapes = target_shapes(source, _HEAD_RULES)
-    needed = {"channels": "aspp/project/conv/kernel", "low_level_channels": "low_level/conv/kernel"}
-    if missing := [path for path in needed.values() if path not in shapes]:
+    project, low_level = "aspp/project/conv/kernel", "low_level/conv/kernel"
+    if missing := [path for path in (project, low_level) if path not in shapes]:
         raise InputError(f"{name}: a student without {', '.join(missing)}; expected a DeepLabV3+: fetch it again")
-    return replace(architecture, **{field: shapes[path][-1] for field, path in needed.items()})
+    return replace(architecture, channels=shapes[project][-1], low_level_channels=shapes[low_level][-1])
 
 
 def convert_deeplab(source: Mapping[str, np.ndarray], name: str) -> Converted:

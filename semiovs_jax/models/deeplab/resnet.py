@@ -124,10 +124,21 @@ class ResNet(nnx.Module):
         def build(
             in_channels: int, width: int, *, stride: int = 1, dilation: int, last_dilation: int
         ) -> Bottleneck | BasicBlock:
-            common = {"stride": stride, "dilation": dilation, "dtype": dtype, "rngs": rngs}
+            out_channels = width * expansion
             if block == "basic":
-                return BasicBlock(in_channels, width, width * expansion, second_dilation=last_dilation, **common)
-            return Bottleneck(in_channels, width, width * expansion, **common)
+                return BasicBlock(
+                    in_channels,
+                    width,
+                    out_channels,
+                    stride=stride,
+                    dilation=dilation,
+                    second_dilation=last_dilation,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            return Bottleneck(
+                in_channels, width, out_channels, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+            )
 
         stages = []
         features, dilation = stem_widths[-1], 1

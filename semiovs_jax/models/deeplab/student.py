@@ -1,5 +1,6 @@
 """DeepLabV3+ students on a ResNet, by name. See `models.base.Family`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from jax.typing import DTypeLike
 from data_pipelines.errors import InputError
 from semiovs_jax.models.deeplab.architecture import Architecture
 from semiovs_jax.models.deeplab.deeplabv3plus import DeepLabV3Plus
-from semiovs_jax.models.deeplab.params import student_state_dict
+from semiovs_jax.models.deeplab.file import DEEPLAB
+from semiovs_jax.models.deeplab.params import convert_deeplab, student_state_dict
 from semiovs_jax.models.deeplab.resnet_params import load_backbone, read_architecture
-from semiovs_jax.weights.keys import WeightMismatchError
+from semiovs_jax.weights.keys import Converted, WeightMismatchError
 
 WEIGHTS_KIND = "resnet"
+STUDENT_KIND = DEEPLAB.kind
 WEIGHTS_SOURCE = (
     "fetch an ImageNet backbone (for resnet50 and resnet101 those that the UniMatch and SemiOVS repositories link to, "
     "resnet50.pth and resnet101.pth; for resnet18, resnet34, resnet50_v1b and resnet101_v1b those of torchvision, timm "
@@ -70,6 +73,11 @@ def load_pretrained(
 def state_dict(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
     """See `Family`; the names of UniMatch and SemiOVS."""
     return student_state_dict(params, batch_stats)
+
+
+def convert_student(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """See `Family`."""
+    return convert_deeplab(source, name)
 
 
 def _backbone(architecture: Architecture) -> tuple[Any, ...]:
