@@ -23,7 +23,7 @@ def main(exported: str, source: str, out: str) -> None:
     label, confidence = model.call(np.asarray(image.resize((width, height)))[None])
     picture = Image.fromarray(np.asarray(label[0])).resize(image.size, Image.Resampling.NEAREST)
     picture.putpalette(np.array(manifest["palette"], np.uint8).tobytes())
-    picture.save(out)
+    picture.save(out, bits=8)
     print(*(manifest["classes"][index] for index in np.unique(picture)), f"confidence {confidence.mean():.2f}")
 
 
