@@ -326,14 +326,14 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     )
 
 
-class EvaluatedModel(NamedTuple):
-    """The model of a config that its method evaluates.
+class Model(NamedTuple):
+    """The model that the method evaluates, without data.
 
     Attributes:
       dataset: its classes.
-      student: the shapes of the architecture.
-      function: the architecture.
-      target: shape structs of the part of the train state that holds the model's weights.
+      student: its shapes.
+      function: the student as a pure function.
+      target: shape structs of the part of the train state that has its weights.
       weights: (params, batch_stats) of such a part.
     """
 
@@ -344,20 +344,20 @@ class EvaluatedModel(NamedTuple):
     weights: Callable[[Mapping[str, Any]], tuple[Any, Any]]
 
 
-def open_model(config: ml_collections.ConfigDict, mesh: Mesh) -> EvaluatedModel:
-    """The model that the method of a config evaluates, without its weights; opens no image.
+def open_model(config: ml_collections.ConfigDict, mesh: Mesh) -> Model:
+    """The model of a config that the method evaluates: the student, or a labeler's.
 
     Raises:
-      InputError: invalid config values; all in one error.
+      InputError: invalid config values, all in one error.
     """
     faults = Faults()
-    dataset, method, student = settle_names(config, faults).usable(faults)
-    return _evaluated_model(config, dataset, method, student, mesh)
+    return _evaluated_model(config, settle_names(config, faults).usable(faults), mesh)
 
 
 def _evaluated_model(
-    config: ml_collections.ConfigDict, dataset: DatasetInfo, method: Method, student: Student, mesh: Mesh
-) -> EvaluatedModel:
+    config: ml_collections.ConfigDict, names: tuple[DatasetInfo, Method, Student], mesh: Mesh
+) -> Model:
+    dataset, method, student = names
     function, params, batch_stats = Functional.create(student, config.model.matmul_precision)
     target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
     weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
@@ -365,7 +365,7 @@ def _evaluated_model(
         labeler = make_labelers(config, dataset, method, student)[name]
         target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
         weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
-    return EvaluatedModel(dataset, student, function, with_sharding(target, replicated(mesh)), weights)
+    return Model(dataset, student, function, with_sharding(target, replicated(mesh)), weights)
 
 
 class Evaluation(NamedTuple):
@@ -395,15 +395,18 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
     names = settle_names(config, faults)
     with faults.collected():
         source = open_config_split(config.data, "val")
-    dataset, method, student = names.usable(faults)
+    model = _evaluated_model(config, names.usable(faults), mesh)
     assert source is not None
-    model = _evaluated_model(config, dataset, method, student, mesh)
-    records = ValidationRecords(source, dataset)
-    multiple, threads = student.size_multiple, config.data.num_threads
     evaluator = Evaluator(
-        model.function, records, dataset, config.eval, mesh, size_multiple=multiple, num_threads=threads
+        model.function,
+        ValidationRecords(source, model.dataset),
+        model.dataset,
+        config.eval,
+        mesh,
+        size_multiple=model.student.size_multiple,
+        num_threads=config.data.num_threads,
     )
-    return Evaluation(dataset, evaluator, model.target, model.weights)
+    return Evaluation(model.dataset, evaluator, model.target, model.weights)
 
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:

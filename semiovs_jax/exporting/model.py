@@ -6,7 +6,7 @@ import jax
 import ml_collections
 
 from semiovs_jax.checkpoints.checkpointer import restore_weights
-from semiovs_jax.experiment import EvaluatedModel, open_model
+from semiovs_jax.experiment import Model, open_model
 from semiovs_jax.runtime.sharding import make_mesh
 
 
@@ -24,7 +24,7 @@ class TrainedModel(NamedTuple):
 
     config: ml_collections.ConfigDict
     workdir: str
-    model: EvaluatedModel
+    model: Model
     params: Any
     batch_stats: Any
     meta: dict[str, Any]
