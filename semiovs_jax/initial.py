@@ -28,8 +28,8 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
       (params, batch_stats), pure dicts.
 
     Raises:
-      InputError: the pretrained weights are missing, and `config.model.random_init` is off, or they do not fit the
-        student.
+      InputError: `config.model.random_init` is off, and the weights that `config.model.weights` names (of a backbone,
+        or of a trained student, see `fine_tuning`) are missing or do not fit the student.
     """
     _, params, batch_stats = Functional.create(student)
     if student.class_embedding_dim is not None:

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size
+from semiovs_jax.models.layers import ConvNorm, backbone_init, strided_size, zero_outside
 from semiovs_jax.models.normalization import relu
 from semiovs_jax.models.pooling import max_pool
 from semiovs_jax.models.remat import remat_block, remat_rest
@@ -181,4 +181,6 @@ class ResNet(nnx.Module):
             x = conv(x, size)
             size = strided_size(size, conv.stride)
         # Zeros outside the true area are equivalent to the -inf of torch's padding: after ReLU no value is negative.
-        return max_pool(x), strided_size(size, 2)
+        pooled_size = strided_size(size, 2)
+        # A window beyond an even size has read the last pixel inside.
+        return zero_outside(max_pool(x), pooled_size), pooled_size

@@ -20,6 +20,7 @@ from semiovs_jax.models.deeplab.student import STUDENTS
 from semiovs_jax.weights.keys import fill, flatten
 from tests.golden import Golden, assert_matches, golden_path
 from tests.replays import imagenet
+from tests.saved_run import made_up
 
 GOLDENS = {
     "imagenet_resnet18_timm": "resnet18",
@@ -123,3 +124,30 @@ def test_a_pth_of_the_installed_transformers_gives_its_features(kind: str, width
         expected = network(torch.tensor(image.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states[1:]
     for ours, theirs in zip(features, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_padding_and_remat_change_nothing_of_basic_blocks_and_the_plain_stem():
+    tiny = dataclasses.replace(STUDENTS["resnet18"], stage_sizes=(1, 2, 1, 1), stem_widths=(8,), widths=(8, 8, 16, 16))
+    tiny = dataclasses.replace(tiny, channels=16, low_level_channels=8)
+    (plain, *shapes), (again, *_) = (
+        Functional.create(nnx.eval_shape(lambda remat=remat: tiny.build(5, remat=remat, rngs=nnx.Rngs(0))))
+        for remat in ("none", "blocks")
+    )
+    weights = [made_up(tree, seed) for seed, tree in enumerate(shapes)]
+    sizes = np.array([[65, 49], [38, 64]], np.int32)
+    x = np.random.default_rng(0).standard_normal((2, 66, 66, 3), np.float32)
+    apply = jax.jit(plain.apply, static_argnames="train")
+    padded, _ = apply(*weights, x, train=False, size=sizes)
+    for i, (height, width) in enumerate(sizes):
+        alone, _ = apply(*weights, x[i : i + 1, :height, :width], train=False)
+        assert np.abs(alone).max() > 1
+        np.testing.assert_allclose(padded[i, :height, :width], alone[0], atol=1e-4, rtol=0)
+
+    def gradient(function: Functional):
+        loss = lambda params: (function.apply(params, weights[1], x, train=True)[0] ** 2).mean()  # noqa: E731
+        return jax.jit(jax.grad(loss))(weights[0])
+
+    expected, found = flatten(gradient(plain)), flatten(gradient(again))
+    for path, value in expected.items():
+        assert np.abs(value).max() > 0, path
+        np.testing.assert_allclose(found[path], value, atol=1e-4 * np.abs(value).max(), err_msg=path)
