@@ -42,7 +42,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
 
     config.model = ConfigDict()
     config.model.backbone = "resnet101"
-    config.model.weights = "weights/resnet101.safetensors"  # python -m semiovs_jax.convert resnet101.pth ...
+    config.model.weights = "weights/resnet101.safetensors"  # of semiovs_jax.convert; or a run: fine-tune
     config.model.random_init = False  # True: train the backbone from scratch
     config.model.dtype = "float32"  # of convolutions; "bfloat16" on TPU
     config.model.matmul_precision = "highest"  # of float32 products: exact; "high", "default": faster on TPU and GPU

@@ -1,4 +1,4 @@
-"""Initial weights of a student: a pretrained backbone, a random head, and text embeddings of its class names."""
+"""Initial weights of a student: random, or pretrained in part or in whole; and text embeddings of its class names."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import ml_collections
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
+from semiovs_jax.fine_tuning import is_trained, read_trained, take_over
 from semiovs_jax.models import FAMILIES, Functional, Student
 from semiovs_jax.models.clip.file import load_clip, missing_clip
 from semiovs_jax.ovs.text import embed_text, mean_over_templates
@@ -27,8 +28,8 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
       (params, batch_stats), pure dicts.
 
     Raises:
-      InputError: the pretrained weights are missing, and `config.model.random_init` is off, or they do not fit the
-        student.
+      InputError: `config.model.random_init` is off, and the weights that `config.model.weights` names (of a backbone,
+        or of a trained student, see `fine_tuning`) are missing or do not fit the student.
     """
     _, params, batch_stats = Functional.create(student)
     if student.class_embedding_dim is not None:
@@ -37,7 +38,9 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
         return params, batch_stats
     family = FAMILIES[config.model.backbone]
     weights = config.model.weights
-    otherwise = "start from random weights with --config.model.random_init=True"
+    if weights and is_trained(weights, config.model.backbone):
+        return take_over(read_trained(weights, config.model.backbone), params, batch_stats, dataset)
+    otherwise = "start from random weights with --config.model.random_init=True, or from a run: give its workdir"
     if fault := missing_weights(
         "config.model.weights", weights, family.WEIGHTS_KIND, source=family.WEIGHTS_SOURCE, otherwise=otherwise
     ):

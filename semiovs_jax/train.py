@@ -88,7 +88,8 @@ def train_and_evaluate(
         num_threads=config.data.num_threads,
     )
     inspect = make_inspection(spec, mesh, config.train.panel_images)
-    meta = describe_run(config, {"backbone": config.model.backbone, "classes": run.dataset.num_classes})
+    facts = {"backbone": config.model.backbone, "classes": run.dataset.num_classes, "evaluates": run.method.evaluates}
+    meta = describe_run(config, facts)
 
     with Checkpointer(folder.path) as checkpointer, contextlib.closing(data.iterator):
         target = experiment.state_structs(run.student, spec, mesh)

@@ -21,6 +21,7 @@ _SHARED = Path(__file__).parents[2] / "shared" / "goldens"
 
 # Inputs and accidental values of the reference, by family: never compared.
 _INPUTS = {
+    "imagenet": r"^x$",
     "deeplab": r"^(x|even/x|fp/keep_)",
     "losses_unimatch": r"^(cwl/(loss|conf|ignore|thresholds)$|cutmix/(img|img_mix|box|mask|mask_mix|conf|conf_mix)$"
     r"|ce/(logits|target|target_no_ignore)$|ohem/.*/(logits|target)$|iou(/\d+|_label_K)/(pred|mask)$)",
@@ -40,6 +41,7 @@ _INPUTS = {
 }
 # Intermediate values of the reference: compared if the replay has them, optional otherwise.
 _OPTIONAL = {
+    "imagenet": r"^$",
     "deeplab": r"(feature_stats|buffer_norms|_stats|/c\d_s|/aspp_s|/classifier|/b4)$",
     "losses_unimatch": r"^(iou_label_K|color_map|ohem/(min_kept_|weighted)|cwl/value_(all_)?ignored|ce/mean_all_)",
     "transforms": r"^(hsv|item/|gray_L)",

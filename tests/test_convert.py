@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from semiovs_jax.convert import find_converters, main
-from semiovs_jax.models.deeplab.params import convert_resnet
+from semiovs_jax.models.deeplab.resnet_params import convert_resnet
 
 KINDS = ["clip", "clip_visual", "deeplab", "resnet", "sed", "semivl"]
 

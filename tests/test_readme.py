@@ -5,11 +5,13 @@ import pkgutil
 import re
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 
 import semiovs_jax.labelers
 from semiovs_jax import methods
-from semiovs_jax.models import FAMILIES
+from semiovs_jax.models import FAMILIES, build_student
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -34,6 +36,22 @@ def test_students():
     rows = _section("The methods").split("| `config.model.backbone` |")[1].splitlines()
     listed = {name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert listed == set(FAMILIES)
+
+
+def _millions(student: str) -> float:
+    config = {"backbone": student, "dtype": "float32", "remat": "none"}
+    shapes = nnx.eval_shape(lambda: build_student(config, 21, image_size=321, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param))) / 1e6
+
+
+def test_numbers_of_parameters():
+    rows = [row.split("|") for row in _section("The methods").splitlines() if re.match(r"\| `(resnet|clip_vit)", row)]
+    told = {
+        name: millions
+        for _, names, _, counts, *_ in rows
+        for name, millions in zip(re.findall(r"`(\w+)`", names), counts.split(","), strict=True)
+    }
+    assert {name: f"{_millions(name):.1f}" for name in told} == {name: count.strip() for name, count in told.items()}
 
 
 def test_commands_are_modules():

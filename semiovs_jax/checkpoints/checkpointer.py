@@ -8,6 +8,8 @@ Every process must call every method with the same arguments. All processes must
 """
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -25,10 +27,12 @@ from semiovs_jax.checkpoints.reading import (
     first_whole,
     list_steps,
     load_state,
+    read_checksums,
     read_data_position,
     read_meta,
     read_miou,
     read_scores,
+    saved_structs,
     write_checksums,
 )
 from semiovs_jax.checkpoints.storage_errors import hide_repetitions, refusal
@@ -37,6 +41,8 @@ from semiovs_jax.runtime.provenance import config_as_json, config_sha256, packag
 from semiovs_jax.runtime.workdir import workdir_path
 
 SUBDIR = "checkpoints"
+
+_WEIGHTS = {"params", "batch_stats"}  # of a train state, and of an average of the student
 
 
 class Restored(NamedTuple):
@@ -268,9 +274,10 @@ class Checkpointer:
         write_checksums(self.directory / name)
 
 
-def restore_weights(
-    source: epath.PathLike, target: Mapping[str, Any], which: Literal["best", "latest"] = "best"
-) -> Restored:
+Which = Literal["best", "latest"]
+
+
+def restore_weights(source: epath.PathLike, target: Mapping[str, Any], which: Which = "best") -> Restored:
     """Restores a part of a state, such as params and batch_stats; the run may still be writing.
 
     Args:
@@ -284,16 +291,58 @@ def restore_weights(
     Raises:
       InputError: no checkpoint, no undamaged one, or a checkpoint of another model.
     """
-    directory, found = find_checkpoints(source)
+
+    def load(step_dir: epath.Path) -> Restored:
+        return Restored(load_state(step_dir, target, partial=True), read_meta(step_dir))
+
+    return first_whole(*_preferred(source, which), load)[1]
+
+
+def read_evaluated(source: epath.PathLike, which: Which = "best", field: str = "--workdir") -> Restored:
+    """Reads the model that a run evaluates, in the shapes that it has, onto one device.
+
+    Args:
+      source: as in `restore_weights`.
+      which: as in `restore_weights`.
+      field: the name of `source` in error messages.
+
+    Returns:
+      ({"params": ..., "batch_stats": ...}, meta).
+
+    Raises:
+      InputError: no checkpoint, or no undamaged one.
+    """
+
+    def load(step_dir: epath.Path) -> Restored:
+        meta, saved = read_meta(step_dir), saved_structs(step_dir)
+        name = meta.get("model", {}).get("evaluates", "")
+        averaged = saved.get("labelers", {}).get(name, {})
+        if averaged.keys() >= _WEIGHTS:
+            state = load_state(step_dir, {"labelers": {name: averaged}}, partial=True)["labelers"][name]
+        else:
+            state = load_state(step_dir, {key: saved[key] for key in _WEIGHTS}, partial=True)
+        return Restored({key: state[key] for key in sorted(_WEIGHTS)}, meta)
+
+    return first_whole(*_preferred(source, which, field), load)[1]
+
+
+def state_sha256(source: epath.PathLike, which: Which = "best") -> str:
+    """A digest of the state that `read_evaluated` reads, from the checksums of its files; raises as it does."""
+
+    def load(step_dir: epath.Path) -> str:
+        sums = {name: sum_ for name, sum_ in read_checksums(step_dir).items() if name.startswith("state/")}
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+    return first_whole(*_preferred(source, which), load)[1]
+
+
+def _preferred(source: epath.PathLike, which: Which, field: str = "--workdir") -> tuple[epath.Path, list[int]]:
+    """The directory of a run's checkpoints, and the steps in the order in which they are tried."""
+    directory, found = find_checkpoints(source, field)
     scores = read_scores(directory) if which == "best" else {}
     steps = sorted(found, key=lambda step: -step)
     steps.sort(key=lambda step: (-scores[step], step) if step in scores else (math.inf, 0))
-    _, restored = first_whole(
-        directory,
-        steps,
-        lambda step_dir: Restored(load_state(step_dir, target, partial=True), read_meta(step_dir)),
-    )
-    return restored
+    return directory, steps
 
 
 def find_checkpoints(source: epath.PathLike, field: str = "--workdir") -> tuple[epath.Path, list[int]]:

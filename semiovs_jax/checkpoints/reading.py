@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
 from semiovs_jax.finite import not_finite
-from semiovs_jax.weights.keys import flatten
+from semiovs_jax.weights.keys import flatten, unflatten
 
 _CHECKSUMS = "checksums.json"
 _LISTED = 4  # keys listed per kind of difference
@@ -170,6 +170,13 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
     return state
 
 
+def saved_structs(step_dir: epath.Path) -> dict[Any, Any]:
+    """Shapes and dtypes of a saved state, as nested dicts with the keys of today."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(step_dir / "state").tree
+    leaves = {_current(key): leaf for key, leaf in flatten(tree).items()}
+    return unflatten({key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in leaves.items()})
+
+
 def _current(key: str) -> str:
     """The key in today's train state; snapshots were once saved below "bank", before other labelers had a state."""
     return re.sub("^bank/", "labelers/snapshots/", key)
@@ -216,6 +223,11 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         ],
     }
     return [f"{kind}: {listed(entries)}" for kind, entries in kinds.items() if entries]
+
+
+def read_checksums(step_dir: epath.Path) -> dict[str, Any]:
+    """Size and CRC-32 of every file of a checkpoint, by its path below it."""
+    return json.loads((step_dir / _CHECKSUMS).read_text())
 
 
 def write_checksums(step_dir: epath.Path) -> None:

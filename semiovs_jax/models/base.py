@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+
+from semiovs_jax.weights.keys import Converted
 
 
 class Student(Protocol):
@@ -57,11 +60,13 @@ class Family(Protocol):
     Attributes:
       STUDENTS: architectures by name, the values of `config.model.backbone`.
       WEIGHTS_KIND: `--kind` of `python -m semiovs_jax.convert` for the weights that `load_pretrained` reads.
+      STUDENT_KIND: `--kind` of a published student.
       WEIGHTS_SOURCE: which published weights to fetch, for the message about a missing file: "fetch ...".
     """
 
     STUDENTS: Mapping[str, Any]
     WEIGHTS_KIND: str
+    STUDENT_KIND: str
     WEIGHTS_SOURCE: str
 
     def build(
@@ -87,4 +92,16 @@ class Family(Protocol):
           InputError: the file is missing, damaged or of another kind, or its tensors are not exactly those of the
             backbone.
         """
+        ...
+
+    def state_dict(self, params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
+        """The weights of a student with the names and layouts of the PyTorch code that published it.
+
+        Raises:
+          InputError: the family has no such names.
+        """
+        ...
+
+    def convert_student(self, source: Mapping[str, np.ndarray], name: str) -> Converted:
+        """The converter of `STUDENT_KIND`, which reads what `state_dict` returns; see `weights.keys.Converter`."""
         ...

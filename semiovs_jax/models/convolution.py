@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from semiovs_jax.models.on_cpu import on_cpu
+from semiovs_jax.models.on_cpu import is_symbolic, on_cpu
 from semiovs_jax.models.precision import matmul_precision
 
 # Share of multiplications with padding from which a sum of products is used. Not tuned: in the ASPP it takes the rates
@@ -35,7 +35,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int 
     general = special = functools.partial(_convolve, stride=stride, dilation=dilation, precision=precision)
     if kernel.shape[0] == 1:
         special = functools.partial(_product, stride=stride, precision=precision)
-    elif stride == 1 and _padding_share(x.shape[1:3], kernel.shape[0], dilation) >= _LEAST_PADDING:
+    elif stride == 1 and _mostly_padding(x, kernel.shape[0], dilation):
         special = functools.partial(_sum_of_products, dilation=dilation, precision=precision)
     return on_cpu(special, general)(x, kernel)
 
@@ -79,6 +79,10 @@ def _taps(length: int, size: int, dilation: int) -> Iterator[tuple[int, slice, s
         if abs(offset) < length:
             read = slice(max(offset, 0), length + min(offset, 0))
             yield tap, read, slice(read.start - offset, read.stop - offset)
+
+
+def _mostly_padding(x: jax.Array, size: int, dilation: int) -> bool:
+    return not is_symbolic(x) and _padding_share(x.shape[1:3], size, dilation) >= _LEAST_PADDING
 
 
 def _padding_share(shape: tuple[int, ...], size: int, dilation: int) -> float:

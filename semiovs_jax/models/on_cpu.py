@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 
 ArrayFunction = Callable[..., jax.Array]
 
@@ -12,7 +13,8 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
     """The function of arrays that is computed as `special` on the CPU and as `general` elsewhere.
 
     This holds for its gradient, too. A compiled program has only the form of its own platform. The backward pass keeps
-    the arguments and nothing else. On the CPU it is computed `together`.
+    the arguments and nothing else. On the CPU it is computed `together`. Arrays of unknown size are computed as
+    `general` everywhere.
 
     Args:
       special: equal to `general` up to rounding. Both name the precision of their products: their gradients are traced
@@ -22,6 +24,8 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
 
     @jax.custom_vjp
     def function(*arrays: jax.Array) -> jax.Array:
+        if any(map(is_symbolic, arrays)):
+            return general(*arrays)
         return jax.lax.platform_dependent(*arrays, cpu=special, default=general)
 
     def backward(arrays: tuple[jax.Array, ...], gradient: jax.Array) -> Any:
@@ -32,6 +36,11 @@ def on_cpu(special: ArrayFunction, general: ArrayFunction) -> ArrayFunction:
 
     function.defvjp(lambda *arrays: (function(*arrays), arrays), backward)
     return function
+
+
+def is_symbolic(x: jax.Array) -> bool:
+    """Whether a size of x is unknown while a program is exported for images of any size."""
+    return any(map(jax.export.is_symbolic_dim, x.shape))
 
 
 def together(*arrays: jax.Array) -> tuple[jax.Array, ...]:

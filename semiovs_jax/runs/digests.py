@@ -14,6 +14,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from data_pipelines.labels.manifest import labels_folder, read_manifest
 from data_pipelines.loading.streams import open_config_split
+from semiovs_jax.checkpoints.checkpointer import state_sha256
 from semiovs_jax.experiment import read_sections
 from semiovs_jax.labelers import sections_with_words
 from semiovs_jax.methods import make_unchecked
@@ -27,7 +28,8 @@ def run_digests(config: ml_collections.ConfigDict) -> dict[str, str]:
 
     What cannot be read is left out; `config_checks` names it. No image is read: a split list counts by its bytes, a
     folder or a prepared dataset without a list by the ids of its images, cached labels by the model and the images that
-    their manifest names, weights by the digest in their metadata, which is verified when they are loaded.
+    their manifest names, weights by the digest in their metadata, which is verified when they are loaded, and a
+    checkpoint by the checksums of its files.
 
     Args:
       config: an experiment, see `configs/common.py`.
@@ -88,6 +90,8 @@ def _words(section: Any) -> str:
 
 def _weights(name_or_path: str) -> str:
     path = weights_path(name_or_path)
+    if path.is_dir():  # a run, from which a student starts
+        return state_sha256(path)
     return read_metadata(path).get("sha256") or file_sha256(path)
 
 

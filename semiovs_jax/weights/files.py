@@ -42,7 +42,7 @@ def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[st
     Raises:
       InputError: The file cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flat.items()}
     with whole_file(Path(path)) as part:
         try:
             save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})

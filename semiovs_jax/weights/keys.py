@@ -5,6 +5,7 @@ Source keys are the dotted names of published state dicts. Targets are "/" paths
 own shape. One error reports all faults.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,48 @@ def convert(
     if faults:
         raise WeightMismatchError(_message(name, faults))
     return Converted(values, tuple(dropped))
+
+
+def published_names(values: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    r"""The source that `convert` renames to `values`: its inverse, by the same table.
+
+    Args:
+      values: Arrays by "/" path.
+      rules: Literal names and capturing groups, such as `layer1\.(\d+)\.conv1`, but no other syntax of patterns. The
+        first rule whose target fits a path applies. Rules that drop tensors are left out.
+
+    Returns:
+      Arrays by published name, in the published layout.
+
+    Raises:
+      ValueError: No rule has a path as its target, a pattern has other syntax, or two paths have one name.
+    """
+    inverse = [_invert(rule) for rule in rules if rule.target is not None]
+    source: dict[str, np.ndarray] = {}
+    for path, value in values.items():
+        rule, key = find_rule(path, inverse) or (None, None)
+        if rule is None or key is None:
+            raise ValueError(f"no rule has the target {path}")
+        if key in source:
+            raise ValueError(f"two tensors are named {key}, one of them {path}")
+        axes = _AXES.get(rule.layout)
+        array = np.asarray(value)
+        source[key] = np.ascontiguousarray(array if axes is None else array.transpose(np.argsort(axes)))
+    return source
+
+
+_GROUP = re.compile(r"\(([^()?][^()]*)\)")
+
+
+def _invert(rule: Rule) -> Rule:
+    """A rule from paths to names. Its layout is that of `rule`: the permutation to undo."""
+    assert rule.target is not None
+    groups, numbers = _GROUP.findall(rule.pattern), itertools.count(1)
+    if not re.fullmatch(r"\w*", _GROUP.sub("", rule.pattern).replace(r"\.", "")):
+        raise ValueError(f"the pattern {rule.pattern} has no inverse: it is not made of names and groups alone")
+    name = _GROUP.sub(lambda _: rf"\g<g{next(numbers)}>", rule.pattern).replace(r"\.", ".")
+    path = re.sub(r"\\(\d)", lambda match: f"(?P<g{match[1]}>{groups[int(match[1]) - 1]})", rule.target)
+    return Rule(path, name, rule.layout)
 
 
 def match_exactly(values: Mapping[str, Any], target: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:

@@ -10,6 +10,9 @@ from data_pipelines.errors import InputError
 from semiovs_jax.weights.files import read_safetensors
 from semiovs_jax.weights.keys import strip_prefix
 
+# The kind of weight files that this project writes with published names and layouts.
+STATE_DICT = "state_dict"
+
 # Keys under which trainers save the state dict, next to the optimizer's state. UniMatch and SemiVL use "model".
 _WRAPPERS = ("state_dict", "model")
 _PARALLEL = "module."

@@ -45,6 +45,8 @@ CLASSES, SIZE, BATCH, IGNORE = 3, 16, 2, 255
 DEEPLAB = Architecture(
     (2, 1), stem_widths=(3, 4, 5), widths=(2, 3), dilate=(True,), channels=4, low_level_channels=2, rates=(1, 2, 3)
 )
+FIXED = {"block", "stem_kernel"}  # of the papers' ResNet, the only one that the benchmark has in PyTorch
+TORCH_DEEPLAB = {name: value for name, value in dataclasses.asdict(DEEPLAB).items() if name not in FIXED}
 TOWER = {"patch_size": 4, "width": 8, "num_layers": 2, "num_heads": 2, "embed_dim": 6}
 HEAD = {
     "channels": 4, "text_channels": 4, "num_layers": 1, "num_heads": 2, "pool": 2,
@@ -122,7 +124,7 @@ def _our_semivl() -> nnx.Module:
 STUDENTS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "pixels": (TorchPixels, lambda: Pixels(nnx.Rngs(0))),
     "deeplab": (
-        lambda: DeepLabV3Plus(CLASSES, **dataclasses.asdict(DEEPLAB)),
+        lambda: DeepLabV3Plus(CLASSES, **TORCH_DEEPLAB),
         lambda: DEEPLAB.build(CLASSES, rngs=nnx.Rngs(0)),
     ),
     "semivl": (_torch_semivl, _our_semivl),

@@ -218,7 +218,8 @@ def test_unknown_names_are_told():
         build_student({**CONFIG, "backbone": "vgg"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"config\.model\.dtype is 'float16'"):
         build_student({**CONFIG, "dtype": "float16"}, CLASSES, image_size=32, rngs=nnx.Rngs(0))
-    assert set(FAMILIES) == {"resnet50", "resnet101", "resnet_tiny", "clip_vit_b16", "clip_vit_shapes"}
+    papers, plain = {"resnet50", "resnet101"}, {"resnet18", "resnet34", "resnet50_v1b", "resnet101_v1b"}
+    assert set(FAMILIES) == {*papers, *plain, "resnet_tiny", "clip_vit_b16", "clip_vit_shapes"}
 
 
 def write_family(root: Path, package: str, family: str, source: str) -> list[str]:

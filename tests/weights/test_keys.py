@@ -15,6 +15,7 @@ from semiovs_jax.weights.keys import (
     flatten,
     match_exactly,
     prefixes,
+    published_names,
     strip_prefix,
     target_shapes,
     unflatten,
@@ -161,3 +162,24 @@ def test_exact_values_are_widened_and_others_refused():
     assert values["a"].dtype == np.float32
     with pytest.raises(WeightMismatchError, match=r"w: (.|\n)*not in the model:\n    b"):
         match_exactly({"a": np.ones(2), "b": np.ones(1)}, {"a": (2,)}, name="w")
+
+
+def test_a_table_works_in_both_directions():
+    given_ = {name: value.astype(np.float32) for name, value in source().items() if not name.startswith("bn")}
+    back = published_names(convert(given_, RULES, TARGET).values, RULES)
+    assert back.keys() == given_.keys()
+    for name, value in given_.items():
+        np.testing.assert_array_equal(back[name], value)
+
+
+@pytest.mark.parametrize(
+    ("values", "rules", "message"),
+    [
+        ({"head/scale": np.zeros(1)}, RULES, "no rule has the target head/scale"),
+        ({"a": np.zeros(1)}, [Rule(r"(?:a|b)", "a")], "has no inverse"),
+        ({"a": np.zeros(1), "b": np.zeros(1)}, [Rule("x", "a"), Rule("x", "b")], "two tensors are named x"),
+    ],
+)
+def test_what_has_no_published_name_is_an_error(values, rules, message):
+    with pytest.raises(ValueError, match=message):
+        published_names(values, rules)

@@ -21,6 +21,8 @@ class Architecture:
     rates: tuple[int, ...] = (6, 12, 18)
     channels: int = 256
     low_level_channels: int = 48
+    block: str = "bottleneck"
+    stem_kernel: int = 3
 
     def build_backbone(self, *, dtype: DTypeLike | None = None, remat: str = "none", rngs: nnx.Rngs) -> ResNet:
         """The ResNet alone, with fresh weights."""
@@ -30,6 +32,8 @@ class Architecture:
             widths=self.widths,
             expansion=self.expansion,
             dilate=self.dilate,
+            block=self.block,
+            stem_kernel=self.stem_kernel,
             dtype=dtype,
             remat=remat,
             rngs=rngs,

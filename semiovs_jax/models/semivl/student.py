@@ -1,16 +1,22 @@
 """SemiVL students on CLIP's vision transformer, by name. See `models.base.Family`."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from data_pipelines.errors import InputError
 from semiovs_jax.models.clip.vit import ClipVitConfig
-from semiovs_jax.models.semivl.params import load_semivl_backbone
+from semiovs_jax.models.semivl.file import SEMIVL
+from semiovs_jax.models.semivl.params import convert_semivl, load_semivl_backbone
 from semiovs_jax.models.semivl.semivl import SemiVL, SemiVLConfig
 from semiovs_jax.models.semivl.vlg import VlgConfig
+from semiovs_jax.weights.keys import Converted
 
 WEIGHTS_KIND = "clip"
+STUDENT_KIND = SEMIVL.kind
 WEIGHTS_SOURCE = (
     "fetch CLIP's ViT-B/16 (OpenAI's, Hugging Face's, or SemiVL's clip2mmseg_ViT16_clip_backbone.pth, which is of kind "
     "clip_visual)"
@@ -48,3 +54,16 @@ def load_pretrained(
 ) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """See `Family`; CLIP's image tower, a file of kind "clip" or "clip_visual". The text embeddings stay."""
     return load_semivl_backbone(path, params), batch_stats
+
+
+def state_dict(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """See `Family`; not written yet."""
+    raise InputError(
+        "SemiVL's students cannot be exported with the names of the PyTorch code; use --format=stablehlo, or read the "
+        "checkpoint (Orbax)"
+    )
+
+
+def convert_student(source: Mapping[str, np.ndarray], name: str) -> Converted:
+    """See `Family`."""
+    return convert_semivl(source, name)

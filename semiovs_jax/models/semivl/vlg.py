@@ -221,7 +221,7 @@ class VlgHead(nnx.Module):
             pooled = pool(x, self.config.pool)
             a, b = pooled.shape[2:4]
             tokens = pooled.transpose(0, 2, 3, 1, 4).reshape(-1, K, C)
-            tokens = jnp.concatenate([tokens, jnp.broadcast_to(words, (len(tokens), *words.shape))], axis=-1)
+            tokens = jnp.concatenate([tokens, jnp.broadcast_to(words, (tokens.shape[0], *words.shape))], axis=-1)
             attended = layer(tokens)[..., :C].reshape(N, a, b, K, C).transpose(0, 3, 1, 2, 4)
             x = x + unpool(attended, (h, w))
         return x

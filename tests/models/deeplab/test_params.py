@@ -14,7 +14,8 @@ from semiovs_jax import convert as command
 from semiovs_jax.models import Functional
 from semiovs_jax.models.deeplab.architecture import Architecture
 from semiovs_jax.models.deeplab.file import DeepLabConfig, load_deeplab
-from semiovs_jax.models.deeplab.params import convert_resnet, convert_student, infer_architecture, load_backbone
+from semiovs_jax.models.deeplab.params import convert_student, infer_architecture
+from semiovs_jax.models.deeplab.resnet_params import convert_resnet, load_backbone
 from semiovs_jax.weights.files import load_weights, save_weights
 from semiovs_jax.weights.keys import WeightMismatchError, flatten
 from semiovs_jax.weights.state_dicts import read_state_dict
@@ -118,9 +119,9 @@ def test_backbones_that_do_not_fit_are_refused(change, message):
 
 def test_other_networks_are_named():
     source = published_backbone()
-    source["conv1.weight"] = source.pop("conv1.0.weight")
-    with pytest.raises(InputError, match=r"torchvision\.pth: no `conv1\.0\.weight`.*resnet50\.pth"):
-        convert_resnet(source, "torchvision.pth")
+    source["features.conv0.weight"] = source.pop("conv1.0.weight")
+    with pytest.raises(InputError, match=r"densenet\.pth: no `conv1\.0\.weight`.*resnet50\.pth.*torchvision"):
+        convert_resnet(source, "densenet.pth")
 
 
 def converted(tmp_path):
