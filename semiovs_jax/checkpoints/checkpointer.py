@@ -42,6 +42,8 @@ from semiovs_jax.runtime.workdir import workdir_path
 
 SUBDIR = "checkpoints"
 
+Which = Literal["best", "latest"]
+
 _WEIGHTS = {"params", "batch_stats"}  # of a train state, and of an average of the student
 
 
@@ -272,9 +274,6 @@ class Checkpointer:
         names = {path.name for path in self.directory.iterdir() if path.name.split(".")[0] == str(self._saving)}
         (name,) = names  # STEP.SUFFIX if Orbax commits by renaming, STEP if it commits by a marker file
         write_checksums(self.directory / name)
-
-
-Which = Literal["best", "latest"]
 
 
 def restore_weights(source: epath.PathLike, target: Mapping[str, Any], which: Which = "best") -> Restored:
