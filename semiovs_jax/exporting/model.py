@@ -1,11 +1,11 @@
 """The trained model of a run, with the facts that go with it."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from semiovs_jax.checkpoints.checkpointer import restore_weights
+from semiovs_jax.checkpoints.checkpointer import Which, restore_weights
 from semiovs_jax.experiment import Model, open_model
 from semiovs_jax.runtime.sharding import make_mesh
 
@@ -30,9 +30,7 @@ class TrainedModel(NamedTuple):
     meta: dict[str, Any]
 
 
-def read_model(
-    config: ml_collections.ConfigDict, workdir: str, which: Literal["best", "latest"] = "best"
-) -> TrainedModel:
+def read_model(config: ml_collections.ConfigDict, workdir: str, which: Which = "best") -> TrainedModel:
     """Reads the model that the method of a run evaluates: the student or its average.
 
     Args:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import ml_collections
@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from data_pipelines.images.decode import decode_image
 from data_pipelines.sources.records import File
-from semiovs_jax.checkpoints.checkpointer import restore_weights
+from semiovs_jax.checkpoints.checkpointer import Which, restore_weights
 from semiovs_jax.evaluation.inference import Inference
 from semiovs_jax.experiment import open_model
 from semiovs_jax.prediction.predictor import Prediction, Predictor, Views
@@ -38,7 +38,7 @@ class Model:
         self,
         config: ml_collections.ConfigDict,
         source: str | Path,
-        which: Literal["best", "latest"],
+        which: Which,
         views: Views,
         devices: Sequence[jax.Device],
     ):
@@ -125,7 +125,7 @@ class Model:
 
 def load(
     run: str | Path,
-    which: Literal["best", "latest"] = "best",
+    which: Which = "best",
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,

@@ -3,11 +3,11 @@
 import datetime
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from semiovs_jax.checkpoints.checkpointer import Restored, find_checkpoints, name_checkpoint, restore_weights
+from semiovs_jax.checkpoints.checkpointer import Restored, Which, find_checkpoints, name_checkpoint, restore_weights
 from semiovs_jax.evaluation.measures import measure
 from semiovs_jax.experiment import Evaluation, open_evaluation
 from semiovs_jax.reporting.evaluation_report.files import Evaluated
@@ -57,9 +57,7 @@ class OpenedCheckpoint(NamedTuple):
         }
 
 
-def open_checkpoint(
-    config: ml_collections.ConfigDict, workdir: str | Path, which: Literal["best", "latest"]
-) -> OpenedCheckpoint:
+def open_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path, which: Which) -> OpenedCheckpoint:
     """Restores what is evaluated of a checkpoint.
 
     Args:
