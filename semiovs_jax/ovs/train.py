@@ -50,4 +50,5 @@ def main(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, kept="checkpoints that are written are kept; the same command continues from them")
+    kept = "checkpoints that are written are kept; the same command continues from them"
+    run_command(main, kept=kept, keys="ovs_sed_shapes.py")
