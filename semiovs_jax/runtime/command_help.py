@@ -38,7 +38,8 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
     values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
     try:
         if value := config_value(find_configs(argv, run_config)):
-            values, origin = dict(flat(load_config(value))), value
+            values = dict(flat(load_config(value)))
+            origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
             described = {**read_keys(Path(value.partition(":")[0])), **described}
     except Exception as error:  # a config file may raise anything
         origin = f"{origin}, as the config cannot be loaded ({error})"
@@ -84,12 +85,12 @@ def refuse_flags(argv: Sequence[str]) -> None:
     own = own_flags()
     if missing := [f"--{flag.name}" for flag in own if _is_required(flag) and flag.value is None]:
         faults.append(f"{', '.join(missing)}: missing{_example()}")
-    names = [flag.name for flag in own]
+    names = [f"--{flag.name}" for flag in own]
     for argument in _flags_of(argv):
         name = argument.lstrip("-").partition("=")[0]
         if name not in flags.FLAGS and name.removeprefix("no") not in flags.FLAGS and not name.startswith("config."):
-            there_are = ", ".join(f"--{known}" for known in names)
-            faults.append(f"--{name}: no such flag{did_you_mean(name, names)}; there are {there_are}, --config.KEY")
+            suggested, there_are = did_you_mean(f"--{name}", names), ", ".join((*names, "--config.KEY"))
+            faults.append(f"--{name}: no such flag{suggested}; there are {there_are}")
     if faults:
         raise InputError(*faults)
 

@@ -86,9 +86,7 @@ def _fault(key: str, config: ConfigDict) -> str:
             return f"--config.{key}: {path} is a value, {section!r}, and has no keys; set {path} itself"
         if name not in section:
             elsewhere = [f"config.{other}" for other, _ in flat(config) if other.rpartition(".")[2] == name]
-            suggested = did_you_mean(name, section)
-            if elsewhere and not suggested:
-                suggested = f" (did you mean {' or '.join(elsewhere)}?)"
+            suggested = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else did_you_mean(name, section)
             return f"--config.{key}: no such key{suggested}; {path} has {', '.join(sorted(section))}"
         section, path = section[name], f"{path}.{name}"
     return ""
