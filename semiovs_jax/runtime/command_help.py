@@ -38,9 +38,9 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
     values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
     try:
         if value := config_value(find_configs(argv, run_config)):
-            values = dict(flat(load_config(value)))
+            values, own_keys = dict(flat(load_config(value))), read_keys(Path(value.partition(":")[0]))
             origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
-            described = {**read_keys(Path(value.partition(":")[0])), **described}
+            described |= {name: key for name, key in own_keys.items() if name not in described}
     except Exception as error:  # a config file may raise anything
         origin = f"{origin}, as the config cannot be loaded ({error})"
     described = {name: key for name, key in described.items() if _exists(name, values)}
