@@ -1,6 +1,8 @@
 """How commands end: their last message and their exit status."""
 
 import contextlib
+import os
+import select
 import signal
 import sys
 import traceback
@@ -29,7 +31,8 @@ class End(NamedTuple):
 def command_end(kept: str = NOTHING_WRITTEN) -> Iterator[list[Callable[[signal.Signals], None]]]:
     """Ends a command with a message in place of a traceback: status 2 for `InputError`, 130 and 143 for signals.
 
-    SIGINT and SIGTERM raise `Stopped` in the body; a second signal ends the process at once (see `signals`).
+    SIGINT and SIGTERM raise `Stopped` in the body; a second signal ends the process at once (see `signals`). For a
+    closed stdout see `closed_output_ends`.
 
     Args:
         kept: What a stopped command leaves behind, and which command continues.
@@ -46,7 +49,7 @@ def command_end(kept: str = NOTHING_WRITTEN) -> Iterator[list[Callable[[signal.S
         leave_at_once(number)
 
     try:
-        with stop_on_signals(leave):
+        with closed_output_ends(), stop_on_signals(leave):
             yield before_leaving
         return
     except (InputError, Stopped) as error:
@@ -56,6 +59,30 @@ def command_end(kept: str = NOTHING_WRITTEN) -> Iterator[list[Callable[[signal.S
     if number is None:
         sys.exit(2)
     end_process(number)
+
+
+@contextlib.contextmanager
+def closed_output_ends() -> Iterator[None]:
+    """Ends the process without a message where nothing reads stdout any more, as in `... | head`; the status is 141."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if not _stdout_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
+        if isinstance(error, SystemExit) and error.code:
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # a stream without a file
+        return False
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def end_of(error: BaseException, kept: str) -> End:

@@ -1,6 +1,7 @@
-"""The error type for invalid input, a fault of one file among many, and a collector of faults."""
+"""The error type for invalid input, a fault of one file among many, a collector of faults, and parts of messages."""
 
 import contextlib
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -66,3 +67,11 @@ def first_few(faults: Sequence[str], limit: int = 5) -> str:
     """The first `limit` messages in one line, and the number of further ones."""
     more = f"; and {len(faults) - limit} more" if len(faults) > limit else ""
     return "; ".join(faults[:limit]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Part of a message about a misspelled or abbreviated name: " (did you mean train?)", or "" if none is like it."""
+    names = list(known)
+    initials = (each for each in names if name == "".join(part[:1] for part in each.split("_")))
+    found = next(iter(difflib.get_close_matches(name, names, n=1) or initials), "")
+    return found and f" (did you mean {found}?)"

@@ -5,6 +5,7 @@ nothing, save the report as JSON with --json=PATH. The last line is "usable", wi
 status 1. Faults are those that training refuses. A config that cannot be read gives status 2.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from absl import flags as absl_flags
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from semiovs_jax.runtime.command import run_command
+from semiovs_jax.runtime.program import config_arguments, other_command
 
 _SECTIONS = ("data", "method", "model", "ovs", "train", "eval")
 
@@ -24,6 +26,7 @@ def main(flags: Any) -> None:
 
     if lacking := [section for section in _SECTIONS if section not in flags.config]:
         raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")
+    logger = logging.getLogger(__name__)
     found = inspect(flags.config, thorough=True)
     print(format_report(found))
     if flags.json:
@@ -31,8 +34,10 @@ def main(flags: Any) -> None:
             expand(flags.json).write_text(report_as_json(found), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--json={flags.json}: cannot be written ({error.strerror or error})") from error
+        logger.info("wrote %s", flags.json)
     if found.faults:
         sys.exit(1)
+    logger.info("next: %s", other_command("train", *config_arguments(), "--workdir=RUN"))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from semiovs_jax.reporting import comparison
+from semiovs_jax.runtime.program import program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     description = (__doc__ or "").partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog="python -m semiovs_jax.compare", description=description)
+    parser = argparse.ArgumentParser(prog=program("semiovs_jax.compare"), description=description)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
     args = parser.parse_args(argv)

@@ -16,6 +16,7 @@ from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from semiovs_jax import models
+from semiovs_jax.runtime.program import other_command, program
 from semiovs_jax.weights.files import file_sha256, save_weights
 from semiovs_jax.weights.keys import Converted, Converter
 from semiovs_jax.weights.state_dicts import read_state_dict
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     converters = find_converters()
     description = (__doc__ or "").partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog="python -m semiovs_jax.convert", description=description)
+    parser = argparse.ArgumentParser(prog=program("semiovs_jax.convert"), description=description)
     parser.add_argument("source", type=expand, help="published weights")
     parser.add_argument("out", type=expand, help="weight file to write (.safetensors)")
     parser.add_argument("--kind", required=True, choices=sorted(converters))
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dropped {name}")
     size = sum(value.size for value in converted.values.values())
     print(f"{args.out}: {len(converted.values)} tensors, {size:,} numbers; {len(converted.dropped)} dropped")
+    command = other_command("check_data", "--config=FILE", f"--config.KEY.weights={args.out}")
+    print(f"next: {command}, with KEY model (backbones, students), ovs (models that label) or clip")
     return 0
 
 

@@ -16,6 +16,7 @@ from data_pipelines.files import local_path
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import run_command, set_up_process
+from semiovs_jax.runtime.program import other_command
 
 
 def main(flags: Any) -> None:
@@ -37,7 +38,8 @@ def main(flags: Any) -> None:
         record = evaluated.record()
         print(format_table({evaluated.title: record}, record["protocol"]))
         print(f"boundary mIoU {100 * record['boundary_miou']:.2f} %, calibration error {100 * record['ece']:.2f} %")
-        logging.getLogger(__name__).info("wrote %s", write_evaluation(folder, evaluated))
+        following = other_command("predict", f"--workdir={flags.workdir}", "--source=IMAGES", "--out=FOLDER")
+        logging.getLogger(__name__).info("wrote %s\nnext: %s", write_evaluation(folder, evaluated), following)
 
 
 def evaluate(

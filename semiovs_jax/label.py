@@ -14,6 +14,7 @@ from data_pipelines.labels.manifest import labels_folder
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.config_files import load_config
+from semiovs_jax.runtime.program import config_arguments, other_command
 
 if TYPE_CHECKING:
     from semiovs_jax.ovs.labeling.images import LabelReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 def main(flags: Any) -> None:
     """Labels the OOD images of `flags.config`."""
     from semiovs_jax.ood_labels import label_ood_images
+    from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
     from semiovs_jax.runtime.sharding import make_mesh
     from semiovs_jax.runtime.workdir import check_shared
 
@@ -29,7 +31,8 @@ def main(flags: Any) -> None:
     if share.get("process_count") is None:
         check_shared({"config.ovs.labels_dir": labels_folder(flags.config.ovs.labels_dir)})
     report = label_ood_images(flags.config, make_mesh(), **share)
-    logging.getLogger(__name__).info(
+    logger = logging.getLogger(__name__)
+    logger.info(
         "%s: %d of %d images labeled now (%.1f a second), %d bad, %s",
         flags.config.ovs.labels_dir,
         report.labeled,
@@ -38,6 +41,9 @@ def main(flags: Any) -> None:
         len(report.bad),
         "complete" if report.finished else "waiting for other processes",
     )
+    if report.finished:
+        logger.info("look at %s", labels_folder(flags.config.ovs.labels_dir) / FILE_NAME)
+        logger.info("next: %s", other_command("train", *config_arguments(), "--workdir=RUN"))
 
 
 def label(config: ml_collections.ConfigDict | str) -> "LabelReport":

@@ -1,15 +1,28 @@
-"""Trains, or goes on training: python -m semiovs_jax.main --config=configs/voc92.py --workdir=runs/voc92."""
+"""Trains, or continues a run: python -m semiovs_jax.main --config=configs/demo.py --workdir=runs/demo."""
 
+import logging
 from typing import Any
 
 from semiovs_jax.runtime.command import run_command
+from semiovs_jax.runtime.program import other_command
+
+COMMAND = "train"
 
 
 def main(flags: Any) -> None:
     """Runs `flags.config` in `flags.workdir`."""
+    import jax
+
+    from semiovs_jax.runtime.workdir import workdir_path
     from semiovs_jax.train import train_and_evaluate
 
     train_and_evaluate(flags.config, flags.workdir, flags.fork_from)
+    if jax.process_index() == 0:
+        logger, workdir = logging.getLogger(__name__), f"--workdir={flags.workdir}"
+        written = sorted(path.name for path in workdir_path(flags.workdir).iterdir())
+        logger.info("the run is in %s: %s", flags.workdir, ", ".join(written))
+        logger.info("next: %s", other_command("evaluate", workdir))
+        logger.info("  or: %s", other_command("predict", workdir, "--source=IMAGES", "--out=FOLDER"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from flax import nnx
 
 import semiovs_jax.labelers
 from semiovs_jax import methods
+from semiovs_jax.__main__ import find_commands
 from semiovs_jax.models import FAMILIES, build_student
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -58,6 +59,12 @@ def test_commands_are_modules():
     names = re.findall(r"^\| `([a-z_.]+)` \|", _section("Commands"), re.MULTILINE)
     assert len(names) > 10
     assert not [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def test_short_names_of_commands():
+    rows = re.findall(r"^\| `(semiovs_jax\.\w+)` \|.*\| `semiovs (\w+)` \|$", _section("Commands"), re.MULTILINE)
+    commands = {name: command.module for name, command in find_commands().items()}
+    assert {name: module for module, name in rows} == commands
 
 
 @pytest.mark.parametrize("kind", ["a method", "a labeler", "a student", "an OVS"])

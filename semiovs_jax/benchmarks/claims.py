@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from data_pipelines.command import command_end
+from data_pipelines.command import closed_output_ends, command_end
 from semiovs_jax.runtime.command import set_up_logging, tune_process
 from semiovs_jax.runtime.config_files import load_config
 
@@ -155,4 +155,5 @@ if __name__ == "__main__":
     tune_process()
     flags.DEFINE_string("workdir", "runs/claims", "Folder of the runs and of claims.json.")
     flags.DEFINE_integer("seeds", 3, "Number of seeds of each row.", lower_bound=1)
-    app.run(main)
+    with closed_output_ends():
+        app.run(main)

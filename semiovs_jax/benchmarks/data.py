@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from data_pipelines.command import closed_output_ends
 from data_pipelines.datasets import dataset_info
 from data_pipelines.images import decode, transforms
 from data_pipelines.images.resampling import bilinear_window
@@ -245,4 +246,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("step_ms", ["50", "100", "200"], "Step durations for which starvation is measured.")
     flags.DEFINE_string("part", "", "Measure only this and print JSON.")
     flags.DEFINE_string("root", "", "Folder of the photographs, for --part.")
-    app.run(main)
+    with closed_output_ends():
+        app.run(main)

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
+from data_pipelines.command import closed_output_ends
 from data_pipelines.datasets import dataset_info
 from data_pipelines.labels.examples import encode_label
 from data_pipelines.labels.shard_store import ShardStore
@@ -166,4 +167,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("records", 100_000, "Number of OOD records.", lower_bound=1)
     flags.DEFINE_integer("shards", 100, "Number of shards.", lower_bound=1)
     flags.DEFINE_integer("batches", 10_000, "Number of batches to read.", lower_bound=20)
-    app.run(main)
+    with closed_output_ends():
+        app.run(main)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from absl import app
 
+from data_pipelines.command import closed_output_ends
 from semiovs_jax.benchmarks.timing import repeat
 from semiovs_jax.runtime.command import tune_process
 
@@ -104,4 +105,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     tune_process()
-    app.run(main)
+    with closed_output_ends():
+        app.run(main)

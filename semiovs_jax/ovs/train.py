@@ -17,6 +17,7 @@ from semiovs_jax.ovs.options import check_choices
 from semiovs_jax.ovs.training.maskclip import train_maskclip
 from semiovs_jax.ovs.training.sed import train_sed
 from semiovs_jax.runtime.command import run_command
+from semiovs_jax.runtime.program import other_command
 
 KINDS: dict[str, Callable[[ml_collections.ConfigDict, str | Path], Path]] = {
     "maskclip": train_maskclip,
@@ -46,8 +47,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 def main(flags: Any) -> None:
     """Trains with `flags.config` in `flags.workdir`."""
-    train(flags.config, flags.workdir)
+    import jax
+
+    path = train(flags.config, flags.workdir)
+    if jax.process_index() == 0:
+        print(f"next: {other_command('label', '--config=FILE', f'--config.ovs.weights={path}')}")
 
 
 if __name__ == "__main__":
-    run_command(main, kept="checkpoints that are written are kept; the same command continues from them")
+    kept = "checkpoints that are written are kept; the same command continues from them"
+    run_command(main, kept=kept, keys="ovs_sed_shapes.py")

@@ -16,7 +16,9 @@ from ml_collections import config_flags
 
 from data_pipelines.command import NOTHING_WRITTEN, command_end
 from data_pipelines.errors import InputError
-from semiovs_jax.runtime.config_files import find_configs
+from semiovs_jax.runtime.command_help import asks_for_help, format_help, refuse_flags
+from semiovs_jax.runtime.config_files import config_value, find_configs, load_config
+from semiovs_jax.runtime.config_keys import unknown_keys
 
 # On the CPU, XLA then computes reductions and matrix products with a library, which halves the step time of networks
 # with batch normalization, and keeps `jax.lax.optimization_barrier`; see openxla's xla/debug_options_flags.
@@ -60,11 +62,12 @@ def run_command(
     run_config: str = "",
     kept: str = NOTHING_WRITTEN,
     has_shares: bool = False,
+    keys: str = "common.py",
 ) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
     After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2. With
-    --distributed, the end of one process ends all. For signals see `command_end`.
+    --distributed, the end of one process ends all. For signals see `command_end`, for --help `format_help`.
 
     Args:
       command: the command.
@@ -72,18 +75,23 @@ def run_command(
       run_config: the config file that is used with the argument --workdir where --config is not given; "" for none.
       kept: what the command leaves behind if a signal stops it, see `command_end`.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
+      keys: the project's config file that describes the keys of the command's configs.
     """
     tune_process()
-    config_flags.DEFINE_config_file("config", None, "An experiment, such as configs/demo.py.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    experiment, workdir = "An experiment, such as configs/demo.py.", "Folder of everything a run writes"
+    if run_config:
+        experiment, workdir = f"{experiment} The run's own if left out.", f"{workdir}, or one of its checkpoints"
+    config_flags.DEFINE_config_file("config", None, experiment, lock_config=True)
+    if not run_config:
+        flags.mark_flag_as_required("config")
     _define_process_flags()
     if needs_workdir:
-        flags.DEFINE_string("workdir", None, "Folder of everything a run writes; created if missing.")
+        flags.DEFINE_string("workdir", None, f"{workdir}." if run_config else f"{workdir}; created if missing.")
         flags.mark_flag_as_required("workdir")
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+            raise InputError(f"unexpected arguments: {' '.join(argv[1:])}; write flags as --NAME=VALUE, see --help")
         set_up_logging()
         if not flags.FLAGS.distributed:
             _refuse_process_flags(has_shares)
@@ -97,7 +105,7 @@ def run_command(
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:
-        app.run(main, flags_parser=functools.partial(_parse_flags, run_config=run_config))
+        app.run(main, flags_parser=functools.partial(_parse_flags, run_config=run_config, keys=keys))
 
 
 def _define_process_flags() -> None:
@@ -113,22 +121,37 @@ def _refuse_process_flags(has_shares: bool) -> None:
         raise InputError(f"{' '.join(given)}: needs --distributed")
 
 
-def _parse_flags(argv: list[str], run_config: str) -> list[str]:
-    """Parses the flags; a config that is missing, raises, or lacks an overridden key ends the process."""
+def _parse_flags(argv: list[str], run_config: str, keys: str) -> list[str]:
+    """Parses the flags; --help, and a config that is missing, raises, or lacks an overridden key end the process."""
+    if asks_for_help(argv):
+        print(format_help(argv, run_config, keys))
+        sys.exit(0)
     try:
         rest = flags.FLAGS(find_configs(argv, run_config))
         _ = flags.FLAGS.config.is_locked  # a missing file raises only when its config is used
-    except BrokenPipeError:  # of --help
+    except BrokenPipeError:  # of --helpfull
         raise
     except flags.Error as error:
         if cause := _input_error(error):
             _fail(str(cause))
-        return app.parse_flags_with_usage(argv)  # prints the usage
+        refuse_flags(argv)
+        _fail(f"{error}; see --help")
     except Exception as error:  # a config file may raise anything
         if cause := _input_error(error):
             _fail(str(cause))
+        if isinstance(error, AttributeError | KeyError | TypeError):
+            _refuse_keys(argv, run_config)
         _fail(f"--config: {type(error).__name__}: {error}; fix the config or the --config.KEY=VALUE flag")
     return rest
+
+
+def _refuse_keys(argv: list[str], run_config: str) -> None:
+    """Refuses --config.KEY flags whose key the config does not have; with an invalid config, does nothing."""
+    faults: list[str] = []
+    with contextlib.suppress(Exception):
+        faults = unknown_keys(argv, load_config(config_value(find_configs(argv, run_config))))
+    if faults:
+        raise InputError(*faults)
 
 
 def _input_error(error: BaseException | None) -> InputError | None:
@@ -149,7 +172,7 @@ def set_up_logging() -> None:
     """Logs this project's messages without prefixes, and only warnings of absl."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("semiovs_jax", "data_pipelines"):
+    for name in ("semiovs_jax", "data_pipelines", "__main__"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)

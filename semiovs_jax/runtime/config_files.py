@@ -54,6 +54,11 @@ def _values(flag: str, argv: Sequence[str]) -> dict[int, str]:
     return values
 
 
+def config_value(argv: Sequence[str]) -> str:
+    """The value of --config in a command line, the last one; "" if it has none."""
+    return ["", *_values(_FLAG, argv).values()][-1]
+
+
 def load_config(value: str) -> ConfigDict:
     """Loads the config of "PATH" or "PATH:ARGUMENT", found as in `find_configs`.
 

@@ -34,11 +34,11 @@ def test_an_ignored_interrupt_stays_ignored(default_handler, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-@pytest.mark.parametrize("module", ["data_pipelines.prepare", "semiovs_jax.main"])
-def test_an_interrupt_between_the_imports_prints_nothing(module, tmp_path):
+@pytest.mark.parametrize("command", ["data_pipelines.prepare", "semiovs_jax.main", "semiovs_jax train"])
+def test_an_interrupt_between_the_imports_prints_nothing(command, tmp_path):
     # A module of the same name as one that the command imports, which interrupts the process.
     (tmp_path / "absl.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     (tmp_path / "tensorflow_datasets.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *command.split()], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

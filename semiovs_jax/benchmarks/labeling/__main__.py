@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from data_pipelines.command import closed_output_ends
 from semiovs_jax.benchmarks.labeling.models import MODELS, PRECISIONS, architecture, patchwork, random_text
 from semiovs_jax.benchmarks.labeling.worker import Task
 from semiovs_jax.benchmarks.timing import Usage
@@ -228,4 +229,5 @@ if __name__ == "__main__":
     flags.DEFINE_float("turn_seconds", 2.0, "Least duration of a turn.", lower_bound=0.0)
     flags.DEFINE_integer("job_images", 0, "Photographs of the labeling job; 0 for no job.", lower_bound=0)
     flags.DEFINE_integer("num_threads", 8, "Threads of the job that decode, and as many that encode.", lower_bound=1)
-    app.run(main)
+    with closed_output_ends():
+        app.run(main)

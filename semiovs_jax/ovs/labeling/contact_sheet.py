@@ -23,6 +23,7 @@ from data_pipelines.loading.streams import open_config_split, with_labels
 from data_pipelines.sources.records import Record
 from semiovs_jax import html_pages
 from semiovs_jax.html_pages import percent, swatch, text
+from semiovs_jax.runtime.program import config_arguments, other_command
 
 FILE_NAME = "contact_sheet.html"
 
@@ -111,7 +112,8 @@ def main(flags: Any) -> None:
     dataset = dataset_info(config.data.dataset)
     records = (source[i] for i in range(len(source)))
     path = write_contact_sheet(folder, records, dataset, images=flags.images)
-    logging.getLogger(__name__).info("wrote %s", path)
+    following = other_command("train", *config_arguments(), "--workdir=RUN")
+    logging.getLogger(__name__).info("wrote %s; open it in a browser\nnext: %s", path, following)
 
 
 if __name__ == "__main__":

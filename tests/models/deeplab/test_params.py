@@ -141,6 +141,9 @@ def test_command_writes_weights_with_provenance(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert {"dropped fc.weight", "dropped fc.bias"} <= set(printed.splitlines())
     assert "dropped layer1.0.bn1.num_batches_tracked\n" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("next: ")
+    assert f" check_data --config=FILE --config.KEY.weights={out}, with KEY model (" in last
     np.testing.assert_array_equal(
         values["backbone/stem/2/conv/kernel"], published_backbone()["conv1.6.weight"].transpose(2, 3, 1, 0)
     )

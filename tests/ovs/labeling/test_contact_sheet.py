@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -155,10 +156,14 @@ def test_no_labels_and_no_images_are_refused(labels):
         write(labels)
 
 
-def test_command_line(labels):
+def test_command_line(labels, caplog, monkeypatch):
     class Flags:
         config = label_config(labels / "ood", labels / "labels")
         images = 2
 
-    contact_sheet.main(Flags)
+    monkeypatch.setattr("sys.argv", ["semiovs label", "--config=mine.py"])
+    with caplog.at_level(logging.INFO, "semiovs_jax"):
+        contact_sheet.main(Flags)
+    page = labels / "labels/contact_sheet.html"
+    assert f"wrote {page}; open it in a browser\nnext: semiovs train --config=mine.py --workdir=RUN" in caplog.text
     assert len(Page((labels / "labels/contact_sheet.html").read_text()).captions) == 2

@@ -1,4 +1,5 @@
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -292,7 +293,7 @@ def test_a_failing_write_ends_the_run(images, tmp_path, monkeypatch):
     assert not fake_ovs.complete(label_config(images, tmp_path), ColorOVS())
 
 
-def test_command_line(images, tmp_path, monkeypatch):
+def test_command_line(images, tmp_path, monkeypatch, caplog):
     config = label_config(images, tmp_path / "labels")
 
     class Flags:
@@ -305,5 +306,12 @@ def test_command_line(images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "semiovs_jax.ood_labels.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
     )
-    label_module.main(Flags)
+    monkeypatch.setattr("sys.argv", ["semiovs label", "--config=mine.py", "--config.ovs.batch_size=4"])
+    with caplog.at_level(logging.INFO, "semiovs_jax"):
+        label_module.main(Flags)
     assert fake_ovs.complete(config, ColorOVS())
+    assert caplog.messages[-2:] == [
+        f"look at {tmp_path / 'labels/contact_sheet.html'}",
+        "next: semiovs train --config=mine.py --config.ovs.batch_size=4 --workdir=RUN",
+    ]
+    assert (tmp_path / "labels/contact_sheet.html").is_file()

@@ -1,0 +1,48 @@
+"""How this process was started, for usage lines and for the command that comes next."""
+
+import shlex
+import sys
+
+SCRIPT, PACKAGE = "semiovs", "python -m semiovs_jax"
+
+
+def program(module: str) -> str:
+    """The command line that starts this command, without its arguments.
+
+    Args:
+      module: name of the command's module.
+
+    Returns:
+      "semiovs train" or "python -m semiovs_jax train" where `semiovs_jax.__main__` runs the module, else
+      "python -m semiovs_jax.main".
+    """
+    return sys.argv[0] if _front() else f"python -m {module}"
+
+
+def other_command(command: str, *arguments: str) -> str:
+    """The command line of another command, started as this one was, to be copied to a shell.
+
+    Args:
+      command: its name, such as "train".
+      *arguments: its arguments.
+    """
+    front = _front() or f"{shlex.quote(sys.orig_argv[0] or 'python')} -m semiovs_jax"
+    return " ".join((front, command, *map(shlex.quote, arguments)))
+
+
+def config_arguments() -> list[str]:
+    """The arguments --config and --config.KEY of this command, as typed; "--config=FILE" if there are none."""
+    found, is_value = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-") and name.removeprefix("no").partition(".")[0] == "config"
+        if is_flag or (is_value and not argument.startswith("-")):
+            found.append(argument)
+        is_value = is_flag and not equals
+    return found or ["--config=FILE"]
+
+
+def _front() -> str:
+    """What runs commands by their name; "" for a command that was started as a module."""
+    front, _, _ = sys.argv[0].rpartition(" ")
+    return front if front in (SCRIPT, PACKAGE) else ""
