@@ -58,6 +58,7 @@ def run_command(
     *,
     needs_workdir: bool = True,
     run_config: str = "",
+    default_config: str = "",
     kept: str = NOTHING_WRITTEN,
     has_shares: bool = False,
 ) -> None:
@@ -70,6 +71,7 @@ def run_command(
       command: the command.
       needs_workdir: whether --workdir is required.
       run_config: the config file that is used with the argument --workdir where --config is not given; "" for none.
+      default_config: the config file that is used where --config is not given; "" for none.
       kept: what the command leaves behind if a signal stops it, see `command_end`.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
     """
@@ -97,7 +99,7 @@ def run_command(
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:
-        app.run(main, flags_parser=functools.partial(_parse_flags, run_config=run_config))
+        app.run(main, flags_parser=functools.partial(_parse_flags, configs=(run_config, default_config)))
 
 
 def _define_process_flags() -> None:
@@ -113,10 +115,10 @@ def _refuse_process_flags(has_shares: bool) -> None:
         raise InputError(f"{' '.join(given)}: needs --distributed")
 
 
-def _parse_flags(argv: list[str], run_config: str) -> list[str]:
+def _parse_flags(argv: list[str], configs: tuple[str, str]) -> list[str]:
     """Parses the flags; a config that is missing, raises, or lacks an overridden key ends the process."""
     try:
-        rest = flags.FLAGS(find_configs(argv, run_config))
+        rest = flags.FLAGS(find_configs(argv, *configs))
         _ = flags.FLAGS.config.is_locked  # a missing file raises only when its config is used
     except BrokenPipeError:  # of --help
         raise
