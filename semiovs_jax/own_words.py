@@ -15,7 +15,7 @@ from data_pipelines.checking.survey import labels_dir_fault
 from data_pipelines.datasets import dataset_info
 from data_pipelines.datasets.colors import distinct_colors
 from data_pipelines.errors import Faults, InputError
-from data_pipelines.files import local_path
+from data_pipelines.files import local_path, read_json
 from data_pipelines.labels.manifest import MANIFEST, read_manifest, write_whole
 from data_pipelines.loading.streams import open_config_split
 from semiovs_jax.ovs.class_list import vocabulary_of_list
@@ -64,7 +64,8 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
     files = {}
     if words is not None:
         files = {folder / VOCABULARY: words.text, folder / CLASSES: _classes_file(words.classes)}
-        faults.add(_conflicts(folder, words, source))
+        with faults.collected():
+            faults.add(_conflicts(folder, words, source))
     faults.refuse()
     config.data.dataset = str(folder / CLASSES)
     config.ovs.vocabulary = str(folder / VOCABULARY)
@@ -94,10 +95,7 @@ def _read(classes: str) -> _Words:
 def _conflicts(folder: Path, words: _Words, source: Path) -> Iterator[str]:
     """What is wrong with files that are in the folder already."""
     vocabulary, classes = folder / VOCABULARY, folder / CLASSES
-    if vocabulary.exists() and not (source.exists() and source.samefile(vocabulary)):
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(vocabulary.read_text(encoding="utf-8-sig")) == json.loads(words.text):
-                return
+    if vocabulary.exists() and not _same(vocabulary, source, words.text):
         yield (
             f"{vocabulary}: has other words than --classes; to label with this file, pass --classes={vocabulary} and a "
             f"new folder: --out={_other(folder)}; to label with --classes, choose a new folder, too"
@@ -107,6 +105,16 @@ def _conflicts(folder: Path, words: _Words, source: Path) -> Iterator[str]:
             f"{classes}: has the classes {', '.join(found)}, but --classes has {', '.join(words.classes)}; choose a "
             f"new folder: --out={_other(folder)}"
         )
+
+
+def _same(path: Path, source: Path, text: str) -> bool:
+    """Whether a JSON file is the source itself, or has the content of a text."""
+    if source.exists() and source.samefile(path):
+        return True
+    try:
+        return read_json(path) == json.loads(text)
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_edited(config: ml_collections.ConfigDict, folder: Path) -> None:
