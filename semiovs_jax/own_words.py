@@ -31,6 +31,7 @@ _IGNORE_INDEX = 255
 class _Words(NamedTuple):
     text: str  # of the vocabulary file
     classes: tuple[str, ...]
+    origin: Path | None  # the file that --classes names
 
 
 @contextlib.contextmanager
@@ -51,11 +52,11 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
       InputError: the list or the vocabulary is invalid, files in the folder have other words or classes, or images or
         weights are missing; all in one error.
     """
-    faults, words, source = Faults(), None, Path(classes)
+    faults, words = Faults(), None
     folder = local_path(config.ovs.labels_dir, "--out")
     with faults.collected():
         words = _read(classes)
-    with faults.collected():
+    with faults.collected("--source: "):
         open_config_split(config.data, "ood")
     if fault := labels_dir_fault(config.data, config.ovs.labels_dir):
         faults.add([fault])
@@ -65,7 +66,7 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
     if words is not None:
         files = {folder / VOCABULARY: words.text, folder / CLASSES: _classes_file(words.classes)}
         with faults.collected():
-            faults.add(_conflicts(folder, words, source))
+            faults.add(_conflicts(folder, words))
     faults.refuse()
     config.data.dataset = str(folder / CLASSES)
     config.ovs.vocabulary = str(folder / VOCABULARY)
@@ -87,15 +88,16 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
 def _read(classes: str) -> _Words:
     if not is_vocabulary(classes):
         content = vocabulary_of_list(classes)
-        return _Words(_as_json(content), tuple(entry["name"] for entry in content["classes"]))
+        return _Words(_as_json(content), tuple(entry["name"] for entry in content["classes"]), None)
     vocabulary = load_vocabulary(classes)
-    return _Words(Path(vocabulary.origin).read_text(encoding="utf-8-sig"), vocabulary.classes)
+    origin = Path(vocabulary.origin)
+    return _Words(origin.read_text(encoding="utf-8-sig"), vocabulary.classes, origin)
 
 
-def _conflicts(folder: Path, words: _Words, source: Path) -> Iterator[str]:
+def _conflicts(folder: Path, words: _Words) -> Iterator[str]:
     """What is wrong with files that are in the folder already."""
     vocabulary, classes = folder / VOCABULARY, folder / CLASSES
-    if vocabulary.exists() and not _same(vocabulary, source, words.text):
+    if vocabulary.exists() and not _same(vocabulary, words):
         yield (
             f"{vocabulary}: has other words than --classes; to label with this file, pass --classes={vocabulary} and a "
             f"new folder: --out={_other(folder)}; to label with --classes, choose a new folder, too"
@@ -107,12 +109,12 @@ def _conflicts(folder: Path, words: _Words, source: Path) -> Iterator[str]:
         )
 
 
-def _same(path: Path, source: Path, text: str) -> bool:
-    """Whether a JSON file is the source itself, or has the content of a text."""
-    if source.exists() and source.samefile(path):
+def _same(path: Path, words: _Words) -> bool:
+    """Whether a vocabulary file has these words, or is the file that --classes names."""
+    if words.origin is not None and words.origin.samefile(path):
         return True
     try:
-        return read_json(path) == json.loads(text)
+        return read_json(path) == json.loads(words.text)
     except (OSError, ValueError):
         return False
 
@@ -120,7 +122,7 @@ def _same(path: Path, source: Path, text: str) -> bool:
 def _refuse_edited(config: ml_collections.ConfigDict, folder: Path) -> None:
     """Refuses words that were edited after images were labeled by them."""
     manifest = read_manifest(folder)
-    vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.templates)
+    vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", ""))
     if manifest and manifest.get("vocabulary_sha256", vocabulary.sha256) != vocabulary.sha256:
         raise InputError(
             f"{folder}: the labels are made by other words or templates than {vocabulary.origin} and "

@@ -112,7 +112,8 @@ def test_the_same_command_again_keeps_labels_and_edited_colors(photos: Path, tmp
     assert "shapes_sed: this small model is trained on drawn shapes" in caplog.text
     wrote, following = capsys.readouterr().out.splitlines()
     assert wrote == (
-        f"{out}: labels/, vocabulary.json, classes.json; look at {out}/contact_sheet.html before you train on the labels"
+        f"{out}: labels/, vocabulary.json, classes.json; look at {out}/contact_sheet.html before you train on the "
+        "labels"
     )
     assert "python -m semiovs_jax.main --config=configs/custom.py" in following
     classes = out / "classes.json"
@@ -185,8 +186,10 @@ def test_imported_labels_need_neither_config_nor_weights(photos: Path, tmp_path:
     tool = tmp_path / "tool"
     tool.mkdir()
     for path in photos.iterdir():
-        Image.new("L", Image.open(path).size, 2).save(tool / f"{path.stem}.png")
-    call(photos, tmp_path / "out", ovs_weights="", **{"import": str(tool)})
+        Image.new("L", Image.open(path).size, 1).save(tool / f"{path.stem}.png")
+    classes = "blob,background=floor|" + "|".join(f"thing {number}" for number in range(99))
+    call(photos, tmp_path / "out", classes=classes, ovs_weights="", **{"import": str(tool)})
+    assert dataset_info(tmp_path / "out" / "classes.json").background == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "classes.json",
         "contact_sheet.html",

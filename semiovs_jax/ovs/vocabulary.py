@@ -156,7 +156,7 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
 
 def is_vocabulary(name: str) -> bool:
     """Whether a text is the name of a shipped vocabulary or the path of a JSON file, rather than a list of words."""
-    return name.endswith(".json") or (_FOLDER / f"{name}.json").is_file()
+    return name.endswith(".json") or name in {file.stem for file in _FOLDER.glob("*.json")}
 
 
 def vocabulary_of_names(name: str, classes: Sequence[str], template: str) -> Vocabulary:
