@@ -5,6 +5,7 @@ The words and the colors of the classes become two files in the folder of the la
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
       labels: whether the body makes labels. Otherwise no weights are needed.
 
     Yields:
-      The folder. If the body raises `InputError` before there are labels, the files that are new are removed.
+      The folder. If the body raises `InputError` and has begun no labels, the files that are new are removed.
 
     Raises:
       InputError: the list or the vocabulary is invalid, files in the folder have other words or classes, or images or
@@ -70,14 +71,15 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
     faults.refuse()
     config.data.dataset = str(folder / CLASSES)
     config.ovs.vocabulary = str(folder / VOCABULARY)
+    begun = (folder / MANIFEST).exists()
     new = [path for path in files if not path.exists()]
     for path in new:
         write_whole(path, files[path])
     try:
-        _refuse_edited(config, folder)
+        _refuse_edited(config, folder, classes)
         yield folder
     except InputError:
-        if not (folder / MANIFEST).exists() and not (folder / "labels").exists():
+        if begun or not (folder / MANIFEST).exists():
             for path in new:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -119,15 +121,14 @@ def _same(path: Path, words: _Words) -> bool:
         return False
 
 
-def _refuse_edited(config: ml_collections.ConfigDict, folder: Path) -> None:
-    """Refuses words that were edited after images were labeled by them."""
+def _refuse_edited(config: ml_collections.ConfigDict, folder: Path, classes: str) -> None:
+    """Refuses other words than those by which the images of the folder are labeled."""
     manifest = read_manifest(folder)
-    vocabulary = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", ""))
-    if manifest and manifest.get("vocabulary_sha256", vocabulary.sha256) != vocabulary.sha256:
+    sha256 = load_vocabulary(config.ovs.vocabulary, templates=config.ovs.get("templates", "")).sha256
+    if manifest and manifest.get("vocabulary_sha256", sha256) != sha256:
         raise InputError(
-            f"{folder}: the labels are made by other words or templates than {vocabulary.origin} and "
-            f"config.ovs.templates have now; label into a new folder: --classes={vocabulary.origin} "
-            f"--out={_other(folder)}"
+            f"{folder}: the labels are made by other words or templates than --classes and config.ovs.templates name; "
+            f"label into a new folder: --classes={shlex.quote(classes)} --out={_other(folder)}"
         )
 
 

@@ -150,6 +150,12 @@ def test_edited_words_need_a_new_folder(photos: Path, tmp_path: Path, colors):
     (out / "classes.json").write_text((out / "classes.json").read_text().replace('"bar"', '"rod"'))
     with pytest.raises(InputError, match="has the classes floor, blob, rod, other, but --classes has floor, blob, bar"):
         call(photos, out)
+    vocabulary.unlink()
+    (out / "classes.json").unlink()
+    before = content(out)
+    with pytest.raises(InputError, match="are made by other words .* --classes=sky,sea --out="):
+        call(photos, out, classes="sky,sea")
+    assert content(out) == before
 
 
 def test_all_faults_are_told_at_once_and_nothing_stays(photos: Path, tmp_path: Path, colors):
