@@ -153,7 +153,7 @@ def test_edited_words_need_a_new_folder(photos: Path, tmp_path: Path, colors):
     vocabulary.unlink()
     (out / "classes.json").unlink()
     before = content(out)
-    with pytest.raises(InputError, match="are made by other words .* --classes=sky,sea --out="):
+    with pytest.raises(InputError, match=r"are made by other words .* --classes=sky,sea --out="):
         call(photos, out, classes="sky,sea")
     assert content(out) == before
 
