@@ -3,47 +3,31 @@
 `main` labels missing images, too. If the command is killed, start it again: it labels the images that have no label
 yet, and the result has the same bytes as that of one run. To share the work among machines without JAX's distributed
 runtime, start the command on each machine with --process_index and --process_count.
+
+Without a config and without training: --source=photos --classes="sky,plant=tree|bush,person" --out=labels. The words
+after "=" are looked for in place of the name. --classes may be a vocabulary file, too. --import=FOLDER --out=labels,
+with --config or --classes, checks labels of another tool and takes them over.
 """
 
-import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
+from absl import flags as absl_flags
 
-from data_pipelines.labels.manifest import labels_folder
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import set_up_process
-from semiovs_jax.runtime.config_files import load_config
-from semiovs_jax.runtime.program import config_arguments, other_command
+from semiovs_jax.runtime.config_files import has_flag, load_config
 
 if TYPE_CHECKING:
     from semiovs_jax.ovs.labeling.images import LabelReport
 
 
 def main(flags: Any) -> None:
-    """Labels the OOD images of `flags.config`."""
-    from semiovs_jax.ood_labels import label_ood_images
-    from semiovs_jax.ovs.labeling.contact_sheet import FILE_NAME
-    from semiovs_jax.runtime.sharding import make_mesh
-    from semiovs_jax.runtime.workdir import check_shared
+    """Labels the OOD images of `flags.config`; for the other flags see `label_request`."""
+    from semiovs_jax.label_request import label_as_requested
 
-    share = {} if flags.distributed else {"process_index": flags.process_index, "process_count": flags.process_count}
-    if share.get("process_count") is None:
-        check_shared({"config.ovs.labels_dir": labels_folder(flags.config.ovs.labels_dir)})
-    report = label_ood_images(flags.config, make_mesh(), **share)
-    logger = logging.getLogger(__name__)
-    logger.info(
-        "%s: %d of %d images labeled now (%.1f a second), %d bad, %s",
-        flags.config.ovs.labels_dir,
-        report.labeled,
-        report.images,
-        report.images_per_second,
-        len(report.bad),
-        "complete" if report.finished else "waiting for other processes",
-    )
-    if report.finished:
-        logger.info("look at %s", labels_folder(flags.config.ovs.labels_dir) / FILE_NAME)
-        logger.info("next: %s", other_command("train", *config_arguments(), "--workdir=RUN"))
+    label_as_requested(flags)
 
 
 def label(config: ml_collections.ConfigDict | str) -> "LabelReport":
@@ -67,5 +51,11 @@ make_callable(__name__, label)
 if __name__ == "__main__":
     from semiovs_jax.runtime.command import run_command
 
+    absl_flags.DEFINE_string("source", "", "Folder of the images, in place of config.data.ood_root.")
+    absl_flags.DEFINE_string("out", "", "Folder of the labels, in place of config.ovs.labels_dir.")
+    absl_flags.DEFINE_string("classes", "", "Classes 'NAME,NAME=WORD|WORD' or a vocabulary file; needs no --config.")
+    absl_flags.DEFINE_string("ovs_weights", "", "Weights of the model that labels, in place of config.ovs.weights.")
+    absl_flags.DEFINE_string("import", "", "Folder of labels of another tool, which are checked and taken over.")
+    default_config = "configs/custom.py" if has_flag("--classes", sys.argv) else ""
     kept = "the labels that are written are kept; the same command makes the others"
-    run_command(main, needs_workdir=False, kept=kept, has_shares=True)
+    run_command(main, needs_workdir=False, default_config=default_config, kept=kept, has_shares=True)

@@ -131,7 +131,7 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
         counts are wrong. One error lists all faults.
     """
     path, content = _read_json("vocabulary", name_or_path, _FOLDER)
-    faults = _faults(content)
+    faults = vocabulary_faults(content)
     if not faults and num_classes is not None and len(content["classes"]) != num_classes:
         faults = [
             f"{len(content['classes'])} classes, but the dataset has {num_classes}; give one entry for each class of "
@@ -152,6 +152,11 @@ def load_vocabulary(name_or_path: str, num_classes: int | None = None, *, templa
         templates=load_templates(templates) if templates else tuple(content["templates"]),
         origin=str(path),
     )
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a text is the name of a shipped vocabulary or the path of a JSON file, rather than a list of words."""
+    return name.endswith(".json") or name in {file.stem for file in _FOLDER.glob("*.json")}
 
 
 def vocabulary_of_names(name: str, classes: Sequence[str], template: str) -> Vocabulary:
@@ -209,8 +214,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and is_utf8(value)
 
 
-def _faults(content: Any) -> list[str]:
-    """All faults of a parsed file, one line each."""
+def vocabulary_faults(content: Any) -> list[str]:
+    """All faults of the parsed JSON of a vocabulary, one line each."""
     if not isinstance(content, dict):
         return ["the top level must be an object"]
     faults = [f"unknown key {json.dumps(key)}" for key in sorted(content.keys() - _KEYS)]

@@ -60,6 +60,7 @@ def run_command(
     *,
     needs_workdir: bool = True,
     run_config: str = "",
+    default_config: str = "",
     kept: str = NOTHING_WRITTEN,
     has_shares: bool = False,
     keys: str = "common.py",
@@ -73,6 +74,7 @@ def run_command(
       command: the command.
       needs_workdir: whether --workdir is required.
       run_config: the config file that is used with the argument --workdir where --config is not given; "" for none.
+      default_config: the config file that is used where --config is not given; "" for none.
       kept: what the command leaves behind if a signal stops it, see `command_end`.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
       keys: the project's config file that describes the keys of the command's configs.
@@ -105,7 +107,8 @@ def run_command(
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:
-        app.run(main, flags_parser=functools.partial(_parse_flags, run_config=run_config, keys=keys))
+        configs = run_config, default_config
+        app.run(main, flags_parser=functools.partial(_parse_flags, configs=configs, keys=keys))
 
 
 def _define_process_flags() -> None:
@@ -121,13 +124,13 @@ def _refuse_process_flags(has_shares: bool) -> None:
         raise InputError(f"{' '.join(given)}: needs --distributed")
 
 
-def _parse_flags(argv: list[str], run_config: str, keys: str) -> list[str]:
+def _parse_flags(argv: list[str], configs: tuple[str, str], keys: str) -> list[str]:
     """Parses the flags; --help, and a config that is missing, raises, or lacks an overridden key end the process."""
     if asks_for_help(argv):
-        print(format_help(argv, run_config, keys))
+        print(format_help(argv, configs[0], keys))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(find_configs(argv, run_config))
+        rest = flags.FLAGS(find_configs(argv, *configs))
         _ = flags.FLAGS.config.is_locked  # a missing file raises only when its config is used
     except BrokenPipeError:  # of --helpfull
         raise
@@ -140,7 +143,7 @@ def _parse_flags(argv: list[str], run_config: str, keys: str) -> list[str]:
         if cause := _input_error(error):
             _fail(str(cause))
         if isinstance(error, AttributeError | KeyError | TypeError):
-            _refuse_keys(argv, run_config)
+            _refuse_keys(argv, configs[0])
         _fail(f"--config: {type(error).__name__}: {error}; fix the config or the --config.KEY=VALUE flag")
     return rest
 

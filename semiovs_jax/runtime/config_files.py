@@ -19,7 +19,7 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def find_configs(argv: Sequence[str], run_config: str = "") -> list[str]:
+def find_configs(argv: Sequence[str], run_config: str = "", default_config: str = "") -> list[str]:
     """The command line with --config=PATH[:ARGUMENT] replaced by the path of a file.
 
     A PATH that starts with "configs/" and is not a file is looked up in `config_folder`, so that commands work in every
@@ -29,17 +29,25 @@ def find_configs(argv: Sequence[str], run_config: str = "") -> list[str]:
       argv: the command line, as `sys.argv`.
       run_config: a config file whose argument is a workdir, for a command line with --workdir and without --config; ""
         for none.
+      default_config: a config file for a command line without --config; "" for none.
 
     Raises:
       InputError: the file is missing; the message lists the project's config files.
     """
     _provide_package(config_folder())
+    if default_config and not _values(_FLAG, argv):
+        argv = [*argv[:1], f"{_FLAG}={default_config}", *argv[1:]]
     found, configs, workdir = list(argv), _values(_FLAG, argv), _values(_WORKDIR, argv)
     for index, value in configs.items():
         found[index] = found[index].removesuffix(value) + _find(value)
     if run_config and workdir and not configs:
         found.insert(1, f"{_FLAG}={run_config}:{list(workdir.values())[-1]}")
     return found
+
+
+def has_flag(flag: str, argv: Sequence[str]) -> bool:
+    """Whether a command line has a value for a flag, such as "--config"."""
+    return bool(_values(flag, argv))
 
 
 def _values(flag: str, argv: Sequence[str]) -> dict[int, str]:

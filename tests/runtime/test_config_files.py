@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import InputError
-from semiovs_jax.runtime.config_files import config_folder, find_configs
+from semiovs_jax.runtime.config_files import config_folder, find_configs, has_flag
 
 PROJECT = Path(__file__).parents[2]
 _PRINTS = """
@@ -77,3 +77,15 @@ def test_without_a_config_that_of_the_workdir_is_used_where_a_command_has_it(
     assert find_configs(command) == command
     given = [*command, "--config=configs/demo.py"]
     assert find_configs(given, "saved.py") == [*command, f"--config={config_folder() / 'demo.py'}"]
+
+
+def test_a_command_may_have_a_config_of_its_own_for_where_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    default = f"--config={config_folder() / 'custom.py'}"
+    assert find_configs(["label.py", "--out=a"], default_config="configs/custom.py") == ["label.py", default, "--out=a"]
+    given = ["label.py", f"--config={config_folder() / 'demo.py'}"]
+    assert find_configs(given, default_config="configs/custom.py") == given
+    assert has_flag("--out", ["label.py", "--out", "a"])
+    assert not has_flag("--out", ["label.py", "--config.out=a"])

@@ -8,7 +8,7 @@ photograph, its label as an overlay, the confidence, and the share of each class
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +50,60 @@ def write_contact_sheet(labels_dir: Path, records: Iterable[Record], dataset: Da
     Raises:
       InputError: the manifest is missing, an image or its label cannot be read, or the page cannot be written.
     """
-    if images < 1:
-        raise InputError(f"--images={images}: show at least 1")
     manifest = read_manifest(labels_dir)
     if manifest is None:
         raise InputError(f"{labels_dir / MANIFEST}: no such file; make the labels first: {RUN_LABEL}")
     cache = open_label_cache(labels_dir)
     labeled = [record for record in records if cache.is_labeled(record.id)]
-    sample = np.linspace(0, max(0, len(labeled) - 1), min(images, len(labeled))).round().astype(int)
-    page = _page(manifest, [_figure(labeled[i], dataset) for i in sample], dataset)
-    path = labels_dir / FILE_NAME
-    write_whole(path, page)
-    return path
-
-
-def _page(manifest: Mapping[str, Any], figures: list[str], dataset: DatasetInfo) -> str:
-    title = f"OVS labels of {manifest.get('counts', {}).get('images', 'unfinished')} images"
+    counts = manifest.get("counts", {})
     facts = {key: manifest[key] for key in _FACTS if manifest.get(key)}
-    facts |= {f"{key} images": value for key, value in manifest.get("counts", {}).items() if key != "images"}
+    facts |= {f"{key} images": value for key, value in counts.items() if key != "images"}
+    title = f"OVS labels of {counts.get('images', 'unfinished')} images"
+    return write_sheet(labels_dir, title, facts, manifest.get("pixels", {}), labeled, dataset, images=images)
+
+
+def write_sheet(
+    labels_dir: Path,
+    title: str,
+    facts: dict[str, Any],
+    pixels: Mapping[str, int],
+    labeled: Sequence[Record],
+    dataset: DatasetInfo,
+    *,
+    images: int = 24,
+) -> Path:
+    """Writes a page of labels of any origin.
+
+    Args:
+      labels_dir: folder of the page.
+      title: its title.
+      facts: what is known about the labels.
+      pixels: pixels per class of the whole set, by name; empty if unknown.
+      labeled: images with labels; without a confidence, they are certain.
+      dataset: class names and palette.
+      images: number of images to show.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      InputError: an image or its label cannot be read, or the page cannot be written.
+    """
+    if images < 1:
+        raise InputError(f"--images={images}: show at least 1")
+    sample = np.linspace(0, max(0, len(labeled) - 1), min(images, len(labeled))).round().astype(int)
+    figures = [_figure(labeled[i], dataset) for i in sample]
     body = f"""{html_pages.facts(facts)}
 <h2>Share of each class in all pixels</h2>
-{_histogram(manifest.get("pixels", {}), dataset)}
+{_histogram(pixels, dataset)}
 <h2>Confidence</h2>
 {html_pages.heat_scale()}
 <h2>{len(figures)} images, evenly spread: photograph, label, confidence</h2>
 <div class="images">
 {"".join(figures)}</div>"""
-    return html_pages.page(title, body, _STYLE)
+    path = labels_dir / FILE_NAME
+    write_whole(path, html_pages.page(title, body, _STYLE))
+    return path
 
 
 def _histogram(pixels: Mapping[str, int], dataset: DatasetInfo) -> str:
@@ -96,12 +123,13 @@ def _histogram(pixels: Mapping[str, int], dataset: DatasetInfo) -> str:
 
 
 def _figure(record: Record, dataset: DatasetInfo) -> str:
-    if record.label is None or record.confidence is None:
-        raise InputError(f"{record.id}: the record has no label or no confidence; pass the records of a LabeledSource")
+    if record.label is None:
+        raise InputError(f"{record.id}: the record has no label; pass the records of a LabeledSource")
     image, label = decode_image(record.image), decode_label(record.label, dataset)
     height, width = label.shape
     caption = f"<b>{text(record.id)}</b> {width} x {height}"
-    return html_pages.labeled_figure(caption, image, label, decode_confidence(record.confidence), dataset)
+    confidence = decode_confidence(record.confidence) if record.confidence else np.full_like(label, 255)
+    return html_pages.labeled_figure(caption, image, label, confidence, dataset)
 
 
 def main(flags: Any) -> None:

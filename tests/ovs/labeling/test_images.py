@@ -300,8 +300,10 @@ def test_command_line(images, tmp_path, monkeypatch, caplog):
         distributed = False
         process_index = None
         process_count = None
+        source = out = classes = ovs_weights = ""
 
     Flags.config = config
+    setattr(Flags, "import", "")
     monkeypatch.setattr("semiovs_jax.ood_labels.model_faults", lambda ovs_config: [])
     monkeypatch.setattr(
         "semiovs_jax.ood_labels.build_ovs", lambda ovs_config, num_classes: ColorOVS(num_classes=num_classes)
