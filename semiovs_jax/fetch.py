@@ -1,7 +1,7 @@
 """Downloads published weights: python -m semiovs_jax.fetch resnet101.
 
-Without a name, it prints what there is. $SEMIOVS_MIRROR, a URL or a folder, replaces the host of every address. The same
-command continues an interrupted download.
+Without a name, it prints what there is. $SEMIOVS_MIRROR, a URL or a folder, replaces the host of every address. The
+same command continues an interrupted download.
 """
 
 import argparse

@@ -104,7 +104,7 @@ def _summary(runs: Sequence[comparison.ComparedRun]) -> dict[str, Any]:
     """What seeds.json holds; mIoU as shares."""
     spreads = {name: comparison.spread_of(runs, name)._asdict() for name in comparison.EVALUATIONS}
     scores = [
-        {"seed": run.config["seed"], "run": run.name}
+        {"seed": run.config["seed"], "run": Path(run.name).name}
         | {name: _score(getattr(run, name)) for name in comparison.EVALUATIONS}
         for run in runs
     ]

@@ -49,6 +49,7 @@ def test_each_seed_is_a_run_and_their_scores_are_summed_up(
         assert f"{100 * mean:.2f} ± {100 * std:.2f}" in log.text
         assert tuple(run[name]["miou"] for run in found["runs"]) == scores
     assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
+    assert [run["run"] for run in found["runs"]] == ["seed_0", "seed_1", "seed_2"]
     assert found["protocol"].startswith("every validation image whole")
     assert f"protocol: {found['protocol']}" in log.text
 

@@ -30,7 +30,7 @@ def download(address: str, path: Path, sha256: str | None, *, page: str) -> str:
       address: a URL, or the path of a file to copy.
       path: the file to write.
       sha256: its hex SHA-256, or the first digits of it; None if unknown: then nothing is checked.
-      page: for messages: a page from which a browser can download the file.
+      page: for messages: a page about the file.
 
     Returns:
       Its hex SHA-256.
@@ -60,7 +60,7 @@ def download(address: str, path: Path, sha256: str | None, *, page: str) -> str:
     except OSError as error:  # those of the disk and of requests
         raise InputError(
             f"{address}: cannot be downloaded to {path} ({error}); what has arrived is kept: run the same command "
-            f"again, or download the file from {page} with a browser and save it as {path}"
+            f"again, or get the file with a browser (see {page}) and save it as {path}"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -115,8 +115,8 @@ def _receive(url: str, file: BinaryIO, path: Path, page: str) -> None:
         status = response.status_code
         if status in (_OK, _PARTIAL) and response.headers.get("Content-Type", "").startswith("text/html"):
             raise InputError(
-                f"{url}: the server sent a web page, not the file; download the file from {page} with a browser, and "
-                f"save it as {path}"
+                f"{url}: the server sent a web page, not the file; get the file with a browser (see {page}) and save "
+                f"it as {path}"
             )
         if status == _PARTIAL and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise OSError(f"the server sent other bytes than those from {start}")

@@ -30,7 +30,7 @@ class Published:
     Attributes:
       name: a file name; converted weights are NAME.safetensors.
       purpose: what they are for.
-      page: for people: a page with more about them, or from which a browser can download them.
+      page: for people: a page about them; where a server asks for a browser, that of the file.
       license: of the repository that publishes them; None if it states none.
       mib: size in MiB; None if unknown.
       kind: value of `--kind` of `semiovs_jax.convert`.

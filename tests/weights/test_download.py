@@ -153,7 +153,7 @@ def test_a_file_of_another_digest_that_is_there_is_left(server: Files, path: Pat
 
 def test_a_web_page_instead_of_the_file(server: Files, path: Path):
     server.content_type = "text/html; charset=utf-8"
-    with pytest.raises(InputError, match=f"sent a web page, not the file; download the file from {PAGE}"):
+    with pytest.raises(InputError, match=f"sent a web page, not the file; get the file with a browser .see {PAGE}"):
         download(f"{server.url}/w.pth", path, None, page=PAGE)
     assert list(path.parent.iterdir()) == []
 
