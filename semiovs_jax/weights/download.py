@@ -39,12 +39,15 @@ def download(address: str, path: Path, sha256: str | None, *, page: str) -> str:
       InputError: the file cannot be downloaded or written, or has another SHA-256. A download of another one is
         deleted; a file that was there is left.
     """
+    there = f"remove it, or choose another folder with --out; see {page}"
     if path.exists():
-        return _check(path, sha256, f"remove it, or choose another folder with --out; see {page}")
+        return _check(path, sha256, there)
     part, etag = path.with_name(f"{path.name}.part"), _etag(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part) as file:
+            if path.exists():  # another process had the lock until now; `file` may be what it has renamed
+                return _check(path, sha256, there)
             if is_url(address):
                 _receive(address, file, path, page)
             else:
@@ -62,10 +65,6 @@ def download(address: str, path: Path, sha256: str | None, *, page: str) -> str:
             f"{address}: cannot be downloaded to {path} ({error}); what has arrived is kept: run the same command "
             f"again, or get the file with a browser (see {page}) and save it as {path}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            if not part.stat().st_size:
-                part.unlink()
     return found
 
 
@@ -90,7 +89,11 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
             raise InputError(f"{part}: another process downloads this file; wait for its end") from None
         except OSError:  # a file system without locks
             pass
-        yield file
+        try:
+            yield file
+        finally:
+            if not os.fstat(file.fileno()).st_size:
+                part.unlink(missing_ok=True)
 
 
 def _copy(source: Path, file: BinaryIO) -> None:

@@ -1,5 +1,6 @@
 """Downloads from a server on this machine."""
 
+import fcntl
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -156,6 +157,16 @@ def test_a_web_page_instead_of_the_file(server: Files, path: Path):
     with pytest.raises(InputError, match=f"sent a web page, not the file; get the file with a browser .see {PAGE}"):
         download(f"{server.url}/w.pth", path, None, page=PAGE)
     assert list(path.parent.iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_file(server: Files, path: Path):
+    path.parent.mkdir()
+    with path.with_name("w.pth.part").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"w\.pth\.part: another process downloads this file"):
+            download(f"{server.url}/w.pth", path, None, page=PAGE)
+    assert path.with_name("w.pth.part").exists()
+    assert server.asked == []
 
 
 def test_a_file_that_the_server_does_not_have(server: Files, path: Path):
