@@ -10,7 +10,12 @@ COMMAND = "train"
 
 
 def main(flags: Any) -> None:
-    """Runs `flags.config` in `flags.workdir`."""
+    """Runs `flags.config` in `flags.workdir`, with each of `flags.seeds` if there are any."""
+    if flags.seeds is not None:
+        from semiovs_jax.seeds import parse_seeds, train_seeds
+
+        train_seeds(flags.config, flags.workdir, parse_seeds(flags.seeds), flags.fork_from)
+        return
     import jax
 
     from semiovs_jax.runtime.workdir import workdir_path
@@ -30,5 +35,8 @@ if __name__ == "__main__":
 
     absl_flags.DEFINE_string(
         "fork_from", None, "Workdir of another run, or one of its checkpoints: starts a new run from its state."
+    )
+    absl_flags.DEFINE_string(
+        "seeds", None, "Seeds, such as 0,1,2: trains a run with each in WORKDIR/seed_N, then sums up their scores."
     )
     run_command(main, kept="checkpoints and labels that are written are kept; the same command continues from them")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | Path, fork_from: str | Path | None = None
-) -> None:
+) -> signal.Signals | None:
     """Trains, labels, evaluates and saves; goes on where a checkpoint in `workdir` ends.
 
     The state after a step is a function of config, data and step alone, however often the run was stopped.
@@ -49,6 +50,9 @@ def train_and_evaluate(
         this config and these data; a finished run is left as it is.
       fork_from: workdir of another run, or one of its checkpoints, whose state and step a new run starts from.
 
+    Returns:
+      The signal that came too late to stop the run, which is finished; None if there was none.
+
     Raises:
       InputError: something a person has to fix, found before training starts where it can be.
       Stopped: a signal has stopped the run; its checkpoint is saved.
@@ -56,7 +60,7 @@ def train_and_evaluate(
     folder = open_run(config, workdir, fork_from)
     if folder.finished:
         folder.log_finished()
-        return
+        return None
     mesh = make_mesh()
     if experiment.lacks_benchmark(config):
         refuse_config(config, devices=mesh.size)
@@ -182,6 +186,7 @@ def train_and_evaluate(
                     "bad_steps": guard.bad_steps,
                 },
             )
+    return preemption.received
 
 
 def train(config: ml_collections.ConfigDict | str, workdir: str | Path, fork_from: str | Path | None = None) -> None:

@@ -41,7 +41,7 @@ _ALLOWED: dict[str, Collection[Any]] = {
     "top_k": at_least(0),
     "class_chunk": at_least(0),
 }
-_SOURCE = "fetch sed_model_base.pth or sed_model_large.pth, which SED's repository links to,"
+_SOURCE = "fetch sed_model_base.pth or sed_model_large.pth, which SED's repository links to"
 _WITHOUT = "train without OVS labels with --config.method.ood=none"
 
 

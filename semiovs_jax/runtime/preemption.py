@@ -62,6 +62,11 @@ class Preemption:
         self._previous.clear()
 
     @property
+    def received(self) -> signal.Signals | None:
+        """The signal that this process has received."""
+        return self._signal
+
+    @property
     def pending(self) -> bool:
         """Whether this process has received a signal."""
         return self._signal is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,13 @@ def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[st
     """
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flat.items()}
     with whole_file(Path(path)) as part:
+        mode = stat.S_IMODE(part.stat().st_mode)
         try:
             save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
         except SafetensorError as error:  # The disk failed: the arrays are valid.
             raise OSError(str(error)) from error
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)  # safetensors has replaced the file by one that its owner alone may read
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -39,7 +39,10 @@ def missing_weights(key: str, name_or_path: str, kind: str, *, source: str, othe
     if weights_path(name_or_path).is_file():
         return None
     convert = f"python -m semiovs_jax.convert SOURCE {name_or_path or 'OUT.safetensors'} --kind={kind}"
-    fault = f"{key}={name_or_path!r}: no such file; {source} and convert it with {convert}"
+    fault = (
+        f"{key}={name_or_path!r}: no such file; {source} (see python -m semiovs_jax.fetch), and convert it with "
+        f"{convert}"
+    )
     return f"{fault}, or {otherwise}" if otherwise else fault
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 import struct
 
 import numpy as np
@@ -27,6 +29,16 @@ def test_round_trip_with_metadata(tmp_path):
         assert arrays[name].dtype == value.dtype
     assert metadata == {"source_sha256": "abc", "sha256": tensors_sha256(FLAT)}
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read(tmp_path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        save_weights(tmp_path / "w", FLAT, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w").stat().st_mode) == mode
 
 
 def test_digest_sees_name_type_shape_and_value_but_not_order():

@@ -2,6 +2,17 @@
 
 from semiovs_jax.reporting.comparison.picture import draw_comparison
 from semiovs_jax.reporting.comparison.read import ComparedRun, read_runs
+from semiovs_jax.reporting.comparison.spread import EVALUATIONS, Spread, spread_of
 from semiovs_jax.reporting.comparison.tables import format_differences, format_runs, warnings
 
-__all__ = ["ComparedRun", "draw_comparison", "format_differences", "format_runs", "read_runs", "warnings"]
+__all__ = [
+    "EVALUATIONS",
+    "ComparedRun",
+    "Spread",
+    "draw_comparison",
+    "format_differences",
+    "format_runs",
+    "read_runs",
+    "spread_of",
+    "warnings",
+]

@@ -1,10 +1,9 @@
 """Runs beside each other as text."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from semiovs_jax.reporting.comparison.read import ComparedRun, groups_of_seeds
+from semiovs_jax.reporting.comparison.spread import spread_of
 
 _NONE = "-"
 _HEADER = ("run", "method", "steps", "best mIoU, %", "at step", "last mIoU, %", "at step", "last pixel accuracy, %")
@@ -86,18 +85,18 @@ def _group_row(group: Sequence[ComparedRun]) -> tuple[str, ...]:
         _listed([run.name for run in group]),
         group[0].method,
         str(len(group)),
-        _spread([run.best for run in group]),
-        _spread([run.last for run in group]),
+        _spread(group, "best"),
+        _spread(group, "last"),
     )
 
 
-def _spread(entries: Sequence[Mapping[str, Any] | None]) -> str:
+def _spread(group: Sequence[ComparedRun], evaluation: str) -> str:
     """Mean and sample standard deviation of the mIoU; n where runs have none yet."""
-    values = [100 * entry["miou"] for entry in entries if entry]
-    if len(values) < 2:
+    spread = spread_of(group, evaluation)
+    if spread.mean is None or spread.std is None:
         return _NONE
-    left_out = f" (n={len(values)})" if len(values) < len(entries) else ""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{left_out}"
+    left_out = f" (n={spread.n})" if spread.n < len(group) else ""
+    return f"{_percent(spread.mean)} ± {_percent(spread.std)}{left_out}"
 
 
 def _percent(share: float) -> str:
