@@ -16,7 +16,7 @@ class Profile:
     """Writes a trace of some steps of a start. Only process 0 writes. It changes no number.
 
     It waits for the devices before the first of these steps and after the last: the trace has whole steps. A trace that
-    cannot be written is a warning.
+    cannot be written is a warning. Writing takes seconds, which count in the speed of the next log line.
 
     Example:
       with Profile(workdir / "profile", (10, 15), first_step, total_steps) as profile:
