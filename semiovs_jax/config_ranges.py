@@ -39,6 +39,10 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
 
 
+def _are_steps(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) in (0, 2) and all(map(_is_integer, value))
+
+
 def _integer(least: int, most: float = math.inf) -> Range:
     bounds = f"{least} or more" if most == math.inf else f"{least} to {most}"
     return Range("an integer", _is_integer, lambda value: least <= value <= most, bounds)
@@ -96,6 +100,12 @@ _TABLE: Mapping[str, Range] = {
     "train.checkpoint_every_steps": _integer(0),
     "train.max_bad_steps": _integer(0),
     "train.panel_images": _integer(0),
+    "train.profile_steps": Range(
+        "two integers",
+        _are_steps,
+        lambda value: not any(value) or 1 <= value[0] <= value[1],
+        "the first and the last step to trace, counted from 1, or (0, 0) for none",
+    ),
     "eval.batch_size": _integer(1),
     "eval.max_shapes": _integer(1),
     "eval.short_side": _integer(0),

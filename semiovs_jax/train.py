@@ -22,13 +22,15 @@ from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
 from semiovs_jax.ood_labels import prepare_labels
 from semiovs_jax.reporting import Report, Summary
+from semiovs_jax.reporting.goodput import Goodput
 from semiovs_jax.reporting.inspection import make_inspection
 from semiovs_jax.runs.folder import open_run
-from semiovs_jax.runtime.ahead import bytes_per_device, compile_step
+from semiovs_jax.runtime.ahead import bytes_per_device, compile_step, flops_per_device
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.profile import Profile
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch, with_sharding
 from semiovs_jax.runtime.workdir import check_workdir
 from semiovs_jax.train_state import TrainState, count_parameters
@@ -57,6 +59,7 @@ def train_and_evaluate(
       InputError: something a person has to fix, found before training starts where it can be.
       Stopped: a signal has stopped the run; its checkpoint is saved.
     """
+    goodput = Goodput()
     folder = open_run(config, workdir, fork_from)
     if folder.finished:
         folder.log_finished()
@@ -69,7 +72,8 @@ def train_and_evaluate(
     check_workdir(folder.path)
     folder.refuse_changed_images(run.labels)
     labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
-    prepare_labels(config, run, mesh)
+    with goodput.phase("labeling"):
+        prepare_labels(config, run, mesh)
 
     data = experiment.open_batches(config, run)
     steps = experiment.total_steps(config, data)
@@ -97,13 +101,17 @@ def train_and_evaluate(
 
     with Checkpointer(folder.path) as checkpointer, contextlib.closing(data.iterator):
         target = experiment.state_structs(run.student, spec, mesh)
-        restored = checkpointer.restore(target, data.iterator, folder.fork_from)
+        with goodput.phase("checkpoint"):
+            restored = checkpointer.restore(target, data.iterator, folder.fork_from)
         state = restored.state if restored else experiment.initial_state(config, run.dataset, spec, mesh)
         first = int(state.step)
         record = folder.begin(first, data.steps_per_epoch)
         guard = Guard(config, checkpointer, restored.meta.get("bad_steps", ()) if restored else ())
         structs = with_sharding(experiment.batch_structs(config, run.method), batch_sharding(mesh))
-        train_step = compile_step(make_train_step(spec, mesh), (state, structs, weights), mesh)
+        jitted = make_train_step(spec, mesh)
+        with goodput.phase("compile"):
+            train_step = compile_step(jitted, (state, structs, weights), mesh)
+            flops = flops_per_device(jitted, (state, structs, weights), mesh)
         started = time.perf_counter()
 
         with (
@@ -115,14 +123,36 @@ def train_and_evaluate(
                 log_every_steps=config.train.log_every_steps,
                 restored_step=first,
                 log_digest=restored.meta.get("metrics_log") if restored and not folder.fork_from else None,
+                devices=list(mesh.devices.flat),
+                flops_per_step=flops,
+                goodput=goodput,
             ) as report,
+            Profile(folder.path / "profile", config.train.profile_steps, first, steps) as profile,
             Preemption(first) as preemption,
         ):
 
-            def save(step: int, state: TrainState, miou: float | None = None) -> None:
-                guard.check(step, state)
-                written = {"bad_steps": list(guard.bad_steps), "metrics_log": report.log_digest()}
-                checkpointer.save(step, state, data.iterator, meta | written, miou)
+            def evaluate(step: int, state: TrainState, batch: Any) -> tuple[TrainState, float | None]:
+                with goodput.phase("steps"):
+                    guard.check(step, state)
+                with goodput.phase("evaluation"):
+                    if config.train.panel_images:
+                        report.panel(step, inspect(state, batch, weights))
+                    try:
+                        scores = evaluator.run(*evaluated_weights(spec, state))
+                    except NotFiniteLogitsError as error:
+                        _logger.warning("step %d has no mIoU: %s", step, error)
+                        return state, None
+                    report.evaluation(step, scores)
+                    return after_evaluation(state, scores.mean_iou), scores.mean_iou
+
+            def save(step: int, state: TrainState, miou: float | None = None, wait: bool = False) -> None:
+                with goodput.phase("steps"):
+                    guard.check(step, state)
+                with goodput.phase("checkpoint"):
+                    written = {"bad_steps": list(guard.bad_steps), "metrics_log": report.log_digest()}
+                    checkpointer.save(step, state, data.iterator, meta | written, miou)
+                    if wait:
+                        checkpointer.wait()
 
             report.start(
                 Summary(
@@ -140,42 +170,34 @@ def train_and_evaluate(
             )
             # Evaluation and saving come after the step whose state they see; the position of the data that is saved is
             # that of the next batch.
+            metrics: Mapping[str, jax.Array] = {}
             for step in range(first + 1, steps + 1):
+                profile.before(step, state)
                 try:
-                    batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
+                    with goodput.input(metrics):
+                        batch = shard_batch(read_by_step(next(data.iterator), structs), mesh)
                 except InputError as error:
                     if not preemption.pending or jax.process_count() > 1:
                         raise
-                    save(step - 1, state)
-                    checkpointer.wait()
+                    save(step - 1, state, wait=True)
                     raise preemption.stopped(f"after step {step - 1} of {steps} ({error})") from error
-                state, metrics = train_step(state, batch, weights)
-                report.step(step, metrics)
-                guard.after_step(step, metrics)
+                with goodput.phase("steps"):
+                    state, metrics = train_step(state, batch, weights)
+                    report.step(step, metrics)
+                    guard.after_step(step, metrics)
+                profile.after(step, metrics)
 
                 miou = None
                 evaluates = step % eval_every == 0 or step == steps
                 if evaluates:
-                    guard.check(step, state)
-                    if config.train.panel_images:
-                        report.panel(step, inspect(state, batch, weights))
-                    try:
-                        scores = evaluator.run(*evaluated_weights(spec, state))
-                    except NotFiniteLogitsError as error:
-                        _logger.warning("step %d has no mIoU: %s", step, error)
-                    else:
-                        report.evaluation(step, scores)
-                        miou = scores.mean_iou
-                        state = after_evaluation(state, miou)
+                    state, miou = evaluate(step, state, batch)
 
                 leaving = preemption.reached(step)
                 if evaluates or step % save_every == 0 or leaving:
-                    save(step, state, miou)
+                    save(step, state, miou, wait=leaving or step == steps)
                 if leaving and step < steps:
-                    checkpointer.wait()
                     raise preemption.stopped(f"after step {step} of {steps}")
 
-            checkpointer.wait()
             report.finish(
                 evaluator.protocol,
                 {

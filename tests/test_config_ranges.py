@@ -70,7 +70,7 @@ FLOATS: dict[str, tuple[list[float], list[float], str]] = {
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.power": NOT_NEGATIVE,
 }
-PAIRS = ("data.scale_range",)
+PAIRS = ("data.scale_range", "train.profile_steps")
 
 
 def _faults(key: str, value: Any) -> list[str]:
@@ -91,7 +91,7 @@ def _numeric_keys(section: ConfigDict, prefix: str = "") -> set[str]:
 
 def test_every_number_of_the_common_config_has_a_range_and_is_tested():
     keys = _numeric_keys(common.semiovs_unimatch())
-    assert len(keys) == 42
+    assert len(keys) == 43
     assert keys == set(config_ranges._TABLE) == {*LEAST, *FLOATS, *PAIRS}
 
 
@@ -123,6 +123,13 @@ def test_the_range_of_scales_ascends(value: tuple[float, float]):
     assert _faults("data.scale_range", (1.0, 1.0)) == []
     expected = f"config.data.scale_range={value}: set it to two positive factors, ascending"
     assert _faults("data.scale_range", value) == [expected]
+
+
+@pytest.mark.parametrize("value", [(0, 3), (3, 2), (-1, 2), (5, 0)])
+def test_the_steps_that_are_traced_count_from_1(value: tuple[int, int]):
+    assert [_faults("train.profile_steps", steps) for steps in ((), (0, 0), (1, 1), (10, 15))] == [[]] * 4
+    expected = "the first and the last step to trace, counted from 1, or (0, 0) for none"
+    assert _faults("train.profile_steps", value) == [f"config.train.profile_steps={value}: set it to {expected}"]
 
 
 def test_values_of_another_type_are_refused_at_once_before_anything_else():

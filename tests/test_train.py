@@ -75,6 +75,8 @@ def test_a_run_leaves_all_that_a_person_looks_for(whole_run: Path, folder: Path)
     rates = [record["learning_rate_head"] for record in lines if record["event"] == "train"]
     assert rates == pytest.approx([2e-2, 2e-2, 2e-2 * (3 / 4) ** 0.9, 2e-2 * (2 / 4) ** 0.9])
     assert all(record["gradient_norm"] > 0 for record in lines if record["event"] == "train")
+    assert {"steps", "compile", "labeling", "evaluation", "checkpoint"} <= result["seconds"].keys()
+    assert not (whole_run / "profile").exists()
     manifest = json.loads((folder / "labels" / "manifest.json").read_text())
     assert manifest["finished"]
     assert len(list((folder / "labels" / "labels").rglob("*.png"))) == 8
@@ -97,7 +99,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
     assert not (workdir / "result.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "initial_weights", None)  # the restored state is the only one in memory
-        train.train_and_evaluate(shrunk_demo(folder), workdir)
+        train.train_and_evaluate(shrunk_demo(folder, **{"train.profile_steps": (1, 1)}), workdir)
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
     _assert_same_state(whole_run, workdir, 4)
     whole, stopped = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole_run, workdir)

@@ -62,11 +62,17 @@ class Progress:
         )
 
     def show(
-        self, step: int, values: Mapping[str, float], images_per_second: float | None, seconds_left: float | None
+        self,
+        step: int,
+        values: Mapping[str, float],
+        images_per_second: float | None,
+        seconds_left: float | None,
+        details: str = "",
     ) -> None:
-        """Shows `step` and its values."""
+        """Shows `step` and its values; `details` are shown after the speed."""
         parts = [] if seconds_left is None else [f"ETA {datetime.timedelta(seconds=round(seconds_left))}"]
         parts += [] if images_per_second is None else [f"{images_per_second:.1f} images/s"]
+        parts += [details] if details else []
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         text = ", ".join(parts)
         if self._bar.disable:

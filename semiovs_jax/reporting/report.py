@@ -1,7 +1,7 @@
 """Everything the training loop reports: progress, metrics, plots, tables."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
@@ -15,8 +15,10 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import remove_abandoned_parts
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.reporting import curves, panels, table
+from semiovs_jax.reporting.goodput import Goodput, format_shares
 from semiovs_jax.reporting.metrics_log import MetricsLog
 from semiovs_jax.reporting.progress import Clock, Progress
+from semiovs_jax.reporting.speed import Speed, format_details
 from semiovs_jax.reporting.summary import Summary, format_summary
 
 # Shown beside the progress bar; everything else is in the files.
@@ -63,6 +65,9 @@ class Report:
         log_every_steps: int,
         restored_step: int = 0,
         log_digest: Mapping[str, int] | None = None,
+        devices: Sequence[jax.Device] = (),
+        flops_per_step: float | None = None,
+        goodput: Goodput | None = None,
         writes: bool | None = None,
     ):
         """Opens the files.
@@ -75,6 +80,9 @@ class Report:
           log_every_steps: interval of the steps whose metrics are read from the device.
           restored_step: number of steps that are done already.
           log_digest: of the metrics of these steps, see `MetricsLog`.
+          devices: of the run, see `Speed`.
+          flops_per_step: see `Speed`.
+          goodput: time of this start by phase: logged steps have that since the one before, result.json has all of it.
           writes: whether this process writes; None for process 0 only.
 
         Raises:
@@ -88,7 +96,8 @@ class Report:
         self._workdir = Path(workdir)
         self._dataset = dataset
         self._total_steps = total_steps
-        self._images_per_step = images_per_step
+        self._speed = Speed(images_per_step, devices, flops_per_step)
+        self._goodput = goodput
         self._log_every_steps = log_every_steps
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
@@ -136,15 +145,15 @@ class Report:
         if step % self._log_every_steps and step != self._total_steps:
             return
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        rate = self._clock.steps_per_second(step)
-        images_per_second = None if rate is None else rate * self._images_per_step
-        self._log.write("train", step, values | {"images_per_second": images_per_second})
-        for name, value in values.items():
-            self._board.add_scalar(f"train/{name}", value, step)
-        if images_per_second is not None:
-            self._board.add_scalar("train/images_per_second", images_per_second, step)
+        speed = self._speed.measured(self._clock.steps_per_second(step)) | self._speed.memory()
+        spent = {} if self._goodput is None else {"seconds": _rounded(self._goodput.seconds_since_last())}
+        self._log.write("train", step, values | speed | spent)
+        for name, value in (values | speed).items():
+            if value is not None:
+                self._board.add_scalar(f"train/{name}", value, step)
         headlines = {name: values[name] for name in _HEADLINES if name in values}
-        self._progress.show(step, headlines, images_per_second, self._clock.seconds_left(step))
+        details = format_details(speed, len(self._speed.devices))
+        self._progress.show(step, headlines, speed["images_per_second"], self._clock.seconds_left(step), details)
 
     @_writing
     def evaluation(self, step: int, scores: Scores) -> None:
@@ -200,17 +209,26 @@ class Report:
             (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
             for name, record in (("best", best), ("last", last)):
                 result[name] = {key: value for key, value in record.items() if key != "event"}
+        if self._goodput is not None:
+            result["seconds"] = _rounded(self._goodput.seconds())
         table.write_result(self._workdir / "result.json", result)
         self.close()
 
     @_writing
     def close(self) -> None:
-        """Closes the files. `finish` and the end of a `with` block call it."""
+        """Closes the files and prints how the time was spent. `finish` and the end of a `with` block call it."""
         if not self._writes:
             return
         self._progress.close()
         self._log.close()
         self._board.close()
+        if self._goodput is not None:
+            self._progress.write(f"time of this start: {format_shares(self._goodput.seconds())}")
+            self._goodput = None
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [record for record in self._log.records if record["event"] == "eval"]
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: rounded for phase, value in seconds.items() if (rounded := round(value, 3))}

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
         "train.log_every_steps",
         "train.max_bad_steps",
         "train.panel_images",
+        "train.profile_steps",
     }
 )
 
@@ -57,6 +58,7 @@ _ADDED = {
     "clip.matmul_precision": "default",
     "model.matmul_precision": "default",
     "ovs.matmul_precision": "default",
+    "train.profile_steps": [0, 0],
 }
 
 _ABSENT = "not set"

@@ -17,7 +17,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.runtime import hlo
 from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.runtime.heap import return_free_memory
-from semiovs_jax.runtime.roofline import CHIPS, roofline
+from semiovs_jax.runtime.roofline import CHIPS, peak_flops, roofline
 
 # Without these, libtpu asks the network for this machine's TPU and complains if there is none.
 _NO_TPU_HERE = {
@@ -137,6 +137,25 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
         ) from error
     return_free_memory()
     return compiled
+
+
+def flops_per_device(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> float | None:
+    """FLOPs of a jitted step on one device; the body of a loop counts once.
+
+    None where the peak of the devices is unknown: there is nothing to compare with, and counting takes seconds.
+
+    They are those of the program before it is compiled: the compiler for GPUs replaces convolutions and products by
+    calls of libraries, whose FLOPs it does not count.
+
+    Args:
+      step: see `compile_step`.
+      arguments: see `compile_step`; if it was called with the same, the step is not traced again.
+      mesh: the devices.
+    """
+    if peak_flops(mesh.devices.flat[0].device_kind) is None:
+        return None
+    cost = cast(jax.stages.Wrapped, step).lower(*arguments).cost_analysis() or {}
+    return float(cost["flops"]) / mesh.devices.size if cost.get("flops", 0) > 0 else None
 
 
 def bytes_per_device(compiled: jax.stages.Compiled) -> int:

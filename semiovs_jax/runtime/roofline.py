@@ -31,6 +31,20 @@ CHIPS = {
     "TPU v6 lite": Chip("v6e", 32 * _GIB, 918e12, 1640e9, 448e9),
 }
 
+# Dense bfloat16 FLOPs a second of GPUs, by jax.Device.device_kind: NVIDIA's data sheets, which state twice as many for
+# sparse matrices.
+_GPU_FLOPS = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H200 NVL": 835.5e12,
+}
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -70,3 +84,13 @@ def roofline(chip: Chip, flops: float, bytes_accessed: float, bytes_reduced: flo
     """
     sent = 2 * bytes_reduced * (devices - 1) / devices
     return Roofline(flops / chip.flops, bytes_accessed / chip.hbm_bandwidth, sent / chip.link_bandwidth)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Bfloat16 FLOPs a second of a device at most; None if unknown, as of a CPU.
+
+    Args:
+      device_kind: of `jax.Device`.
+    """
+    chip = CHIPS.get(device_kind)
+    return chip.flops if chip else _GPU_FLOPS.get(device_kind)

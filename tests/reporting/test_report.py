@@ -1,8 +1,11 @@
 import errno
 import io
+import itertools
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from semiovs_jax.evaluation import metrics
 from semiovs_jax.methods import make_method
 from semiovs_jax.reporting import Report, Summary, curves, panels, table
 from semiovs_jax.reporting.board import Board
+from semiovs_jax.reporting.goodput import Goodput
 from semiovs_jax.reporting.metrics_log import MetricsLog, read_records
 from semiovs_jax.reporting.progress import Clock, Progress
 from semiovs_jax.reporting.summary import format_summary
@@ -84,6 +88,46 @@ def test_a_whole_run(tmp_path, dataset, capsys):
     assert Image.open(tmp_path / "curves.png").size[0] > 500
     assert Image.open(tmp_path / "panels" / "000040.png").mode == "RGB"
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_time_of_a_start_is_told_in_the_log_the_metrics_and_the_result(tmp_path, dataset, capsys):
+    seconds = itertools.count()
+    goodput = Goodput(now=lambda: next(seconds))
+    with goodput.phase("compile"):
+        pass
+    with make_report(tmp_path, dataset, goodput=goodput) as report:
+        with goodput.phase("steps"):
+            run(report, dataset, 1, 40)
+        report.finish("whole images")
+    records = [record for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "train"]
+    assert [record["seconds"] for record in records] == [{"other": 2, "compile": 1, "steps": 1}, *[{"steps": 1}] * 3]
+    assert json.loads((tmp_path / "result.json").read_text())["seconds"] == {"steps": 5, "other": 3, "compile": 1}
+    assert capsys.readouterr().err.endswith("time of this start: 10.0 s: steps 50.0 %, other 40.0 %, compile 10.0 %\n")
+
+
+def test_a_start_that_fails_tells_its_time_once(tmp_path, dataset, capsys):
+    with pytest.raises(ConnectionAbortedError), make_report(tmp_path, dataset, goodput=Goodput()):
+        raise ConnectionAbortedError
+    assert capsys.readouterr().err.count("time of this start") == 1
+
+
+def test_log_lines_have_mfu_and_memory_where_the_device_is_known(tmp_path, dataset, capsys):
+    chip = SimpleNamespace(
+        device_kind="NVIDIA H100 80GB HBM3", process_index=0, memory_stats=lambda: {"peak_bytes_in_use": 3 * 2**29}
+    )
+    with make_report(tmp_path, dataset, devices=[chip] * 4, flops_per_step=1e12) as report:
+        run(report, dataset, 1, 20)
+    record = read_records(tmp_path / "metrics.jsonl")[1]
+    assert record["images_per_second_per_device"] == pytest.approx(record["images_per_second"] / 4)
+    assert record["mfu"] == pytest.approx(record["images_per_second"] / 32 * 1e12 / 989.5e12)
+    assert record["peak_memory_gib"] == 1.5
+    assert re.search(r"images/s, [\d.]+ a device, MFU [\d.]+ %, peak 1\.50 GiB, loss", capsys.readouterr().err)
+
+
+def test_a_cpu_has_no_mfu_and_no_peak_memory(tmp_path, dataset):
+    with make_report(tmp_path, dataset, devices=jax.devices()[:1], flops_per_step=1e12) as report:
+        run(report, dataset, 1, 10)
+    assert not {"mfu", "peak_memory_gib"} & read_records(tmp_path / "metrics.jsonl")[0].keys()
 
 
 def test_restart_goes_on_without_gap_or_duplicate(tmp_path, dataset):

@@ -66,6 +66,16 @@ def test_the_report_for_a_tpu_has_rooflines():
     assert "limited by" not in ahead.format_report(compile_toy(lambda batch: 0.0)), "of the CPU, nothing is known"
 
 
+def test_flops_are_those_of_one_device_where_its_peak_is_known(monkeypatch):
+    mesh = make_mesh(ahead.topology_devices("cpu:8"))
+    batch = jax.ShapeDtypeStruct((16, 128), jnp.float32, sharding=batch_sharding(mesh))
+    weights = jax.ShapeDtypeStruct((128, 64), jnp.float32, sharding=replicated(mesh))
+    product = jax.jit(jnp.matmul)
+    assert ahead.flops_per_device(product, (batch, weights), mesh) is None
+    monkeypatch.setattr(ahead, "peak_flops", lambda kind: 1e12)
+    assert ahead.flops_per_device(product, (batch, weights), mesh) == 2 * 2 * 128 * 64, "two of the rows"
+
+
 def test_one_device_needs_no_collective():
     report = compile_toy(lambda batch: 0.0, devices=1)
     assert report.collectives == ()
