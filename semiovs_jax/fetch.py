@@ -6,13 +6,13 @@ same command continues an interrupted download.
 
 import argparse
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.files import expand
+from semiovs_jax.runtime.program import other_command
 from semiovs_jax.weights.download import download
 from semiovs_jax.weights.published import Published, PublishedFile, format_published, is_url, load_published, mirrored
 
@@ -30,7 +30,7 @@ def fetch(entry: Published, folder: Path, mirror: str) -> None:
         found = download(mirrored(file.url, name, mirror), folder / name, file.sha256, page=entry.page)
         print(f"{folder / name}: sha256 {found}, {_verdict(file)}", flush=True)
     source, out = folder / next(iter(entry.files)), folder / f"{entry.name}.safetensors"
-    print(f"next: {shlex.join(['python', '-m', 'semiovs_jax.convert', str(source), str(out), f'--kind={entry.kind}'])}")
+    print(f"next: {other_command('convert', str(source), str(out), f'--kind={entry.kind}')}")
 
 
 def _verdict(file: PublishedFile) -> str:

@@ -40,7 +40,7 @@ def initial_weights(config: ml_collections.ConfigDict, dataset: DatasetInfo, stu
     weights = config.model.weights
     if weights and is_trained(weights, config.model.backbone):
         return take_over(read_trained(weights, config.model.backbone), params, batch_stats, dataset)
-    otherwise = "start from random weights with --config.model.random_init=True, or from a run: give its workdir"
+    otherwise = "give the workdir of a run, or start from random weights with --config.model.random_init=True"
     if fault := missing_weights(
         "config.model.weights", weights, family.WEIGHTS_KIND, source=family.WEIGHTS_SOURCE, otherwise=otherwise
     ):

@@ -62,7 +62,7 @@ def test_weights_of_a_mirror_and_the_command_that_converts_them(
     assert [(out / path).read_bytes() for path in entry.files] == [CONTENT, CONTENT]
     assert f"sha256 {DIGEST}, not checked" in printed
     source, converted = out / "clip_vit_b16" / "pytorch_model.bin", out / "clip_vit_b16.safetensors"
-    assert f"python -m semiovs_jax.convert {source} {converted} --kind=clip\n" in printed
+    assert f" convert {source} {converted} --kind=clip\n" in printed
 
 
 def test_all_faults_are_told_and_what_can_be_downloaded_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

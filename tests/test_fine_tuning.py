@@ -149,7 +149,7 @@ def test_another_student_is_named(folder: Path, run: Path):
 def test_a_path_without_a_student_is_described_as_it_is(folder: Path, name: str):
     (folder / "folder").mkdir(exist_ok=True)
     message = {
-        "nothing": r"config\.model\.weights='.*nothing': no such file; fetch .* or from a run: give its workdir",
+        "nothing": r"config\.model\.weights='.*nothing': no such file; fetch .* or give the workdir of a run",
         "folder": r"config\.model\.weights=.*folder: no checkpoint in .*checkpoints; pass the workdir of a run",
     }[name]
     with pytest.raises(InputError, match=message):

@@ -110,7 +110,9 @@ def test_missing_weights_are_told_at_once_with_their_commands(root, capsys):
     assert status == 1
     backbone, ovs = faults_of(text)
     assert backbone.startswith("config.model.weights='weights/resnet50.safetensors': no such file; fetch ")
-    assert backbone.endswith("--kind=resnet, or start from random weights with --config.model.random_init=True")
+    assert backbone.endswith(
+        "--kind=resnet, or give the workdir of a run, or start from random weights with --config.model.random_init=True"
+    )
     assert ovs.startswith("config.ovs.weights='weights/sed_large.safetensors': no such file; fetch sed_model_base.pth")
     assert "python -m semiovs_jax.convert SOURCE weights/sed_large.safetensors --kind=sed, or" in ovs
     assert ovs.endswith("train without OVS labels with --config.method.ood=none")
