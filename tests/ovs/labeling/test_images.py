@@ -312,8 +312,9 @@ def test_command_line(images, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "semiovs_jax"):
         label_module.main(Flags)
     assert fake_ovs.complete(config, ColorOVS())
+    labels = tmp_path / "labels"
     assert caplog.messages[-2:] == [
-        f"look at {tmp_path / 'labels/contact_sheet.html'}",
+        f"{labels}: labels/; look at {labels / 'contact_sheet.html'} before you train on the labels",
         "next: semiovs train --config=mine.py --config.ovs.batch_size=4 --workdir=RUN",
     ]
     assert (tmp_path / "labels/contact_sheet.html").is_file()
