@@ -48,7 +48,7 @@ def test_a_task_of_ones_own_is_checked_trained_and_evaluated(tmp_path, monkeypat
     (tmp_path / "weights").mkdir()
     write_clip(tmp_path / "weights" / "clip.safetensors")
     config = shrunk_custom()
-    flags = SimpleNamespace(config=config, workdir=str(tmp_path / "run"), json="", which="latest")
+    flags = SimpleNamespace(config=config, workdir=str(tmp_path / "run"), json="", which="latest", out=None)
 
     check_data.main(flags)
     assert capsys.readouterr().out.splitlines()[-1] == "usable"
@@ -62,6 +62,6 @@ def test_a_task_of_ones_own_is_checked_trained_and_evaluated(tmp_path, monkeypat
     evaluate.main(flags)
     table = capsys.readouterr().out
     assert "blob" in table
-    assert table.splitlines()[0].split() == ["IoU,", "%", "step", "2"]
+    assert table.splitlines()[0].split() == ["IoU,", "%", "best,", "step", "2"]
     check_data.main(flags)
     assert "cached OVS labels: 5 labeled, 0 bad, 0 missing" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_training_of_a_model_that_labels_has_keys_of_its_own():
             "label --cofnig=configs/demo.py",
             [
                 "error: --config: missing; for example: python -m semiovs_jax.label --config=configs/voc92.py",
-                "--cofnig: no such flag (did you mean --config?); there are --config, --distributed",
+                "--cofnig: no such flag (did you mean --config?); there are --config, --source, ",
             ],
         ),
         (
