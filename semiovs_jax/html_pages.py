@@ -16,6 +16,7 @@ from data_pipelines.datasets import DatasetInfo
 
 _LONGEST = 320  # pixels of a picture's longer side
 _OVERLAY_ALPHA = 165
+_BACKGROUND_ALPHA = 60  # objects that a label misses stay visible
 _HEAT = "viridis"
 
 _STYLE = """
@@ -126,8 +127,11 @@ def overlay(label: np.ndarray, dataset: DatasetInfo) -> str:
     """The address of a label (uint8 [H, W]) to lay over its photograph; pixels without a class are transparent."""
     plane = Image.fromarray(label).resize(tile_size(*label.shape), Image.Resampling.NEAREST)
     plane.putpalette(dataset.palette.tobytes())  # gray levels become indices
-    alpha = bytes(0 if i == dataset.ignore_index else _OVERLAY_ALPHA for i in range(256))
-    return data_uri(plane, "PNG", transparency=alpha)
+    alpha = bytearray([_OVERLAY_ALPHA] * 256)
+    alpha[dataset.ignore_index] = 0
+    if dataset.background is not None:
+        alpha[dataset.background] = _BACKGROUND_ALPHA
+    return data_uri(plane, "PNG", transparency=bytes(alpha))
 
 
 def heat(confidence: np.ndarray) -> str:

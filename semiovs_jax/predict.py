@@ -38,7 +38,7 @@ def main(flags: Any) -> None:
     outputs = Outputs(flags.out, model.dataset)
     source = STDIN if flags.source == STDIN else str(Path(flags.source).expanduser().absolute())
     outputs.begin({"source": source, **model.identity})
-    facts = {"run": flags.workdir, "step": model.step, "source": flags.source, "scales": flags.scales}
+    facts = {"run": flags.workdir, "step": model.step, "source": flags.source, "scales": ", ".join(flags.scales)}
     threads = flags.config.data.num_threads
     done = predict_pictures(pictures, model.predictor, outputs, model.dataset, num_threads=threads, facts=facts)
     for name, fault in done.bad.items():
