@@ -2,9 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -20,10 +20,9 @@ from semiovs_jax.prediction.contact_sheet import Predicted, write_contact_sheet
 from semiovs_jax.prediction.outputs import Outputs
 from semiovs_jax.prediction.predictor import Predictor, Started
 from semiovs_jax.prediction.sources import Picture
+from semiovs_jax.runtime.overlap import one_behind
 
 _DECODED_AHEAD = 2  # batches
-
-T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -138,8 +137,8 @@ class _Job:
             ThreadPoolExecutor(self._num_threads) as pool,
             tqdm(desc="predict", total=total, initial=before, unit="image", disable=None) as bar,
         ):
-            started = _one_behind(self._start(batches))
-            written = _one_behind(self._write(indices, images, batch, pool) for indices, images, batch in started)
+            started = one_behind(self._start(batches))
+            written = one_behind(self._write(indices, images, batch, pool) for indices, images, batch in started)
             for count, futures in written:
                 for index, future in futures.items():
                     self.confidence[index] = future.result()
@@ -219,12 +218,3 @@ class _Job:
         name = self._pictures[index].name
         self.bad[name] = fault.removeprefix(f"{name}: ")
         _logger.debug("%s: %s", name, self.bad[name])
-
-
-def _one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Yields each item after the next item is made: work that an item has started continues meanwhile."""
-    waiting: list[T] = []
-    for item in items:
-        yield from waiting
-        waiting = [item]
-    yield from waiting

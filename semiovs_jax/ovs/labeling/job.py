@@ -22,6 +22,7 @@ from data_pipelines.loading.worker_log import BadRecords
 from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.ovs.base import OVS
+from semiovs_jax.runtime.overlap import one_behind
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes
@@ -121,8 +122,8 @@ class Job:
             ThreadPoolExecutor(self.num_threads) as pool,
             tqdm(desc=name, total=total, initial=total - len(unlabeled), unit="image") as progress,
         ):
-            computed = _one_behind(self._compute(self._decode_ahead(list(itertools.chain(*work)))))
-            encoded = _one_behind(self._encode(images, outputs, pool) for images, outputs in computed)
+            computed = one_behind(self._compute(self._decode_ahead(list(itertools.chain(*work)))))
+            encoded = one_behind(self._encode(images, outputs, pool) for images, outputs in computed)
             for part, batches in zip(parts, work, strict=True):
                 labels: list[LabelExample] = []
                 for futures in itertools.islice(encoded, len(batches)):
@@ -213,15 +214,6 @@ def _decode_with_checksum(encoded: EncodedImage) -> tuple[np.ndarray, ImageCheck
     with encoded.open() as stream:
         checksum = read_ends(stream).checksum
     return decode_image(encoded), checksum
-
-
-def _one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Yields each item after the next item is made: work that an item has started continues meanwhile."""
-    waiting: list[T] = []
-    for item in items:
-        yield from waiting
-        waiting = [item]
-    yield from waiting
 
 
 def _chunks(items: tuple[T, ...], length: int) -> Iterator[tuple[T, ...]]:
