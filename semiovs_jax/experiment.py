@@ -372,16 +372,12 @@ class Evaluation(NamedTuple):
     """An evaluation of checkpoints of a run.
 
     Attributes:
-      dataset: its classes.
+      model: what is evaluated.
       evaluator: on the validation split.
-      target: shape structs of the part of the train state that is evaluated.
-      weights: (params, batch_stats) of such a part.
     """
 
-    dataset: DatasetInfo
+    model: Model
     evaluator: Evaluator
-    target: dict[str, Any]
-    weights: Callable[[Mapping[str, Any]], tuple[Any, Any]]
 
 
 def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation:
@@ -406,7 +402,7 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
         size_multiple=model.student.size_multiple,
         num_threads=config.data.num_threads,
     )
-    return Evaluation(model.dataset, evaluator, model.target, model.weights)
+    return Evaluation(model, evaluator)
 
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:

@@ -100,8 +100,8 @@ def test_every_product_of_labeling_is_exact_unless_asked_for(name: str, monkeypa
 
 
 def test_every_product_of_evaluation_is_exact(mesh: Mesh, tmp_path: Path):
-    opened = open_evaluation(shrunk_demo(tmp_path, **{"eval.window": 33, "eval.stride": 20}), mesh)
-    assert set(_precisions(_logits(opened.evaluator, *opened.weights(opened.target)))) == {"HIGHEST"}
+    model, evaluator = open_evaluation(shrunk_demo(tmp_path, **{"eval.window": 33, "eval.stride": 20}), mesh)
+    assert set(_precisions(_logits(evaluator, *model.weights(model.target)))) == {"HIGHEST"}
 
 
 def _logits(evaluator: Evaluator, params: object, batch_stats: object) -> jax.stages.Traced:

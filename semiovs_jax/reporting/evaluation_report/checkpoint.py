@@ -47,7 +47,7 @@ class OpenedCheckpoint(NamedTuple):
             "step": self.step,
             "checkpoint": str(self.directory / str(self.step)),
             "protocol": self.evaluation.evaluator.protocol,
-            "dataset": self.evaluation.dataset.name,
+            "dataset": self.evaluation.model.dataset.name,
             "config_sha256": provenance.config_sha256(provenance.config_as_json(self.config)),
             "run_config_sha256": self.restored.meta.get("config_sha256"),
             "versions": provenance.package_versions(),
@@ -70,7 +70,7 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path, whic
     """
     evaluation = open_evaluation(config, make_mesh())
     directory, _ = find_checkpoints(workdir)
-    restored = restore_weights(workdir, evaluation.target, which)
+    restored = restore_weights(workdir, evaluation.model.target, which)
     return OpenedCheckpoint(config, evaluation, restored, Path(directory))
 
 
@@ -80,10 +80,10 @@ def evaluate_checkpoint(checkpoint: OpenedCheckpoint) -> Evaluated:
     Raises:
       InputError: as `Evaluator.predictions`.
     """
-    evaluator, dataset = checkpoint.evaluation.evaluator, checkpoint.evaluation.dataset
-    weights = checkpoint.evaluation.weights(checkpoint.restored.state)
-    measures = measure(evaluator.predictions(*weights), dataset)
+    model, evaluator = checkpoint.evaluation
+    weights = model.weights(checkpoint.restored.state)
+    measures = measure(evaluator.predictions(*weights), model.dataset)
     log = read_records(checkpoint.run / "metrics.jsonl")
     history = [record for record in log if record["event"] == "eval"]
     title = name_checkpoint(checkpoint.directory, checkpoint.step)
-    return Evaluated(title, measures, dataset, evaluator.records, checkpoint.facts(), history)
+    return Evaluated(title, measures, model.dataset, evaluator.records, checkpoint.facts(), history)
