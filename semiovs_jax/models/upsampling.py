@@ -83,19 +83,17 @@ class CornerConv:
         return _interleave_phases(convolve_corners(x, self.kernel.astype(x.dtype)))[:, 1:-1, 1:-1]
 
 
-def convolve_corners(x: jax.Array, kernel: jax.Array, *, padded_beforehand: bool = True) -> jax.Array:
+def convolve_corners(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 2x2 convolution over the corners of all pixels, also those of the border.
 
     Args:
       x: float [N, h, w, in].
       kernel: float [2, 2, in, out].
-      padded_beforehand: False: the convolution itself pads. Then the filter of the kernel's gradient is larger than its
-        image, and XLA swaps the two, for which it has no fast form on the CPU.
 
     Returns:
       float [N, h + 1, w + 1, out].
     """
-    border = ((1, 1), (1, 1))
-    if padded_beforehand:
-        x, border = jnp.pad(x, ((0, 0), *border, (0, 0))), ((0, 0), (0, 0))
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), border, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    # Padded beforehand: else the filter of the kernel's gradient is larger than its image, and XLA swaps the two, for
+    # which it has no fast form on the CPU.
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
