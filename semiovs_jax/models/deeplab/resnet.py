@@ -166,11 +166,11 @@ class ResNet(nnx.Module):
           Each stage's output (strides 4, 8, 16, 16 by default) and its true sizes.
         """
         x, size = remat_rest(ResNet._stem, self.remat)(self, x, size)
-        call = {kind: remat_block(kind.__call__, self.remat) for kind in (Bottleneck, BasicBlock)}
+        call = remat_block(type(self.stages[0][0]).__call__, self.remat)  # all blocks are of one kind
         features, sizes = [], []
         for stage in self.stages:
             for block in stage:
-                x = call[type(block)](block, x, size)
+                x = call(block, x, size)
                 size = strided_size(size, block.stride)
             features.append(x)
             sizes.append(size)

@@ -57,7 +57,7 @@ def load_pretrained(
 
 
 def state_dict(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> dict[str, np.ndarray]:
-    """See `Family`; not written yet."""
+    """See `Family`. It always raises: published students have packed tensors, which nothing here writes."""
     raise InputError(
         "SemiVL's students cannot be exported with the names of the PyTorch code; use --format=stablehlo, or read the "
         "checkpoint (Orbax)"
