@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import hlo
 from semiovs_jax.runtime.command import CPU_FLAGS
+from semiovs_jax.runtime.flops import count_flops
 from semiovs_jax.runtime.heap import return_free_memory
 from semiovs_jax.runtime.roofline import CHIPS, peak_flops, roofline
 
@@ -140,12 +141,9 @@ def compile_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stage
 
 
 def flops_per_device(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> float | None:
-    """FLOPs of a jitted step on one device; the body of a loop counts once.
+    """FLOPs of a jitted step on one device, see `count_flops`.
 
     None where the peak of the devices is unknown: there is nothing to compare with, and counting takes seconds.
-
-    They are those of the program before it is compiled: the compiler for GPUs replaces convolutions and products by
-    calls of libraries, whose FLOPs it does not count.
 
     Args:
       step: see `compile_step`.
@@ -154,8 +152,7 @@ def flops_per_device(step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> float
     """
     if peak_flops(mesh.devices.flat[0].device_kind) is None:
         return None
-    cost = cast(jax.stages.Wrapped, step).lower(*arguments).cost_analysis() or {}
-    return float(cost["flops"]) / mesh.devices.size if cost.get("flops", 0) > 0 else None
+    return count_flops(step, *arguments) / mesh.devices.size or None
 
 
 def bytes_per_device(compiled: jax.stages.Compiled) -> int:

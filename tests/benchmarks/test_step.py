@@ -10,7 +10,6 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax.benchmarks.ceiling import best_rate, jax_ceiling
-from semiovs_jax.benchmarks.flops import count_flops
 from semiovs_jax.benchmarks.step import __main__ as step
 from semiovs_jax.benchmarks.step import cases as step_cases
 from semiovs_jax.benchmarks.step import table as step_table
@@ -18,11 +17,14 @@ from semiovs_jax.benchmarks.step import weights as step_weights
 from semiovs_jax.benchmarks.step.cases import OURS, Case
 from semiovs_jax.benchmarks.step.ours import OurStep
 from semiovs_jax.benchmarks.turns import WorkerError
+from semiovs_jax.runtime.flops import count_flops
 
 TINY = Case("supervised", ood=False, backbone="resnet_tiny", crop_size=17, batch_size=2, precision="float32")
 ARGUMENTS = SimpleNamespace(
     rounds=2,
     steps=1,
+    update_only=False,
+    trace=None,
     methods=None,
     ood=None,
     backbones=None,
@@ -98,7 +100,7 @@ def test_rows_are_kept_in_the_file_and_measured_once(tmp_path, monkeypatch):
     measured, path, environment = [], tmp_path / "rows.json", {"platform": "cpu"}
     other = dataclasses.replace(TINY, crop_size=33)
 
-    def measure_case(case, sides, device, rounds, steps):
+    def measure_case(case, sides, device, rounds, steps, **options):
         measured.append(case)
         if case == other and len(measured) == 2:
             raise WorkerError("killed")
@@ -146,7 +148,7 @@ def test_a_case_of_ours_is_measured_in_its_own_process():
     row = step.measure_case(TINY, [OURS], "cpu", rounds=2, steps=1)
     assert json.loads(json.dumps(row)) == row
     assert row["images"] == 2
-    assert [list(found) for found in row["rounds"][OURS]] == [["step", "update"]] * 2
+    assert [list(found) for found in row["rounds"][OURS]] == [["update", "step"]] * 2
     assert row["prepared"][OURS]["flops"] > 0
     assert np.isfinite(row["prepared"][OURS]["loss"])
     memory = row["finished"][OURS]

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from semiovs_jax.benchmarks.flops import count_flops
 from semiovs_jax.models.clip.convnext import ClipConvNext, ClipConvNextConfig
 from semiovs_jax.models.clip.convnext_params import convert_convnext
 from semiovs_jax.models.clip.file import NORMALIZATIONS
@@ -25,6 +24,7 @@ from semiovs_jax.models.sed.params import convert_aggregator
 from semiovs_jax.ovs.maskclip import MaskClip
 from semiovs_jax.ovs.sed import Sed
 from semiovs_jax.ovs.vocabulary import Vocabulary
+from semiovs_jax.runtime.flops import count_flops
 from semiovs_jax.weights.keys import Converted, unflatten
 from semiovs_jax.weights.parts import part_shapes
 
@@ -178,10 +178,7 @@ def _part(
 
 
 def flops(labeler: Sed | MaskClip) -> float:
-    """FLOPs of the network for one image; see `count_flops`.
-
-    The body of a loop counts once, so SED must compute all concepts at once (`class_chunk` 0).
-    """
+    """FLOPs of the network for one image; see `count_flops`."""
     image = jax.ShapeDtypeStruct((1, labeler.image_size, labeler.image_size, 3), np.float32)
     network = labeler.probabilities if isinstance(labeler, Sed) else labeler.scores
     return count_flops(network, labeler.weights, image)

@@ -86,7 +86,16 @@ class Results:
             written.replace(self.path)
 
 
-def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, steps: int) -> dict[str, Any]:
+def measure_case(
+    case: Case,
+    sides: Sequence[str],
+    device: str,
+    rounds: int,
+    steps: int,
+    *,
+    whole: bool = True,
+    trace: Path | None = None,
+) -> dict[str, Any]:
     """Measures a case.
 
     Args:
@@ -95,6 +104,8 @@ def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, ste
       device: of PyTorch, "cpu" or "cuda".
       rounds: number of rounds.
       steps: of each side in a round.
+      whole: whether our whole step is measured, too, or the update alone.
+      trace: folder for a profile of each side, after the rounds; None for none.
 
     Returns:
       Plain data: the case, the images of a step, the date, and what each side's `prepare`, `measure` and `finish` have
@@ -113,14 +124,18 @@ def measure_case(case: Case, sides: Sequence[str], device: str, rounds: int, ste
         # Views are always ours; without our side, its process leaves before the others compute.
         with contextlib.nullcontext(workers[OURS]) if OURS in workers else start_worker(OURS) as ours:
             images = ours.call("build", **given)
-        prepared = {side: worker.call("prepare", folder=folder) for side, worker in workers.items()}
+        prepared = {side: worker.call("prepare", folder=folder, whole=whole) for side, worker in workers.items()}
         check_losses({side: found["loss"] for side, found in prepared.items()}, case)
+        turns = take_turns(workers, rounds, "measure", steps=steps)
+        if trace:
+            for side, worker in workers.items():
+                worker.call("trace", folder=str(trace / str(case).replace(" ", "_") / side))
         return {
             "case": given["case"],
             "date": datetime.date.today().isoformat(),
             "images": images,
             "prepared": prepared,
-            "rounds": take_turns(workers, rounds, "measure", steps=steps),
+            "rounds": turns,
             "finished": {side: worker.call("finish") for side, worker in workers.items()},
         }
 
@@ -155,7 +170,15 @@ def measure(results: Results, cases: Iterable[Case], sides: Sequence[str], argum
         if results.has(case, sides):
             continue
         try:
-            row = measure_case(case, sides, device, arguments.rounds, arguments.steps)
+            row = measure_case(
+                case,
+                sides,
+                device,
+                arguments.rounds,
+                arguments.steps,
+                whole=not arguments.update_only,
+                trace=Path(arguments.trace) if arguments.trace else None,
+            )
         except (WorkerError, LossError) as error:
             print(f"{case}: {error}", file=sys.stderr, flush=True)
             failed.append(case)
@@ -215,6 +238,8 @@ def _define_flags() -> None:
     flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
     flags.DEFINE_integer("steps", 3, "Steps of each side in a round.", lower_bound=1)
     flags.DEFINE_enum("only", None, ["ours", "torch"], "Measure one side alone.")
+    flags.DEFINE_bool("update_only", False, "Measures our update without the whole step: half of the compilation.")
+    flags.DEFINE_string("trace", None, "Folder for a profile of each side, of every case.")
     flags.DEFINE_string("json", None, "File of the rows, which a later call goes on with.")
 
 

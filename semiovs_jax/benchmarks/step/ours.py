@@ -13,7 +13,6 @@ from flax import nnx
 
 from data_pipelines.errors import Faults
 from semiovs_jax import experiment
-from semiovs_jax.benchmarks.flops import count_flops
 from semiovs_jax.benchmarks.step.cases import (
     DRAWN_SNAPSHOTS,
     FIRST_STEP,
@@ -28,7 +27,8 @@ from semiovs_jax.labelers import View
 from semiovs_jax.labelers.snapshots import SnapshotDraw, label_by_draw
 from semiovs_jax.methods import Method
 from semiovs_jax.models import Functional
-from semiovs_jax.runtime.ahead import compile_step
+from semiovs_jax.runtime.ahead import bytes_per_device, compile_step
+from semiovs_jax.runtime.flops import count_flops
 from semiovs_jax.runtime.sharding import make_mesh, replicated, shard_batch
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import Labels, StepSpec, label_views, make_train_step, update
@@ -46,11 +46,9 @@ class OurStep:
       seed: of the images.
 
     Attributes:
-      compile_seconds: of the step, set by `compile_step`.
       images: of all streams in a step.
     """
 
-    compile_seconds: float
     images: int
 
     def __init__(self, case: Case, weights: Weights | None = None, seed: int = 0):
@@ -74,26 +72,32 @@ class OurStep:
         """The views of the first step, for a step in another framework."""
         return flatten_views(*self._views, self._draw)
 
-    def compile_step(self) -> None:
-        """Compiles the whole step."""
+    def compile_step(self) -> float:
+        """Compiles the whole step; returns the seconds that it took."""
         start = time.perf_counter()
         step = make_train_step(self._spec, self._mesh)
         self._step = compile_step(step, (self._state, self._batch, self._frozen), self._mesh)
-        self.compile_seconds = time.perf_counter() - start
+        return time.perf_counter() - start
 
-    def compile_update(self) -> None:
-        """Compiles the update alone."""
+    def compile_update(self) -> float:
+        """Compiles the update alone; returns the seconds that it took, without those to make the views."""
         arguments = (self._state, *self._given())
+        start = time.perf_counter()
         update_alone = functools.partial(self._update_alone, self._spec)
         jitted = jax.jit(update_alone, donate_argnums=0, out_shardings=replicated(self._mesh))
         self._update = compile_step(jitted, arguments, self._mesh)
+        return time.perf_counter() - start
 
     def flops(self) -> float:
         """FLOPs of one update in which nothing is computed twice, whatever the case's `remat`; see `count_flops`.
 
-        The body of a loop counts once: of PrevMatch's snapshots, one.
+        PrevMatch labels with a drawn number of snapshots, of which one counts.
         """
         return count_flops(functools.partial(self._update_alone, self._plain), self._state, *self._given())
+
+    def planned_bytes(self) -> int:
+        """Memory of the device that the compiler plans for an update."""
+        return bytes_per_device(self._update)
 
     def step(self) -> None:
         """One whole step, views included; returns before the device is done."""

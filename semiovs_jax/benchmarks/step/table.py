@@ -35,7 +35,7 @@ def ratios(row: Row, part: str, unit: str = "seconds") -> list[float]:
     if other is None or OURS not in row["rounds"]:
         return []
     pairs = zip(row["rounds"][OURS], row["rounds"][other], strict=True)
-    return [ours[part][unit] / theirs["update"][unit] for ours, theirs in pairs]
+    return [ours[part][unit] / theirs["update"][unit] for ours, theirs in pairs if part in ours]
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -47,8 +47,8 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _median(row: Row, side: str | None, part: str, unit: str) -> float | None:
-    """Of one step in a round."""
-    rounds = row["rounds"].get(side, ())
+    """Of one step in a round; None where the part was not measured."""
+    rounds = [found for found in row["rounds"].get(side, ()) if part in found]
     return statistics.median(found[part][unit] / found[part]["batches"] for found in rounds) if rounds else None
 
 

@@ -70,32 +70,50 @@ class OurSide:
         write_arrays(Path(folder) / _VIEWS, self._step.flat_views())
         return self._step.images
 
-    def prepare(self, folder: str) -> dict[str, float]:
-        """Compiles; returns the first loss, the FLOPs of an update, and the seconds to compile the step."""
+    def prepare(self, folder: str, whole: bool) -> dict[str, float]:
+        """Compiles.
+
+        Args:
+          folder: of `build`.
+          whole: whether the whole step is measured, too, or the update alone.
+
+        Returns:
+          The first loss, the FLOPs of an update, and the seconds to compile the whole step, or the update without it.
+        """
         del folder
-        self._step.compile_update()
+        self._parts = {"update": self._step.update} | ({"step": self._step.step} if whole else {})
+        seconds = self._step.compile_update()
         loss = float(self._step.update())
         self._built = peak_host_bytes()
         reset_peak()
         self._step.update()
         self._step.synchronize()
         self._peak = peak_host_bytes()  # before the other program is there: a run has one
-        self._step.compile_step()
-        self._step.step()
-        self._step.synchronize()
-        return {"loss": loss, "flops": self._step.flops(), "compile_seconds": self._step.compile_seconds}
+        if whole:
+            seconds = self._step.compile_step()
+            self._step.step()
+            self._step.synchronize()
+        return {"loss": loss, "flops": self._step.flops(), "compile_seconds": seconds}
 
     def measure(self, steps: int) -> dict[str, dict[str, float]]:
-        """The cost of a number of whole steps, and of updates alone."""
-        parts = {"step": self._step.step, "update": self._step.update}
-        return {name: usage(run, self._step.synchronize, steps) for name, run in parts.items()}
+        """The cost of a number of updates alone, and of whole steps."""
+        return {name: usage(run, self._step.synchronize, steps) for name, run in self._parts.items()}
+
+    def trace(self, folder: str) -> None:
+        """Writes a profile of an update, which XProf shows, to `folder`."""
+        import jax
+
+        with jax.profiler.trace(folder):
+            self._step.update()
+            self._step.synchronize()
 
     def finish(self) -> dict[str, float | None]:
-        """Peaks of memory in bytes, and the FLOPs per second of matrix products."""
+        """Peaks of memory in bytes, what the compiler plans for an update, and the FLOPs per second of products."""
         from semiovs_jax.benchmarks.ceiling import jax_ceiling
 
         stats = self._device.memory_stats() or {}
         found = _peaks(self._baseline, self._built, self._peak) | {"device_bytes": stats.get("peak_bytes_in_use")}
+        found["planned_bytes"] = self._step.planned_bytes()
         precision = PRECISIONS[self._case.precision]
         return found | {"ceiling": jax_ceiling(precision.dtype, precision.products)}
 
@@ -150,8 +168,9 @@ class TorchSide:
         self._step = TorchStep(settings, seed=0, constants=constants)
         write_weights(Path(folder) / _WEIGHTS, self._step)
 
-    def prepare(self, folder: str) -> dict[str, float]:
+    def prepare(self, folder: str, whole: bool) -> dict[str, float]:
         """Returns the first loss, and the seconds of that and of the first update, compilation included."""
+        del whole
         with np.load(Path(folder) / _VIEWS) as file:
             self._views = self._step.place(dict(file))
         start = time.perf_counter()
@@ -168,6 +187,16 @@ class TorchSide:
     def measure(self, steps: int) -> dict[str, dict[str, float]]:
         """The cost of a number of updates."""
         return {"update": usage(self._update, self._step.synchronize, steps)}
+
+    def trace(self, folder: str) -> None:
+        """Writes a profile of an update, which chrome://tracing shows, to `folder`."""
+        import torch
+
+        with torch.profiler.profile() as profile:
+            self._update()
+            self._step.synchronize()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        profile.export_chrome_trace(str(Path(folder) / "torch.json"))
 
     def finish(self) -> dict[str, float | None]:
         """Peaks of memory in bytes, and the FLOPs per second of matrix products."""
