@@ -20,7 +20,7 @@ from absl import flags
 from semiovs_jax.experiment import abstract_inputs
 from semiovs_jax.runtime.ahead import Report, format_report, report_step, topology_devices
 from semiovs_jax.runtime.command import run_command
-from semiovs_jax.runtime.sharding import make_mesh
+from semiovs_jax.runtime.sharding import make_mesh, share_state
 from semiovs_jax.train_state import count_parameters
 from semiovs_jax.train_step import make_train_step
 
@@ -33,7 +33,7 @@ def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
     Raises:
       InputError: an unknown topology, an invalid config value, or a step that does not fit.
     """
-    mesh = make_mesh(topology_devices(topology))
+    mesh = share_state(make_mesh(topology_devices(topology)), config.train.fsdp)
     spec, arguments = abstract_inputs(config, mesh)
     _logger.info("compiling for %d x %s, minutes for a large model", mesh.size, mesh.devices.flat[0].device_kind)
     images = config.batch_size * len(spec.method.streams)

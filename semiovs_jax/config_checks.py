@@ -73,12 +73,12 @@ class Inspection(NamedTuple):
         return self.experiment
 
 
-def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bool = False) -> Inspection:
+def inspect(config: ml_collections.ConfigDict, *, devices: int | None = None, thorough: bool = False) -> Inspection:
     """Looks at everything that can be wrong with a config, its weights, words and data; one fault hides no other.
 
     Args:
       config: an experiment, see `configs/common.py`.
-      devices: number of devices that share a batch.
+      devices: number of devices that share a batch; None if unknown.
       thorough: see `report_data`.
 
     Raises:
@@ -120,7 +120,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int = 1, thorough: bo
     return Inspection(dataset, method, vocabularies, report, cached, tuple(faults.found), tuple(warnings), experiment)
 
 
-def refuse_config(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
+def refuse_config(config: ml_collections.ConfigDict, *, devices: int | None = None) -> None:
     """Raises one `InputError` with everything that is wrong with a config, its weights and words; opens no image."""
     faults = Faults()
     _check_config(config, devices, faults)
@@ -128,7 +128,7 @@ def refuse_config(config: ml_collections.ConfigDict, *, devices: int = 1) -> Non
 
 
 def _check_config(
-    config: ml_collections.ConfigDict, devices: int, faults: Faults
+    config: ml_collections.ConfigDict, devices: int | None, faults: Faults
 ) -> tuple[Names, dict[str, Vocabulary]]:
     """The parts that a config names, and the words of its labelers by section; adds what is wrong to the faults."""
     names = settle_names(config, faults, devices=devices)

@@ -100,6 +100,7 @@ _TABLE: Mapping[str, Range] = {
     "train.checkpoint_every_steps": _integer(0),
     "train.max_bad_steps": _integer(0),
     "train.panel_images": _integer(0),
+    "train.fsdp": _integer(1),
     "train.profile_steps": Range(
         "two integers",
         _are_steps,

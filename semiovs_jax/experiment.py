@@ -39,7 +39,8 @@ from semiovs_jax.labelers import Facts, Labeler, build_labelers
 from semiovs_jax.methods import STUDENT, Method, make_unchecked, method_faults
 from semiovs_jax.models import Functional, Student, build_student, student_faults
 from semiovs_jax.optim import learning_rate_schedules, make_optimizer, optimizer_faults
-from semiovs_jax.runtime.sharding import batch_sharding, replicated, with_sharding
+from semiovs_jax.runtime import sharding
+from semiovs_jax.runtime.sharding import batch_sharding, put_state, with_sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import StepSpec
 
@@ -90,19 +91,21 @@ class Names(NamedTuple):
         return self.dataset, self.method, self.student
 
 
-def settle_names(config: ml_collections.ConfigDict, faults: Faults, *, devices: int = 1) -> Names:
+def settle_names(config: ml_collections.ConfigDict, faults: Faults, *, devices: int | None = None) -> Names:
     """Looks up the names and checks the numbers of a config; needs no file but that of the dataset's classes.
 
     Args:
       config: the experiment.
       faults: where to add what is wrong.
-      devices: number of devices that share a batch.
+      devices: number of devices that share a batch; None if unknown.
 
     Raises:
       InputError: numbers of another type than the config's.
     """
     faults.add(range_faults(config))
-    faults.add(_length_faults(config, devices))
+    faults.add(_length_faults(config))
+    if devices is not None and config.batch_size > 0 and config.train.fsdp > 0:
+        faults.add(_device_faults(config.batch_size, config.train.fsdp, devices))
     faults.add(method_faults(config.method))
     faults.add(student_faults(config.model))
     faults.add(optimizer_faults(config.optim))
@@ -115,13 +118,19 @@ def settle_names(config: ml_collections.ConfigDict, faults: Faults, *, devices: 
     return Names(dataset, make_unchecked(config.method), student)
 
 
-def _length_faults(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
-    """What is wrong with lengths that depend on each other or on the devices."""
-    if config.batch_size > 0 and config.batch_size % devices:
+def _device_faults(batch_size: int, fsdp: int, devices: int) -> Iterator[str]:
+    """What the devices cannot divide."""
+    if batch_size % devices:
         yield (
-            f"config.batch_size={config.batch_size} cannot be split over {devices} devices; set it to a positive "
-            f"multiple of {devices}, such as --config.batch_size={max(1, round(config.batch_size / devices)) * devices}"
+            f"config.batch_size={batch_size} cannot be split over {devices} devices; set it to a positive "
+            f"multiple of {devices}, such as --config.batch_size={max(1, round(batch_size / devices)) * devices}"
         )
+    if fault := sharding.fsdp_fault(fsdp, devices):
+        yield fault
+
+
+def _length_faults(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """What is wrong with lengths that depend on each other."""
     if config.data.make not in ("", "shapes"):
         yield f"config.data.make={config.data.make!r}: choose 'shapes', or '' to make nothing"
     train = config.train
@@ -203,7 +212,7 @@ def initial_state(config: ml_collections.ConfigDict, dataset: DatasetInfo, spec:
       InputError: as `initial_weights`, or weights that are not finite.
     """
     params, batch_stats = initial_weights(config, dataset, make_student(config, dataset))
-    state = jax.device_put(TrainState.create(params, batch_stats, spec.optimizer, spec.labelers), replicated(mesh))
+    state = put_state(TrainState.create(params, batch_stats, spec.optimizer, spec.labelers), mesh)
     if parts := not_finite(state):
         raise InputError(
             f"config.model.weights={config.model.weights!r}: the initial state holds a NaN or an infinity in "
@@ -216,7 +225,7 @@ def state_structs(student: Student, spec: StepSpec, mesh: Mesh) -> TrainState:
     """The shapes of a state, with shardings; `student` may be shapes, too."""
     _, params, batch_stats = Functional.create(student)
     create = functools.partial(TrainState.create, optimizer=spec.optimizer, labelers=spec.labelers)
-    return with_sharding(jax.eval_shape(create, params, batch_stats), replicated(mesh))
+    return sharding.state_structs(jax.eval_shape(create, params, batch_stats), mesh)
 
 
 def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainData:
@@ -322,7 +331,7 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     return spec, Arguments(
         state_structs(student, spec, mesh),
         with_sharding(batch_structs(config, method), batch_sharding(mesh)),
-        with_sharding(weights, replicated(mesh)),
+        sharding.state_structs(weights, mesh),
     )
 
 
@@ -365,7 +374,7 @@ def _evaluated_model(
         labeler = make_labelers(config, dataset, method, student)[name]
         target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
         weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
-    return Model(dataset, student, function, with_sharding(target, replicated(mesh)), weights)
+    return Model(dataset, student, function, sharding.state_structs(target, mesh), weights)
 
 
 class Evaluation(NamedTuple):

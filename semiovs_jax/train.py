@@ -31,7 +31,7 @@ from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.profile import Profile
-from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, replicated, shard_batch, with_sharding
+from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, put_state, shard_batch, share_state, with_sharding
 from semiovs_jax.runtime.workdir import check_workdir
 from semiovs_jax.train_state import TrainState, count_parameters
 from semiovs_jax.train_step import StepSpec, make_after_evaluation, make_train_step
@@ -69,6 +69,7 @@ def train_and_evaluate(
         refuse_config(config, devices=mesh.size)
     experiment.make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
+    mesh = share_state(mesh, config.train.fsdp)
     check_workdir(folder.path)
     folder.refuse_changed_images(run.labels)
     labelers = experiment.make_labelers(config, run.dataset, run.method, run.student)
@@ -83,7 +84,7 @@ def train_and_evaluate(
     spec = experiment.make_step_spec(
         config, run.dataset, run.method, run.student, labelers, steps=steps, steps_per_epoch=data.steps_per_epoch
     )
-    weights = jax.device_put({name: labeler.weights for name, labeler in labelers.items()}, replicated(mesh))
+    weights = put_state({name: labeler.weights for name, labeler in labelers.items()}, mesh)
     after_evaluation = make_after_evaluation(spec, mesh)
     records = ValidationRecords(run.sources["val"], run.dataset, run.report.val_sizes)
     evaluator = Evaluator(

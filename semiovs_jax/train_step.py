@@ -20,7 +20,7 @@ from semiovs_jax.labelers.student import from_logits
 from semiovs_jax.methods import STUDENT, Method, Progress
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.optim import FROZEN
-from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated
+from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated, splits_state, state_shardings
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.views import Batch, Views, make_views, mixed_views, of_partner
 
@@ -336,11 +336,11 @@ TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Arr
 
 
 def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
-    """The jitted step (state, batch, labeler_weights) -> (state, metrics), its state donated and replicated.
+    """The jitted step (state, batch, labeler_weights) -> (state, metrics), its state donated.
 
     The metrics are those of `scalars`, gradient_norm, and the learning rates of this update, learning_rate_<group>.
-    `batch` is one batch of `data_pipelines.pipeline`, sharded over the mesh axis "data"; batch statistics and loss
-    denominators are global, so the result does not depend on the number of devices.
+    `batch` is one batch of `data_pipelines.pipeline`, split over the devices; batch statistics and loss denominators
+    are global, so the result does not depend on the number of devices.
     """
 
     def train_step(state: TrainState, batch: Batch, weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -357,7 +357,14 @@ def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
             new = skip_unless(finite, state, new)
         return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+    if not splits_state(mesh):
+        return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+
+    def split_train_step(state: TrainState, batch: Batch, weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, metrics = train_step(state, batch, weights)
+        return _split(new, mesh), jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+
+    return jax.jit(split_train_step, donate_argnums=0)
 
 
 def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, float], TrainState]:
@@ -368,6 +375,10 @@ def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, f
             name: spec.labelers[name].after_evaluation(own, state.params, state.batch_stats, miou)
             for name, own in state.labelers.items()
         }
-        return dataclasses.replace(state, labelers=labelers)
+        return _split(dataclasses.replace(state, labelers=labelers), mesh)
 
-    return jax.jit(after_evaluation, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(after_evaluation, donate_argnums=0)
+
+
+def _split(state: TrainState, mesh: Mesh) -> TrainState:
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))

@@ -275,7 +275,7 @@ def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method.name": "supervised", "method.ood": "none"},
+        {"method.name": "supervised", "method.ood": "none", "train.fsdp": 2},
         {"method.ood": "unlabeled"},
         {
             "ovs.labels": "online",
@@ -294,7 +294,7 @@ def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_pa
             "eval.stride": 24,
         },
     ],
-    ids=["supervised", "ood-as-unlabeled", "online-stream-worker-bfloat16-remat", "semivl-short-side-and-windows"],
+    ids=["supervised-fsdp", "ood-as-unlabeled", "online-stream-worker-bfloat16-remat", "semivl-short-side-and-windows"],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):
     changes = {**changes, "train.steps": 2, "train.panel_images": 0}
@@ -316,6 +316,7 @@ def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Pa
         ({"ovs.weights": "none.safetensors"}, r"none\.safetensors"),
         ({"ovs.labels": "guessed"}, r"config\.ovs\.labels='guessed'"),
         ({"batch_size": 3}, r"config\.batch_size=3 cannot be split over 2 devices"),
+        ({"train.fsdp": 3}, r"config\.train\.fsdp=3 does not divide the 2 device"),
         ({"method.name": "fixmatch"}, r"config\.method\.name='fixmatch': no such method"),
         ({"train.steps": 0, "train.epochs": 0}, r"make no step"),
         ({"eval.window": 999}, r"config\.eval\.window=999 is larger than a validation image"),

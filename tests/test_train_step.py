@@ -75,16 +75,24 @@ def _labels(spec: train_step.StepSpec, batch: dict, state: TrainState) -> train_
     return train_step.label_views(key, batch, _views(spec, batch, state.step), state, _weights(spec), spec)
 
 
-def _run(spec: train_step.StepSpec, state: TrainState, devices: int, steps: int, size: int):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+def _run(spec: train_step.StepSpec, state: TrainState, devices: int, steps: int, size: int, fsdp: int = 1):
+    mesh = sharding.share_state(sharding.make_mesh(jax.devices()[:devices]), fsdp)
     step = train_step.make_train_step(spec, mesh)
-    state = jax.device_put(state, sharding.replicated(mesh))
+    state = sharding.put_state(state, mesh)
+    expected = [leaf.sharding for leaf in jax.tree.leaves(state)]
     batch = sharding.shard_batch(_batch(spec.method, size), mesh)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch, _weights(spec))
         losses.append(jax.device_get(metrics))
-    return jax.device_get(state), losses
+    found = zip(jax.tree.leaves(state), expected, strict=True)
+    assert all(leaf.sharding.is_equivalent_to(own, leaf.ndim) for leaf, own in found)
+    return jax.device_get(state), losses, _bytes(state)
+
+
+def _bytes(state: TrainState) -> int:
+    """On the first device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
 
 
 def _with_snapshots(state: TrainState, count: int) -> TrainState:
@@ -97,7 +105,7 @@ def _with_snapshots(state: TrainState, count: int) -> TrainState:
 
 
 @pytest.mark.slow
-def test_eight_devices_equal_one():
+def test_eight_devices_equal_one_whether_they_share_the_state_or_not():
     """PrevMatch, which has all of UniMatch's terms; in float64, where what is more than rounding would show.
 
     The images are small: convolutions in float64 take long here.
@@ -106,13 +114,16 @@ def test_eight_devices_equal_one():
         spec, state = _setup("prevmatch")
         state = _with_snapshots(dataclasses.replace(state, step=jnp.int32(4)), 2)  # mu is largest there
         state = jax.tree.map(lambda leaf: np.float64(leaf) if leaf.dtype == np.float32 else leaf, jax.device_get(state))
-        one, losses_one = _run(spec, state, devices=1, steps=2, size=17)
-        eight, losses_eight = _run(spec, state, devices=8, steps=2, size=17)
+        one, losses_one, bytes_one = _run(spec, state, devices=1, steps=3, size=17)
+        others = {fsdp: _run(spec, state, devices=8, steps=3, size=17, fsdp=fsdp) for fsdp in (1, 4)}
     close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
-    assert jax.tree.leaves(eight.params)[0].dtype == np.float64
     assert all(losses[f"loss_{term.name}"] > 0 for losses in losses_one for term in spec.method.terms)
-    jax.tree.map(close, losses_one, losses_eight)
-    jax.tree.map(close, (one.params, one.batch_stats), (eight.params, eight.batch_stats))
+    for eight, losses_eight, _ in others.values():
+        assert jax.tree.leaves(eight.params)[0].dtype == np.float64
+        jax.tree.map(close, losses_one, losses_eight)
+        jax.tree.map(close, (one.params, one.batch_stats), (eight.params, eight.batch_stats))
+    assert others[1][2] == bytes_one
+    assert others[4][2] < 0.35 * bytes_one, "a fourth of all but small arrays"
 
 
 @pytest.mark.parametrize(("name", "ood"), [("supervised", "none"), ("unimatch", "none")])

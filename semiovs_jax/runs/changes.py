@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset(
         "eval.max_shapes",
         "ovs.batch_size",
         "train.checkpoint_every_steps",
+        "train.fsdp",
         "train.log_every_steps",
         "train.max_bad_steps",
         "train.panel_images",
@@ -58,6 +59,7 @@ _ADDED = {
     "clip.matmul_precision": "default",
     "model.matmul_precision": "default",
     "ovs.matmul_precision": "default",
+    "train.fsdp": 1,
     "train.profile_steps": [0, 0],
 }
 

@@ -19,6 +19,7 @@ from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.runtime.flops import count_flops
 from semiovs_jax.runtime.heap import return_free_memory
 from semiovs_jax.runtime.roofline import CHIPS, peak_flops, roofline
+from semiovs_jax.runtime.sharding import splits_state
 
 # Without these, libtpu asks the network for this machine's TPU and complains if there is none.
 _NO_TPU_HERE = {
@@ -163,7 +164,7 @@ def bytes_per_device(compiled: jax.stages.Compiled) -> int:
 
 
 def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters: int = 0, images: int = 0) -> Report:
-    """Compiles a jitted step for a mesh whose only axis splits the batch, and inspects the program.
+    """Compiles a jitted step for a mesh, and inspects the program.
 
     Args:
       step: see `compile_step`.
@@ -195,7 +196,7 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
         flops=float(cost.get("flops", 0.0)),
         bytes_accessed=float(cost.get("bytes accessed", 0.0)),
         collectives=tuple(hlo.find_collectives(instructions)),
-        faults=tuple(hlo.find_faults(instructions, data_parallel=True)),
+        faults=tuple(hlo.find_faults(instructions, data_parallel=not splits_state(mesh))),
     )
 
 
@@ -225,7 +226,9 @@ def format_report(report: Report) -> str:
     lines = [head, *(f"{name:<{width}}{value:>12}" for name, value in rows)]
     lines += [f"FAULT: the step {fault}" for fault in report.faults]
     if not report.faults:
-        lines.append("no host callbacks, no float64, no dynamic shapes, no collectives but all-reduce")
+        others = {counted.kind for counted in report.collectives} - {"all-reduce"}
+        only = "" if others else ", no collectives but all-reduce"
+        lines.append(f"no host callbacks, no float64, no dynamic shapes{only}")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.runtime.overlap import one_behind
-from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
+from semiovs_jax.runtime.sharding import batch_sharding, put_state, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes
 
@@ -167,7 +167,7 @@ class Job:
     def _compute(self, decoded: Iterable[tuple[Batch, list[_Image]]]) -> Iterator[tuple[list[_Image], Any]]:
         """Starts the computation of each batch; yields its images with labels and confidences still on the devices."""
         label = self._label_function()
-        weights = jax.device_put(self.ovs.weights, replicated(self.mesh))
+        weights = put_state(self.ovs.weights, self.mesh)
         for batch, images in decoded:
             yield images, label(weights, *self._inputs(batch.canvas, images), canvas=batch.canvas)
 
