@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import DatasetInfo
@@ -27,7 +28,7 @@ from semiovs_jax.evaluation.measures import ImagePrediction
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models import Functional
 from semiovs_jax.models.precision import full_precision
-from semiovs_jax.runtime.sharding import replicated, shard_batch
+from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
 _Group = tuple[int, list[int]]  # the bucket of a batch, and the positions of its records
@@ -50,10 +51,14 @@ class ImageScores(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """Of a batch: int32 [N, K, K], pixels by true and predicted class, and int32 [], images with logits not finite."""
+    """Of a batch: int32 [K, K], pixels by true and predicted class, and int32 [], images with logits not finite.
 
-    confusions: jax.Array
+    `by_image`, int32 [N, K, K], has the pixels of each image. It stays on the devices of the images.
+    """
+
+    confusion: jax.Array
     bad_images: jax.Array
+    by_image: jax.Array
 
 
 class _Planes(NamedTuple):
@@ -159,7 +164,8 @@ class Evaluator:
             self._label_shapes = _enclosing(sizes, buckets, len(self._input_shapes))
         self._buckets = buckets
         self._groups = _group(buckets, self._batch_size, range(len(buckets)))
-        self._confusions = jax.jit(self._count, static_argnames="shape", out_shardings=replicated(mesh))
+        count_shardings = _Counts(replicated(mesh), replicated(mesh), batch_sharding(mesh))
+        self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=count_shardings)
         self._planes = jax.jit(self._predict_planes, static_argnames="shape", out_shardings=replicated(mesh))
 
     def run(self, params: Any, batch_stats: Any) -> Scores:
@@ -171,24 +177,29 @@ class Evaluator:
           NotFiniteLogitsError: an image has logits that are not finite.
           InputError: an image or a label cannot be read or is invalid.
         """
-        return self.run_by_image(params, batch_stats)[0]
+        return self._run(params, batch_stats, None)
 
     def run_by_image(self, params: Any, batch_stats: Any) -> tuple[Scores, ImageScores]:
         """As `run`, with the scores of each image beside those of all."""
-        classes, images = self._dataset.num_classes, len(self.records)
-        total = np.zeros((classes, classes), np.int64)
-        found = ImageScores(np.full(images, np.nan), np.zeros((images, classes), np.int64))
+        images = len(self.records)
+        found = ImageScores(np.full(images, np.nan), np.zeros((images, self._dataset.num_classes), np.int64))
+        return self._run(params, batch_stats, found), found
+
+    def _run(self, params: Any, batch_stats: Any, found: ImageScores | None) -> Scores:
+        """As `run`; writes the scores of each image to `found`."""
+        total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
         bad_images = 0
-        computed = self._computed(self._confusions, self._groups, params, batch_stats)
+        computed = self._computed(self._confusion, self._groups, params, batch_stats)
         for (_, indices), counts in zip(self._groups, computed, strict=True):
-            for index, confusion in zip(indices, np.asarray(counts.confusions, np.int64), strict=False):
-                total += confusion
-                found.label_pixels[index] = confusion.sum(1)
-                if confusion.any():
-                    found.miou[index] = metrics.scores(confusion).mean_iou_present
+            total += np.asarray(counts.confusion)
             bad_images += int(counts.bad_images)
+            if found is not None:
+                for index, confusion in zip(indices, _on_host(counts.by_image), strict=False):
+                    found.label_pixels[index] = confusion.sum(1)
+                    if confusion.any():
+                        found.miou[index] = metrics.scores(confusion).mean_iou_present
         self._refuse_not_finite(bad_images)
-        return metrics.scores(total), found
+        return metrics.scores(total)
 
     def predictions(
         self, params: Any, batch_stats: Any, only: Collection[int] | None = None
@@ -256,10 +267,9 @@ class Evaluator:
         valid = batch["label"] != self._dataset.ignore_index
         finite = jnp.isfinite(logits).all(-1)
         classes = self._dataset.num_classes
-        return _Counts(
-            metrics.confusion_matrices(batch["label"], jnp.argmax(logits, -1), valid & finite, classes),
-            jnp.count_nonzero((valid & ~finite).any((1, 2))),
-        )
+        by_image = metrics.confusion_matrices(batch["label"], jnp.argmax(logits, -1), valid & finite, classes)
+        # Images are added up last: until then, no count moves between devices.
+        return _Counts(by_image.sum(0), jnp.count_nonzero((valid & ~finite).any((1, 2))), by_image)
 
     def _predict_planes(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Planes:
         logits = self._logits(params, batch_stats, batch, shape)
@@ -267,11 +277,11 @@ class Evaluator:
         finite = jnp.isfinite(logits).all(-1)
         return _Planes(batch["label"], jnp.argmax(logits, -1).astype(jnp.uint8), jnp.where(finite, confidence, jnp.nan))
 
-    def _batches(self, groups: Sequence[_Group]) -> Iterator[tuple[int, Batch]]:
+    def _batches(self, groups: Sequence[_Group] | None = None) -> Iterator[tuple[int, Batch]]:
         """The bucket of every batch with this process's rows, decoded one batch ahead."""
         rows = self._batch_size // jax.process_count()
         mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-        own = [(bucket, indices[mine]) for bucket, indices in groups]
+        own = [(bucket, indices[mine]) for bucket, indices in (self._groups if groups is None else groups)]
         order = [index for _, indices in own for index in indices]
         options = grain.ReadOptions(self._num_threads, max(self._num_threads, rows))
         records = iter(grain.MapDataset.source(order).map(self.records.__getitem__).to_iter_dataset(options))
@@ -308,6 +318,13 @@ def describe_protocol(config: ml_collections.ConfigDict) -> str:
         f"every validation image {how} and {size}, single scale, no flip; IoU from one confusion matrix over all "
         "images; mIoU over all classes with absent classes as 0, and over present classes"
     )
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """A whole array, whichever process has its parts."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> list[Size]:

@@ -11,7 +11,6 @@ _CHUNK = 8192  # pixels of an image that are counted at a time
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
     """The sum of `confusion_matrices`: int32 [K, K], exact for batches below 2**31 pixels."""
-    # Images are added up last: until then, no count moves between devices.
     return confusion_matrices(label, prediction, valid, num_classes).sum(0)
 
 
