@@ -42,8 +42,8 @@ def draw_pictures(runs: Sequence[ComparedRun], path: Path) -> None:
     predicted = [_predict(checkpoint, chosen) for checkpoint in opened]
     examples = make_examples(predicted[0].values(), records)
     columns = {
-        _title(run, checkpoint): [found[at].prediction for at in chosen]
-        for run, checkpoint, found in zip(runs, opened, predicted, strict=True)
+        f"{name}\n{_score(checkpoint)}": [found[at].prediction for at in chosen]
+        for name, checkpoint, found in zip(_short_names([run.name for run in runs]), opened, predicted, strict=True)
     }
     picture = draw_examples([examples[at] for at in chosen], columns, dataset)
     with whole_file(path) as part:
@@ -74,7 +74,16 @@ def _predict(checkpoint: OpenedCheckpoint, chosen: Sequence[int]) -> dict[int, I
     return {found.position: found for found in evaluator.predictions(*weights, only=chosen)}
 
 
-def _title(run: ComparedRun, checkpoint: OpenedCheckpoint) -> str:
+def _short_names(names: Sequence[str]) -> Sequence[str]:
+    """The last parts of paths, as many as tell them apart."""
+    paths = [Path(name).parts for name in names]
+    for count in range(1, max(map(len, paths)) + 1):
+        short = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(short)) == len(short):
+            return short
+    return names
+
+
+def _score(checkpoint: OpenedCheckpoint) -> str:
     miou = checkpoint.restored.meta.get("miou")
-    score = f"step {checkpoint.step}" if miou is None else f"mIoU {100 * miou:.1f} %"
-    return f"{run.name.rstrip('/').rpartition('/')[2]}\n{score}"
+    return f"step {checkpoint.step}" if miou is None else f"mIoU {100 * miou:.1f} %"
