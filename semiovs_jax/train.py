@@ -135,6 +135,7 @@ def train_and_evaluate(
 
             def evaluate(step: int, state: TrainState, batch: Any) -> tuple[TrainState, float | None]:
                 nonlocal by_image
+                by_image = None
                 with goodput.phase("steps"):
                     guard.check(step, state)
                 with goodput.phase("evaluation"):

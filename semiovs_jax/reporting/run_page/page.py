@@ -53,8 +53,12 @@ def format_page(
         "Classes": _class_table(result, shown, dataset) if best else "",
         "IoU over the run, 0 to 100 %": class_curves(history, dataset) if best else "",
         "Learning curves": wide_picture("learning curves", curves_png),
-        "Lowest mIoU: photograph, ground truth, prediction": _ranked(shown.worst, dataset) if shown else "",
-        "Highest mIoU: photograph, ground truth, prediction": _ranked(shown.best, dataset) if shown else "",
+        "Lowest mIoU: photograph, ground truth, prediction": _ranked(shown.worst, dataset)
+        if shown and shown.worst
+        else "",
+        "Highest mIoU: photograph, ground truth, prediction": _ranked(shown.best, dataset)
+        if shown and shown.best
+        else "",
         "Labels of OOD images: photograph, label, confidence": _ood(contents.ood, dataset) if contents.ood else "",
         "Data": _data(contents.splits, dataset),
         "The run before its first step": f"<pre>{text(summary)}</pre>",
