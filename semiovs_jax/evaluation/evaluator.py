@@ -53,12 +53,13 @@ class ImageScores(NamedTuple):
 class _Counts(NamedTuple):
     """Of a batch: int32 [K, K], pixels by true and predicted class, and int32 [], images with logits not finite.
 
-    `by_image`, int32 [N, K, K], has the pixels of each image. It stays on the devices of the images.
+    `by_image`, int32 [N, K, K], has the pixels of each image. It stays on the devices of the images. Or the shardings
+    of these arrays.
     """
 
-    confusion: jax.Array
-    bad_images: jax.Array
-    by_image: jax.Array
+    confusion: Any
+    bad_images: Any
+    by_image: Any
 
 
 class _Planes(NamedTuple):

@@ -46,19 +46,16 @@ def format_page(
       summary: the content of summary.txt.
       curves_png: the learning curves.
     """
-    shown, best = contents.shown, result.get("best")
-    score = f", mIoU {percent(best['miou'])}" if best else ""
+    shown, scores = contents.shown, result.get("best")
+    worst, best = (shown.worst, shown.best) if shown else ((), ())
+    score = f", mIoU {percent(scores['miou'])}" if scores else ""
     sections = {
         "Predictions": _every_class(shown, dataset) if shown else "",
-        "Classes": _class_table(result, shown, dataset) if best else "",
-        "IoU over the run, 0 to 100 %": class_curves(history, dataset) if best else "",
+        "Classes": _class_table(result, shown, dataset) if scores else "",
+        "IoU over the run, 0 to 100 %": class_curves(history, dataset) if scores else "",
         "Learning curves": wide_picture("learning curves", curves_png),
-        "Lowest mIoU: photograph, ground truth, prediction": _ranked(shown.worst, dataset)
-        if shown and shown.worst
-        else "",
-        "Highest mIoU: photograph, ground truth, prediction": _ranked(shown.best, dataset)
-        if shown and shown.best
-        else "",
+        "Lowest mIoU: photograph, ground truth, prediction": _ranked(worst, dataset),
+        "Highest mIoU: photograph, ground truth, prediction": _ranked(best, dataset),
         "Labels of OOD images: photograph, label, confidence": _ood(contents.ood, dataset) if contents.ood else "",
         "Data": _data(contents.splits, dataset),
         "The run before its first step": f"<pre>{text(summary)}</pre>",
@@ -96,7 +93,7 @@ def _ranked(examples: Sequence[tuple[Example, float]], dataset: DatasetInfo) -> 
 
 
 def _images(figures: str) -> str:
-    return f'<div class="images">\n{figures}</div>'
+    return f'<div class="images">\n{figures}</div>' if figures else ""
 
 
 def _class_table(result: Mapping[str, Any], shown: Shown | None, dataset: DatasetInfo) -> str:
