@@ -2,7 +2,8 @@
 
 Prints a table of their scores, what differs in their configs, and why scores should not be compared, if there is a
 reason. Runs that differ in the seed alone are summed up: mean and standard deviation. --out draws the mIoU and the loss
-of all runs in one picture. Runs need not be finished.
+of all runs in one picture. Runs need not be finished. --pictures draws validation images that show every class beside
+their ground truth and the predictions of each run's best checkpoint.
 """
 
 import argparse
@@ -22,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=program("semiovs_jax.compare"), description=description)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
+    parser.add_argument("--pictures", type=expand, metavar="FILE.png", help="picture of predictions to write")
     args = parser.parse_args(argv)
-    if args.out and args.out.suffix.lower() != ".png":
-        raise InputError(f"--out={args.out}: the picture is a PNG file; name it {args.out.with_suffix('.png')}")
+    for flag, path in (("--out", args.out), ("--pictures", args.pictures)):
+        if path and path.suffix.lower() != ".png":
+            raise InputError(f"{flag}={path}: the picture is a PNG file; name it {path.with_suffix('.png')}")
     runs = comparison.read_runs(list(dict.fromkeys(args.runs)))
     print(comparison.format_runs(runs))
     if len(runs) > 1:
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         comparison.draw_comparison(runs, args.out)
         print(f"\nwrote {args.out}")
+    if args.pictures:
+        comparison.draw_pictures(runs, args.pictures)
+        print(f"\nwrote {args.pictures}")
 
 
 if __name__ == "__main__":

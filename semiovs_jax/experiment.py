@@ -20,7 +20,7 @@ from data_pipelines.checking.report import DataReport
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.files import expand
-from data_pipelines.labels.cache import open_label_cache
+from data_pipelines.labels.cache import LabelCache, open_label_cache
 from data_pipelines.labels.external import open_external_labels
 from data_pipelines.labels.manifest import labels_folder
 from data_pipelines.labels.verify import Verified
@@ -234,12 +234,11 @@ def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainDat
     Raises:
       InputError: no OOD image is left by `config.data.ood_min_foreground`.
     """
-    method, labels, selection = run.method, None, None
-    if "ood" in method.streams and config.ovs.labels != "online":
-        folder = labels_folder(config.ovs.labels_dir)
-        labels = open_label_cache(folder) if config.ovs.labels == "cached" else open_external_labels(folder)
+    method, selection = run.method, None
+    labels = open_ood_labels(config, method)
+    if labels is not None:
         keys = Filter(config.data.ood_min_foreground, config.data.ood_repeat_threshold)
-        selection = select_images(run.sources["ood"], keys, folder, run.dataset)
+        selection = select_images(run.sources["ood"], keys, labels_folder(config.ovs.labels_dir), run.dataset)
     sources = train_sources(
         run.sources,
         method.streams,
@@ -257,6 +256,18 @@ def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainDat
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def open_ood_labels(config: ml_collections.ConfigDict, method: Method) -> LabelCache | None:
+    """The labels of the OOD images; None if the method reads none or they are made inside the step.
+
+    Raises:
+      InputError: as `open_label_cache` and `open_external_labels`.
+    """
+    if "ood" not in method.streams or config.ovs.labels == "online":
+        return None
+    folder = labels_folder(config.ovs.labels_dir)
+    return open_label_cache(folder) if config.ovs.labels == "cached" else open_external_labels(folder)
 
 
 def total_steps(config: ml_collections.ConfigDict, data: TrainData) -> int:

@@ -44,8 +44,10 @@ ul { list-style: none; margin: 0; padding: 0; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: 8px; }
 figcaption { margin-bottom: .5rem; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
-.tiles > * { width: 100%; background: var(--photo) 0 0 / 100% 100%; }
-.tiles img { display: block; width: 100%; height: 100%; }
+.tiles > * { width: 100%; position: relative; }
+.tiles > ::before { content: ""; position: absolute; inset: 0; background: var(--photo) 0 0 / 100% 100%; }
+.tiles > :has(img)::before { filter: grayscale(1) contrast(.6) brightness(.75); }
+.tiles img { display: block; position: relative; width: 100%; height: 100%; }
 .shares { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .5rem; }
 .shares li { display: flex; align-items: center; gap: .35rem; }
 """

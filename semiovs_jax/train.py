@@ -17,13 +17,14 @@ from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
 from semiovs_jax.config_checks import inspect as inspect_config
 from semiovs_jax.config_checks import refuse_config
-from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
+from semiovs_jax.evaluation.evaluator import Evaluator, ImageScores, NotFiniteLogitsError
 from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
 from semiovs_jax.ood_labels import prepare_labels
 from semiovs_jax.reporting import Report, Summary
 from semiovs_jax.reporting.goodput import Goodput
 from semiovs_jax.reporting.inspection import make_inspection
+from semiovs_jax.reporting.run_page import gather
 from semiovs_jax.runs.folder import open_run
 from semiovs_jax.runtime.ahead import bytes_per_device, compile_step, flops_per_device
 from semiovs_jax.runtime.callable_module import make_callable
@@ -131,15 +132,18 @@ def train_and_evaluate(
             Profile(folder.path / "profile", config.train.profile_steps, first, steps) as profile,
             Preemption(first) as preemption,
         ):
+            by_image: ImageScores | None = None  # of the last evaluation
 
             def evaluate(step: int, state: TrainState, batch: Any) -> tuple[TrainState, float | None]:
+                nonlocal by_image
+                by_image = None
                 with goodput.phase("steps"):
                     guard.check(step, state)
                 with goodput.phase("evaluation"):
                     if config.train.panel_images:
                         report.panel(step, inspect(state, batch, weights))
                     try:
-                        scores = evaluator.run(*evaluated_weights(spec, state))
+                        scores, by_image = evaluator.run_by_image(*evaluated_weights(spec, state))
                     except NotFiniteLogitsError as error:
                         _logger.warning("step %d has no mIoU: %s", step, error)
                         return state, None
@@ -199,6 +203,8 @@ def train_and_evaluate(
                 if leaving and step < steps:
                     raise preemption.stopped(f"after step {step} of {steps}")
 
+            with goodput.phase("evaluation"):
+                contents = gather(config, run, evaluator, evaluated_weights(spec, state), by_image)
             report.finish(
                 evaluator.protocol,
                 {
@@ -208,6 +214,7 @@ def train_and_evaluate(
                     "bad_records": list(data.bad_records),
                     "bad_steps": guard.bad_steps,
                 },
+                contents,
             )
     return preemption.received
 

@@ -71,6 +71,24 @@ def test_scores_are_those_of_the_run(run: Path, report: Path):
     assert len(record["calibration"]) == 15
 
 
+def test_a_run_ends_with_a_picture_and_a_page(run: Path):
+    picture = Image.open(run / "predictions.png")
+    assert picture.width == 3 * (240 + 6) + 6
+    page = SelfContained((run / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text)
+    last = json.loads((run / "result.json").read_text())["last"]
+    assert f"mIoU {100 * last['miou']:.1f} %, step 2" in text
+    assert all(name in text for name in ("val_000000", "val_000001", "val_000002", "val_000003"))  # all there are
+    assert (run / "summary.txt").read_text().strip() in text
+
+
+def test_two_runs_are_drawn_beside_each_other(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "pictures.png"
+    compare.main([str(run), f"{run}/", f"--pictures={out}"])
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert Image.open(out).width == 4 * (240 + 6) + 6
+
+
 def test_the_confusion_matrix_has_the_scores(report: Path):
     rows = read_csv(report / "confusion.csv")
     names = [row["true class"] for row in rows]

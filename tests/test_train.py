@@ -26,6 +26,7 @@ from semiovs_jax.initial import initial_weights
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import shrunk_demo
+from tests.html_page import SelfContained
 from tests.ovs.tiny_clip import write_vocabulary
 
 
@@ -66,6 +67,9 @@ def whole_run(folder: Path) -> Path:
 def test_a_run_leaves_all_that_a_person_looks_for(whole_run: Path, folder: Path):
     names = {path.name for path in whole_run.iterdir()}
     assert {"summary.txt", "metrics.jsonl", "tensorboard", "panels", "curves.png", "table.txt", "result.json"} <= names
+    assert {"predictions.png", "report.html"} <= names
+    page = SelfContained((whole_run / "report.html").read_text(encoding="utf-8"))
+    assert f"more in {folder / 'labels' / 'contact_sheet.html'}" in "".join(page.text)
     result = json.loads((whole_run / "result.json").read_text())
     assert result["last"]["step"] == 4
     assert 0 <= result["last"]["miou"] <= result["best"]["miou"] <= 1
@@ -102,6 +106,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole_run: Path, folder: Path, monkey
         train.train_and_evaluate(shrunk_demo(folder, **{"train.profile_steps": (1, 1)}), workdir)
     assert list((workdir / "profile").rglob("*.xplane.pb"))
     _assert_same_state(whole_run, workdir, 4)
+    assert (workdir / "predictions.png").read_bytes() == (whole_run / "predictions.png").read_bytes()
+    assert (workdir / "report.html").is_file()
     whole, stopped = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole_run, workdir)
     )
@@ -206,11 +212,12 @@ def test_an_evaluation_without_a_score_ends_no_run(folder: Path, tmp_path: Path,
     def no_score(self: Evaluator, params: object, batch_stats: object) -> None:
         raise NotFiniteLogitsError("1 of 4 validation images")
 
-    monkeypatch.setattr(Evaluator, "run", no_score)
+    monkeypatch.setattr(Evaluator, "run_by_image", no_score)
     changes = {"method.name": "supervised", "method.ood": "none", "train.panel_images": 0}
     train.train_and_evaluate(shrunk_demo(folder, **changes), tmp_path)
     assert restore_weights(tmp_path, {}).meta["miou"] is None
     assert "best" not in json.loads((tmp_path / "result.json").read_text())
+    assert "Learning curves" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_initial_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

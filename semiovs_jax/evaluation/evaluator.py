@@ -7,7 +7,7 @@ without padding.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import DatasetInfo
@@ -27,20 +28,38 @@ from semiovs_jax.evaluation.measures import ImagePrediction
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.models import Functional
 from semiovs_jax.models.precision import full_precision
-from semiovs_jax.runtime.sharding import replicated, shard_batch
+from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
+_Group = tuple[int, list[int]]  # the bucket of a batch, and the positions of its records
 
 
 class NotFiniteLogitsError(InputError):
     """Validation images whose logits are not finite: they have no prediction, so there is no mIoU."""
 
 
-class _Counts(NamedTuple):
-    """Of a batch: int32 [K, K], pixels by true and predicted class, and int32 [], images with logits not finite."""
+class ImageScores(NamedTuple):
+    """How well each image of a split is predicted, in the order of the split.
 
-    confusion: jax.Array
-    bad_images: jax.Array
+    Attributes:
+      miou: float64 [N], mean IoU over the classes in the label or the prediction; NaN without labeled pixels.
+      label_pixels: int64 [N, K], pixels of each true class.
+    """
+
+    miou: np.ndarray
+    label_pixels: np.ndarray
+
+
+class _Counts(NamedTuple):
+    """Of a batch: int32 [K, K], pixels by true and predicted class, and int32 [], images with logits not finite.
+
+    `by_image`, int32 [N, K, K], has the pixels of each image. It stays on the devices of the images. Or the shardings
+    of these arrays.
+    """
+
+    confusion: Any
+    bad_images: Any
+    by_image: Any
 
 
 class _Planes(NamedTuple):
@@ -144,8 +163,10 @@ class Evaluator:
         self._label_shapes = self._input_shapes
         if self._short_side:
             self._label_shapes = _enclosing(sizes, buckets, len(self._input_shapes))
-        self._groups = _group(buckets, self._batch_size)
-        self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=replicated(mesh))
+        self._buckets = buckets
+        self._groups = _group(buckets, self._batch_size, range(len(buckets)))
+        count_shardings = _Counts(replicated(mesh), replicated(mesh), batch_sharding(mesh))
+        self._confusion = jax.jit(self._count, static_argnames="shape", out_shardings=count_shardings)
         self._planes = jax.jit(self._predict_planes, static_argnames="shape", out_shardings=replicated(mesh))
 
     def run(self, params: Any, batch_stats: Any) -> Scores:
@@ -157,26 +178,50 @@ class Evaluator:
           NotFiniteLogitsError: an image has logits that are not finite.
           InputError: an image or a label cannot be read or is invalid.
         """
+        return self._run(params, batch_stats, None)
+
+    def run_by_image(self, params: Any, batch_stats: Any) -> tuple[Scores, ImageScores]:
+        """As `run`, with the scores of each image beside those of all."""
+        images = len(self.records)
+        found = ImageScores(np.full(images, np.nan), np.zeros((images, self._dataset.num_classes), np.int64))
+        return self._run(params, batch_stats, found), found
+
+    def _run(self, params: Any, batch_stats: Any, found: ImageScores | None) -> Scores:
+        """As `run`; writes the scores of each image to `found`."""
         total = np.zeros((self._dataset.num_classes, self._dataset.num_classes), np.int64)
         bad_images = 0
-        for counts in self._computed(self._confusion, params, batch_stats):
+        computed = self._computed(self._confusion, self._groups, params, batch_stats)
+        for (_, indices), counts in zip(self._groups, computed, strict=True):
             total += np.asarray(counts.confusion)
             bad_images += int(counts.bad_images)
+            if found is not None:
+                for index, confusion in zip(indices, _on_host(counts.by_image), strict=False):
+                    found.label_pixels[index] = confusion.sum(1)
+                    if confusion.any():
+                        found.miou[index] = metrics.scores(confusion).mean_iou_present
         self._refuse_not_finite(bad_images)
         return metrics.scores(total)
 
-    def predictions(self, params: Any, batch_stats: Any) -> Iterator[ImagePrediction]:
+    def predictions(
+        self, params: Any, batch_stats: Any, only: Collection[int] | None = None
+    ) -> Iterator[ImagePrediction]:
         """Predicts every image, from the logits that `run` scores; one forward pass, as there.
 
         Every process must call this, and gets all images.
+
+        Args:
+          params: parameters of the student.
+          batch_stats: its running statistics.
+          only: positions of the images to predict; None for all.
 
         Raises:
           NotFiniteLogitsError: after the last image; an image whose logits are not finite is left out.
           InputError: an image or a label cannot be read or is invalid.
         """
         bad_images = 0
-        batches = self._computed(self._planes, params, batch_stats)
-        for (_, indices), planes in zip(self._groups, batches, strict=True):
+        groups = self._groups if only is None else _group(self._buckets, self._batch_size, only)
+        batches = self._computed(self._planes, groups, params, batch_stats)
+        for (_, indices), planes in zip(groups, batches, strict=True):
             whole = [np.asarray(plane) for plane in planes]
             for row, index in enumerate(indices):
                 height, width = self.records.sizes[index]
@@ -195,10 +240,12 @@ class Evaluator:
                 "--config.model.dtype=float32"
             )
 
-    def _computed(self, function: Callable[..., Any], params: Any, batch_stats: Any) -> Iterator[Any]:
+    def _computed(
+        self, function: Callable[..., Any], groups: Sequence[_Group], params: Any, batch_stats: Any
+    ) -> Iterator[Any]:
         """The result of every batch; the devices compute one batch while the host decodes the next."""
         pending: list[Any] = []
-        for bucket, batch in self._batches():
+        for bucket, batch in self._batches(groups):
             sharded = shard_batch(batch, self._mesh)
             pending.append(function(params, batch_stats, sharded, shape=self._input_shapes[bucket]))
             if len(pending) > 1:
@@ -221,10 +268,9 @@ class Evaluator:
         valid = batch["label"] != self._dataset.ignore_index
         finite = jnp.isfinite(logits).all(-1)
         classes = self._dataset.num_classes
-        return _Counts(
-            metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), valid & finite, classes),
-            jnp.count_nonzero((valid & ~finite).any((1, 2))),
-        )
+        by_image = metrics.confusion_matrices(batch["label"], jnp.argmax(logits, -1), valid & finite, classes)
+        # Images are added up last: until then, no count moves between devices.
+        return _Counts(by_image.sum(0), jnp.count_nonzero((valid & ~finite).any((1, 2))), by_image)
 
     def _predict_planes(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Planes:
         logits = self._logits(params, batch_stats, batch, shape)
@@ -232,15 +278,15 @@ class Evaluator:
         finite = jnp.isfinite(logits).all(-1)
         return _Planes(batch["label"], jnp.argmax(logits, -1).astype(jnp.uint8), jnp.where(finite, confidence, jnp.nan))
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def _batches(self, groups: Sequence[_Group] | None = None) -> Iterator[tuple[int, Batch]]:
         """The bucket of every batch with this process's rows, decoded one batch ahead."""
         rows = self._batch_size // jax.process_count()
         mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-        groups = [(bucket, indices[mine]) for bucket, indices in self._groups]
-        order = [index for _, indices in groups for index in indices]
+        own = [(bucket, indices[mine]) for bucket, indices in (self._groups if groups is None else groups)]
+        order = [index for _, indices in own for index in indices]
         options = grain.ReadOptions(self._num_threads, max(self._num_threads, rows))
         records = iter(grain.MapDataset.source(order).map(self.records.__getitem__).to_iter_dataset(options))
-        for bucket, indices in groups:
+        for bucket, indices in own:
             yield bucket, self._stack(bucket, itertools.islice(records, len(indices)), rows)
 
     def _stack(self, bucket: int, records: Iterable[dict[str, Any]], rows: int) -> Batch:
@@ -275,6 +321,13 @@ def describe_protocol(config: ml_collections.ConfigDict) -> str:
     )
 
 
+def _on_host(array: jax.Array) -> np.ndarray:
+    """A whole array, whichever process has its parts."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> list[Size]:
     """The smallest shape for the sizes in each of `count` buckets; (1, 1) for an empty bucket."""
     shapes = [(1, 1)] * count
@@ -283,10 +336,10 @@ def _enclosing(sizes: Sequence[Size], buckets: Sequence[int], count: int) -> lis
     return shapes
 
 
-def _group(buckets: list[int], batch_size: int) -> list[tuple[int, list[int]]]:
-    """Splits the record indices of each bucket into batches, as (bucket, indices)."""
+def _group(buckets: Sequence[int], batch_size: int, only: Collection[int]) -> list[_Group]:
+    """Splits some record indices into batches of one bucket each."""
     groups = []
-    for bucket in sorted(set(buckets)):
-        indices = [i for i, other in enumerate(buckets) if other == bucket]
+    for bucket in sorted({buckets[i] for i in only}):
+        indices = [i for i in sorted(set(only)) if buckets[i] == bucket]
         groups += [(bucket, indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return groups

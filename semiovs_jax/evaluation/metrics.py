@@ -10,10 +10,15 @@ _CHUNK = 8192  # pixels of an image that are counted at a time
 
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
-    """Counts the pixels of each (true, predicted) pair of classes.
+    """The sum of `confusion_matrices`: int32 [K, K], exact for batches below 2**31 pixels."""
+    return confusion_matrices(label, prediction, valid, num_classes).sum(0)
 
-    Exact for batches below 2**31 pixels. Sum the matrices of batches in int64 on the host: the counts of a whole
-    dataset may exceed int32.
+
+def confusion_matrices(label: jax.Array, prediction: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
+    """Counts the pixels of each (true, predicted) pair of classes, image by image.
+
+    Exact for images below 2**31 pixels. Sum the matrices of images in int64 on the host: the counts of a whole dataset
+    may exceed int32.
 
     Args:
       label: int [N, H, W], true classes; values of invalid pixels are not used.
@@ -22,7 +27,7 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, 
       num_classes: K.
 
     Returns:
-      int32 [K, K], rows by true class, columns by predicted class. A pixel with a class outside 0..K-1 is dropped.
+      int32 [N, K, K], rows by true class, columns by predicted class. A pixel with a class outside 0..K-1 is dropped.
     """
     n = label.shape[0]
     label = jnp.where(valid, label.astype(jnp.int32), -1)
@@ -36,9 +41,8 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, valid: jax.Array, 
         found = jnp.einsum("npk,npj->nkj", is_label, is_prediction, precision=jax.lax.Precision.DEFAULT)
         return counts + found.astype(jnp.int32), None
 
-    # Images are added up last: until then, no count moves between devices.
     counts, _ = jax.lax.scan(add, jnp.zeros((n, num_classes, num_classes), jnp.int32), chunks)
-    return counts.sum(0)
+    return counts
 
 
 def _chunks(plane: jax.Array) -> jax.Array:

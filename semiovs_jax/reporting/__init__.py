@@ -1,4 +1,4 @@
-"""Reports of a run: start summary, progress, metrics, TensorBoard, panels, curves, final table."""
+"""Reports of a run: start summary, progress, metrics, TensorBoard, panels, curves, final table, pictures and page."""
 
 from semiovs_jax.reporting.report import Report
 from semiovs_jax.reporting.summary import Summary

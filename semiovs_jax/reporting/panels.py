@@ -1,18 +1,25 @@
 """Panels: images, labels and predictions side by side in one picture."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.datasets import DatasetInfo
 from semiovs_jax.augment import IMAGENET_MEAN, IMAGENET_STD
+from semiovs_jax.reporting.overlays import overlay
 
 _LEAST_TILE = 144
 _GAP = 6
 _LINE = 18
 _WHITE = (255, 255, 255)
 _INK = (30, 30, 30)
+_EDGE = (170, 170, 170)
+_SWATCH = 12
+
+Column = np.ndarray | Sequence[np.ndarray]
+_Entry = tuple[str, int]  # a class of the legend and its index
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:
@@ -21,77 +28,99 @@ def to_pixels(image: np.ndarray) -> np.ndarray:
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
-def colored(label: np.ndarray, dataset: DatasetInfo) -> np.ndarray:
-    """Colors class indices with the dataset's palette, the ignore index white: from int [...] to uint8 [..., 3]."""
-    palette = dataset.palette.copy()
-    palette[dataset.ignore_index] = _WHITE
-    return palette[np.asarray(label).astype(np.uint8)]
-
-
-def draw_panel(columns: Mapping[str, np.ndarray], dataset: DatasetInfo) -> np.ndarray:
+def draw_panel(columns: Mapping[str, Column], dataset: DatasetInfo, width: int | None = None) -> np.ndarray:
     """Draws one row for each image and one column for each entry, with a legend of the classes that occur.
+
+    Labels lie over the images of the last column of images before them, see `overlays`.
 
     Args:
       columns: for each title, images (uint8 [N, H, W, 3], or float [N, H, W, 3] from `augment.normalize`) or labels
-        (int [N, H, W], with the dataset's ignore index). The columns may differ in N.
+        (int [N, H, W], with the dataset's ignore index). The columns may differ in N, and the pictures of a column in
+        size. A title may have several lines.
       dataset: class names, palette, ignore index.
+      width: of all pictures, in pixels, which are resized; None draws them as they are, small ones enlarged by whole
+        factors.
 
     Returns:
       uint8 [height, width, 3].
     """
-    tiles = {title: [_tile(picture, dataset) for picture in pictures] for title, pictures in columns.items()}
-    height, width = (max(tile.size[i] for column in tiles.values() for tile in column) for i in (1, 0))
+    tiles = _tiles(columns, dataset, width)
     rows = max(len(column) for column in tiles.values())
-    legend = _legend(columns, dataset)
+    width = max(tile.width for column in tiles.values() for tile in column)
+    heights = [max(column[row].height for column in tiles.values() if row < len(column)) for row in range(rows)]
+    head = _LINE * max(title.count("\n") + 1 for title in tiles)
+    tops = [head + sum(heights[:row]) + row * _GAP for row in range(rows + 1)]
     panel_width = len(tiles) * (width + _GAP) + _GAP
-    lines = _wrap(legend, panel_width)
-    panel = Image.new("RGB", (panel_width, _LINE + rows * (height + _GAP) + _LINE * len(lines) + _GAP), _WHITE)
+    lines = _wrap(_legend(columns, dataset), panel_width)
+    panel = Image.new("RGB", (panel_width, tops[-1] + _LINE * len(lines) + _GAP), _WHITE)
     draw = ImageDraw.Draw(panel)
     font = ImageFont.load_default(12)
     for i, (title, column) in enumerate(tiles.items()):
         left = _GAP + i * (width + _GAP)
-        draw.text((left, 2), _fitting(title, font, width), _INK, font)
-        for j, tile in enumerate(column):
-            top = _LINE + j * (height + _GAP)
+        for j, line in enumerate(title.split("\n")):
+            draw.text((left, 2 + j * _LINE), _fitting(line, font, width), _INK, font)
+        for top, tile in zip(tops, column, strict=False):
             panel.paste(tile, (left, top))
-            draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=(170, 170, 170))
-    for i, line in enumerate(lines):
-        top = _LINE + rows * (height + _GAP) + i * _LINE
-        for left, name, color in line:
-            draw.rectangle((left, top + 2, left + 12, top + 14), fill=color, outline=_INK)
-            draw.text((left + 17, top + 1), name, _INK, font)
+            draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=_EDGE)
+    for top, line_entries in enumerate(lines):
+        y = tops[-1] + top * _LINE
+        for left, (name, index) in line_entries:
+            square = overlay(np.full((_SWATCH, _SWATCH), index), dataset)
+            panel.paste(Image.fromarray(square), (left + 1, y + 3))
+            draw.rectangle((left, y + 2, left + _SWATCH + 1, y + 3 + _SWATCH), outline=_INK)
+            draw.text((left + 18, y + 1), name, _INK, font)
     return np.asarray(panel)
 
 
-def _tile(picture: np.ndarray, dataset: DatasetInfo) -> Image.Image:
-    picture = np.asarray(picture)
-    if picture.ndim == 2:
-        picture = colored(picture, dataset)
-    elif picture.dtype != np.uint8:
-        picture = to_pixels(picture)
-    # Integer factors keep the pixels of a label square.
-    factor = max(1, -(-_LEAST_TILE // max(picture.shape[:2])))
-    return Image.fromarray(picture.repeat(factor, 0).repeat(factor, 1))
+def _tiles(columns: Mapping[str, Column], dataset: DatasetInfo, width: int | None) -> dict[str, list[Image.Image]]:
+    tiles: dict[str, list[Image.Image]] = {}
+    images: list[np.ndarray] = []
+    for title, column in columns.items():
+        pictures = [np.asarray(picture) for picture in column]
+        if pictures[0].ndim == 3:
+            images = [picture if picture.dtype == np.uint8 else to_pixels(picture) for picture in pictures]
+            images = [_sized(image, width, Image.Resampling.BICUBIC) for image in images]
+            tiles[title] = [Image.fromarray(image) for image in images]
+        else:
+            labels = [_sized(label.astype(np.uint8), width, Image.Resampling.NEAREST) for label in pictures]
+            under = images[: len(labels)] + [None] * (len(labels) - len(images))
+            tiles[title] = [
+                Image.fromarray(overlay(label, dataset, _fits(image, label)))
+                for label, image in zip(labels, under, strict=True)
+            ]
+    return tiles
 
 
-def _legend(columns: Mapping[str, np.ndarray], dataset: DatasetInfo) -> list[tuple[str, tuple[int, ...]]]:
-    planes = [np.asarray(pictures) for pictures in columns.values() if np.ndim(pictures) == 3]
+def _sized(picture: np.ndarray, width: int | None, resampling: Image.Resampling) -> np.ndarray:
+    if width is None:
+        factor = max(1, math.ceil(_LEAST_TILE / max(picture.shape[:2])))
+        return picture.repeat(factor, 0).repeat(factor, 1)  # the pixels of a label stay square
+    height = max(1, round(width * picture.shape[0] / picture.shape[1]))
+    return np.asarray(Image.fromarray(picture).resize((width, height), resampling))
+
+
+def _fits(image: np.ndarray | None, label: np.ndarray) -> np.ndarray | None:
+    return image if image is not None and image.shape[:2] == label.shape else None
+
+
+def _legend(columns: Mapping[str, Column], dataset: DatasetInfo) -> list[_Entry]:
+    planes = [plane for column in columns.values() for plane in column if np.ndim(plane) == 2]
     found = sorted(set().union(*(np.unique(plane).tolist() for plane in planes)))
-    entries = [(dataset.classes[i], tuple(dataset.palette[i].tolist())) for i in found if i < dataset.num_classes]
-    return entries + ([("ignore", _WHITE)] if dataset.ignore_index in found else [])
+    entries = [(dataset.classes[i], i) for i in found if i < dataset.num_classes]
+    return entries + ([("ignored", dataset.ignore_index)] if dataset.ignore_index in found else [])
 
 
-def _wrap(legend: list[tuple[str, tuple[int, ...]]], width: int) -> list[list[tuple[int, str, tuple[int, ...]]]]:
-    """Breaks the legend into lines of (left edge, name, color)."""
+def _wrap(legend: Sequence[_Entry], width: int) -> list[list[tuple[int, _Entry]]]:
+    """Breaks the legend into lines of (left edge, entry)."""
     font = ImageFont.load_default(12)
-    lines: list[list[tuple[int, str, tuple[int, ...]]]] = []
+    lines: list[list[tuple[int, _Entry]]] = []
     left = width
-    for name, color in legend:
-        needed = 17 + int(font.getlength(name)) + 14
+    for entry in legend:
+        needed = 18 + int(font.getlength(entry[0])) + 14
         if left + needed > width:
             lines.append([])
             left = _GAP
-        lines[-1].append((left, name, color))
+        lines[-1].append((left, entry))
         left += needed
     return lines
 

@@ -12,9 +12,11 @@ from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from data_pipelines.files import remove_abandoned_parts
+from data_pipelines.files import remove_abandoned_parts, replace_file, whole_file
 from semiovs_jax.evaluation.metrics import Scores
-from semiovs_jax.reporting import curves, panels, table
+from semiovs_jax.methods.table import Method
+from semiovs_jax.reporting import curves, panels, run_page, table
+from semiovs_jax.reporting.examples import draw_examples
 from semiovs_jax.reporting.goodput import Goodput, format_shares
 from semiovs_jax.reporting.metrics_log import MetricsLog
 from semiovs_jax.reporting.progress import Clock, Progress
@@ -50,6 +52,8 @@ class Report:
         curves.png       losses, shares of confident pixels and mIoU over the steps
         panels/STEP.png  images, labels and predictions
         tensorboard/     scalars and panels
+        predictions.png  validation images that show every class, their ground truth and the last predictions
+        report.html      the whole run on one page
         summary.txt, result.json, table.txt
 
     A run that continues from a checkpoint continues these files. Their entries of later steps are removed.
@@ -98,6 +102,8 @@ class Report:
         self._total_steps = total_steps
         self._speed = Speed(images_per_step, devices, flops_per_step)
         self._goodput = goodput
+        self._method: Method | None = None
+        self._summary = ""
         self._log_every_steps = log_every_steps
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
@@ -126,7 +132,8 @@ class Report:
         """Prints the summary of the run."""
         if not self._writes:
             return
-        text = format_summary(summary)
+        self._method = summary.method
+        self._summary = text = format_summary(summary)
         self._progress.write(text)
         (self._workdir / "summary.txt").write_text(text + "\n", encoding="utf-8")
         self._board.add_text("summary", f"```\n{text}\n```", summary.restored_step or 0)
@@ -171,7 +178,7 @@ class Report:
         self._progress.write(
             f"step {step}: mIoU {100 * scores.mean_iou:.2f} %, best {100 * best['miou']:.2f} % at step {best['step']}"
         )
-        curves.draw_curves(self._log.records, self._workdir / "curves.png")
+        self._draw_curves()
         self._clock.restart(step)
 
     @_writing
@@ -189,16 +196,19 @@ class Report:
         return self._log.digest() if self._writes else None
 
     @_writing
-    def finish(self, protocol: str, facts: Mapping[str, Any] | None = None) -> None:
-        """Prints and writes the final table of the best and the last evaluation; writes the curves and result.json.
+    def finish(
+        self, protocol: str, facts: Mapping[str, Any] | None = None, contents: run_page.Contents | None = None
+    ) -> None:
+        """Prints and writes the final table of the best and the last evaluation; writes curves, page and result.json.
 
         Args:
           protocol: the evaluation protocol in one sentence.
           facts: additional entries of result.json, plain data.
+          contents: what the page of the run shows; None writes neither predictions.png nor report.html.
         """
         if not self._writes:
             return
-        curves.draw_curves(self._log.records, self._workdir / "curves.png")
+        self._draw_curves()
         evaluations = self._evaluations()
         result = {"protocol": protocol, **(facts or {})}
         if evaluations:
@@ -211,6 +221,9 @@ class Report:
                 result[name] = {key: value for key, value in record.items() if key != "event"}
         if self._goodput is not None:
             result["seconds"] = _rounded(self._goodput.seconds())
+        if contents is not None:
+            self._write_page(result, evaluations, contents)
+        # Last, because a run with a result is finished.
         table.write_result(self._workdir / "result.json", result)
         self.close()
 
@@ -225,6 +238,31 @@ class Report:
         if self._goodput is not None:
             self._progress.write(f"time of this start: {format_shares(self._goodput.seconds())}")
             self._goodput = None
+
+    def _draw_curves(self) -> None:
+        curves.draw_curves(self._log.records, self._workdir / "curves.png", self._method)
+
+    def _write_page(
+        self, result: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], contents: run_page.Contents
+    ) -> None:
+        if contents.shown is not None:
+            examples = contents.shown.every_class
+            title = f"prediction, step {self._total_steps}"
+            found = {title: [example.prediction for example in examples]}
+            picture = Image.fromarray(draw_examples(examples, found, self._dataset))
+            with whole_file(self._workdir / "predictions.png") as part:
+                picture.save(part, format="png")
+        page = run_page.format_page(
+            self._workdir,
+            self._dataset,
+            result,
+            evaluations,
+            contents,
+            summary=self._summary,
+            curves_png=(self._workdir / "curves.png").read_bytes(),
+        )
+        replace_file(self._workdir / "report.html", page)
+        self._progress.write(f"wrote {self._workdir / 'report.html'}; open it in a browser")
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [record for record in self._log.records if record["event"] == "eval"]

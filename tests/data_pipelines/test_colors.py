@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import voc_palette
+from data_pipelines.datasets import dataset_info, voc_palette
 from data_pipelines.datasets.colors import color_distances, distinct_colors
 
 BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
@@ -34,3 +34,17 @@ def test_those_without_red_cones_hardly_tell_red_from_black():
     red, black, blue = np.array([[120, 0, 0], [0, 0, 0], [0, 0, 255]], np.uint8)
     found = color_distances(np.stack([red, black, blue]))
     assert found[0, 1] < found[0, 2] / 2
+
+
+def test_the_colors_of_the_benchmark_differ_from_each_other_and_are_seen_on_black():
+    shapes = dataset_info("shapes")
+    colors = shapes.palette[1 : shapes.num_classes]
+    assert least_distance(colors) > 6 * JUST_NOTICEABLE > 3 * least_distance(voc_palette()[1 : shapes.num_classes])
+    assert contrast_on_black(colors).min() >= 3
+
+
+def contrast_on_black(colors: np.ndarray) -> np.ndarray:
+    """The contrast ratio of WCAG 2.2."""
+    share = colors / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05

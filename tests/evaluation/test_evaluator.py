@@ -180,6 +180,40 @@ def test_predictions_are_those_that_are_scored(how: dict[str, int], devices: int
     assert_same(metrics.scores(measure(found, DATASET).confusion), both.run(params, {}))
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_scores_of_each_image_are_those_of_its_prediction(devices: int):
+    records = Records(SIZES)
+    both = evaluator(Positional(), records, devices=devices)
+    scores, by_image = both.run_by_image(PARAMS, {})
+    assert_same(scores, both.run(PARAMS, {}))
+    measured = measure(both.predictions(PARAMS, {}), DATASET)
+    np.testing.assert_array_equal(by_image.miou, [image.miou for image in measured.images])
+    np.testing.assert_array_equal(by_image.label_pixels.sum(0), measured.confusion.sum(1))
+    labels = [records[index]["label"] for index in range(len(SIZES))]
+    expected = [np.bincount(label.ravel(), minlength=256)[:CLASSES] for label in labels]
+    np.testing.assert_array_equal(by_image.label_pixels, expected)
+
+
+def test_an_image_without_labels_has_no_score():
+    class Unlabeled(Records):
+        def __getitem__(self, index: Any) -> Any:
+            record = super().__getitem__(index)
+            return record | {"label": np.full_like(record["label"], IGNORE)} if index == 1 else record
+
+    _, by_image = evaluator(Positional(), Unlabeled(SIZES[:3])).run_by_image(PARAMS, {})
+    assert np.isnan(by_image.miou).tolist() == [False, True, False]
+
+
+def test_some_images_are_predicted_as_among_all():
+    both = evaluator(Positional(), Records(SIZES), devices=1)
+    whole = {found.position: found for found in both.predictions(PARAMS, {})}
+    some = {found.position: found for found in both.predictions(PARAMS, {}, only=[8, 1, 5, 1])}
+    assert sorted(some) == [1, 5, 8]
+    for position, found in some.items():
+        np.testing.assert_array_equal(found.prediction, whole[position].prediction)
+    assert list(both.predictions(PARAMS, {}, only=[])) == []
+
+
 def test_confidence_is_the_probability_of_the_predicted_class():
     records = Records(SIZES[:1])
     (found,) = evaluator(Positional(), records, devices=1).predictions(PARAMS, {})

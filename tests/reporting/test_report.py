@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
@@ -294,10 +295,26 @@ def test_panel_shows_pixels_labels_and_ignore(dataset):
     corners = [(18, 6), (18, 6 + 156)]
     for top, left in corners:
         np.testing.assert_array_equal(found[top, left].transpose(1, 2, 0), image[0])
-    plane = found[18, 6 + 2 * 156].transpose(1, 2, 0)
-    np.testing.assert_array_equal(plane[50, 0], dataset.palette[2])
-    np.testing.assert_array_equal(plane[120, 0], [255, 255, 255])
+    plane = found[18, 6 + 2 * 156].transpose(1, 2, 0).astype(int)
+    gray = np.asarray(Image.fromarray(image[0]).convert("L"), int)
+    background, square, ignored = plane[:40], plane[40:80], plane[80:]
+    assert np.ptp(background, -1).max() == 0  # the image alone, without its colors, not black and not as bright
+    assert np.corrcoef(background[..., 0].ravel(), gray[:40].ravel())[0, 1] > 0.99
+    assert 30 < background.min() < background.max() < 150
+    distances = np.abs(square.mean((0, 1)) - dataset.palette[1 : dataset.num_classes].astype(int)).sum(-1)
+    assert distances.argmin() == 1
+    assert np.corrcoef(square.sum(-1).ravel(), gray[40:80].ravel())[0, 1] > 0.99
+    assert {tuple(color) for color in ignored.reshape(-1, 3)} == {(255, 255, 255), (190, 190, 190)}
     assert picture.dtype == np.uint8
+
+
+def test_pictures_of_any_size_get_one_width(dataset):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, width, 3)).astype(np.uint8) for height, width in ((40, 60), (300, 100))]
+    labels = [np.full(image.shape[:2], 3) for image in images]
+    picture = panels.draw_panel({"image": images, "label\nof two lines": labels}, dataset, width=120)
+    assert picture.shape[1] == 6 + 2 * (120 + 6)
+    assert picture.shape[0] == 2 * 18 + (80 + 6) + (360 + 6) + 18 + 6
 
 
 def test_panel_of_many_classes_wraps_its_legend():
@@ -313,6 +330,34 @@ def test_curves_of_nothing_and_of_supervised_runs(tmp_path):
     record = {"step": 1, "event": "train", "loss": 1.0, "loss_x": None}
     curves.draw_curves([record], tmp_path / "one.png")
     assert Image.open(tmp_path / "empty.png").size == Image.open(tmp_path / "one.png").size
+
+
+def test_curves_show_all_points_and_say_what_their_names_mean(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    train = {"event": "train", "loss": 1.0, "loss_u_s1_ood": 0.5, "mask_ratio": 1.0, "passed_u_fp": 0.0}
+    records = [train | {"step": step} for step in (10, 20)]
+    records += [
+        {"step": step, "event": "eval", "miou": miou, "miou_present": miou} for step, miou in ((10, 0.6), (20, 0.61))
+    ]
+    config = common.semiovs_unimatch().method
+    curves.draw_curves(records, tmp_path / "curves.png", make_method(config))
+    losses, gates, scores = figures[0].axes
+    words = [text.get_text() for axes in (losses, gates) for text in axes.get_legend().get_texts()]
+    assert words == [
+        "loss: all terms by their weights",
+        "loss_u_s1_ood: OOD images, strong view 1, labels of ovs",
+        "mask_ratio: unlabeled images, labels of student that are confident enough",
+        "passed_u_fp: unlabeled images, weak view with dropped channels, labels of student",
+    ]
+    low, high = scores.get_ylim()
+    assert 59 < low < 60  # the axis fits the data
+    assert 61 < high < 62
+    frame = figures[0].bbox
+    for line in (line for axes in figures[0].axes for line in axes.lines):
+        assert not line.get_clip_on() or line in scores.lines
+        assert all(frame.contains(*point) for point in line.axes.transData.transform(line.get_xydata()))
 
 
 def test_table_reports_both_means():
