@@ -5,24 +5,23 @@ reason. Runs that differ in the seed alone are summed up: mean and standard devi
 of all runs in one picture. Runs need not be finished.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
-from semiovs_jax.reporting import comparison
-from semiovs_jax.runtime.program import program
+from semiovs_jax.runtime.arguments import make_parser, parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    description = (__doc__ or "").partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog=program("semiovs_jax.compare"), description=description)
+    parser = make_parser("semiovs_jax.compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
+    from semiovs_jax.reporting import comparison
+
     if args.out and args.out.suffix.lower() != ".png":
         raise InputError(f"--out={args.out}: the picture is a PNG file; name it {args.out.with_suffix('.png')}")
     runs = comparison.read_runs(list(dict.fromkeys(args.runs)))

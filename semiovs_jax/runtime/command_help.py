@@ -34,17 +34,7 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
       keys: the project's config file that describes the keys, such as "common.py"; its values are shown where the
         command line names no config, or one that cannot be loaded.
     """
-    described = read_keys(config_folder() / keys)
-    values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
-    try:
-        if value := config_value(find_configs(argv, run_config)):
-            values, own_keys = dict(flat(load_config(value))), read_keys(Path(value.partition(":")[0]))
-            origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
-            described |= {name: key for name, key in own_keys.items() if name not in described}
-    except Exception as error:  # a config file may raise anything
-        origin = f"{origin}, as the config cannot be loaded ({error})"
-    described = {name: key for name, key in described.items() if _exists(name, values)}
-    described |= {name: Key(None, False, "") for name in values if name not in described}
+    described, values, origin = keys_of(argv, run_config, keys)
     return "\n".join(
         (
             description(),
@@ -56,6 +46,21 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
             *_key_lines(described, values),
         )
     )
+
+
+def keys_of(argv: Sequence[str], run_config: str, keys: str) -> tuple[dict[str, Key], dict[str, Any], str]:
+    """The keys of the config of a command line, their values, and where these are from; for the arguments see above."""
+    described = read_keys(config_folder() / keys)
+    values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
+    try:
+        if value := config_value(find_configs(argv, run_config)):
+            values, own_keys = dict(flat(load_config(value))), read_keys(Path(value.partition(":")[0]))
+            origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
+            described |= {name: key for name, key in own_keys.items() if name not in described}
+    except Exception as error:  # a config file may raise anything
+        origin = f"{origin}, as the config cannot be loaded ({error})"
+    described = {name: key for name, key in described.items() if _exists(name, values)}
+    return described | {name: Key(None, False, "") for name in values if name not in described}, values, origin
 
 
 def description() -> str:
