@@ -77,6 +77,16 @@ def own_flags() -> list[flags.Flag]:
     return sorted(found, key=lambda flag: (not _is_required(flag), flag.name != "config"))
 
 
+def choices_of(flag: flags.Flag) -> tuple[str, ...]:
+    """The values that a flag may have; () if it is no enum."""
+    return tuple(getattr(flag.parser, "enum_values", None) or ())
+
+
+def meaning_of(flag: flags.Flag) -> str:
+    """The help of a flag, without the choices that absl puts before that of an enum."""
+    return flag.help.removeprefix(f"<{'|'.join(choices_of(flag))}>: ")
+
+
 def refuse_flags(argv: Sequence[str]) -> None:
     """Refuses a command line that lacks required flags or has unknown ones. The flags must be parsed.
 
@@ -123,13 +133,11 @@ def _is_required(flag: flags.Flag) -> bool:
 
 
 def _flag_line(flag: flags.Flag) -> str:
-    values = getattr(flag.parser, "enum_values", None)
-    value = "|".join(values) if values else "FILE[:ARGUMENT]" if flag.name == "config" else "VALUE"
+    value = "|".join(choices_of(flag) or ("FILE[:ARGUMENT]" if flag.name == "config" else "VALUE",))
     text = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
     notes = "Required. " if _is_required(flag) else ""
     default = f" Default: {str(flag.default_as_str).strip(chr(39))}." if flag.default not in (None, "", False) else ""
-    meaning = flag.help.removeprefix(f"<{value}>: ")  # absl's, of an enum
-    lines = textwrap.wrap(f"{notes}{meaning}{default}", _WIDTH - _FLAG_WIDTH - 4)
+    lines = textwrap.wrap(f"{notes}{meaning_of(flag)}{default}", _WIDTH - _FLAG_WIDTH - 4)
     first, *others = lines if len(text) <= _FLAG_WIDTH else ["", *lines]
     indent = " " * (_FLAG_WIDTH + 4)
     return "\n".join((f"  {text:{_FLAG_WIDTH}}  {first}".rstrip(), *(indent + line for line in others)))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import argcomplete
 from absl import flags
 
-from semiovs_jax.runtime.command_help import keys_of, own_flags
+from semiovs_jax.runtime.command_help import choices_of, keys_of, meaning_of, own_flags
 from semiovs_jax.runtime.config_files import config_folder
 from semiovs_jax.runtime.program import COMPLETES, complete_with
 
@@ -88,11 +88,11 @@ def parser_of_flags(argv: Sequence[str], run_config: str, keys: str) -> argparse
 
 
 def _add_flag(parser: argparse.ArgumentParser, flag: flags.Flag) -> None:
-    text = _plain(flag.help)
+    text = _plain(meaning_of(flag))
     if flag.boolean:
         parser.add_argument(f"--{flag.name}", f"--no{flag.name}", action="store_true", help=text)
         return
-    action = parser.add_argument(f"--{flag.name}", help=text, choices=getattr(flag.parser, "enum_values", None))
+    action = parser.add_argument(f"--{flag.name}", help=text, choices=choices_of(flag) or None)
     if flag.name == "config":
         complete_with(action, _config_files)
     elif flag.name == "workdir":
