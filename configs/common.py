@@ -113,6 +113,8 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.eval.short_side = 0  # of the images that the student sees; 0: images keep their size
     config.eval.window = 0  # side of sliding windows whose logits are averaged; 0: whole images
     config.eval.stride = 426  # distance of windows
+    config.eval.scales = (1.0,)  # factors of the images' size; the probabilities of several are averaged
+    config.eval.flip = False  # True: averages those of mirrored images, too
     return config
 
 

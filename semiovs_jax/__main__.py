@@ -1,12 +1,14 @@
 """The command `semiovs`, or `python -m semiovs_jax`: runs the other commands by their name.
 
 A command is a module of this folder with a function `main`. Its name is that of the file, or its `COMMAND`; its help is
-the first sentence of the module. Nothing is imported to list the commands.
+the first sentence of the module. Nothing is imported to list the commands. A shell that completes a command line (see
+`completion`) runs this, too.
 """
 
 import ast
 import importlib.abc
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from data_pipelines.command import closed_output_ends
 from data_pipelines.errors import did_you_mean
 from data_pipelines.startup import default_interrupt
-from semiovs_jax.runtime.program import PACKAGE, SCRIPT
+from semiovs_jax.runtime.program import COMPLETES, PACKAGE, SCRIPT
 
 _HELP = ("-h", "-help", "--help", "help")
 
@@ -85,12 +87,25 @@ def run_module(module: str, argv: list[str]) -> None:
     exec(code, main_module.__dict__)
 
 
+def _complete(commands: dict[str, Command]) -> None:
+    """Prints the words that complete a command line, and ends the process: names of commands, or what one takes."""
+    from semiovs_jax.runtime.completion import complete, complete_after, parser_of_names, words_before_cursor
+
+    name, *arguments = words_before_cursor()[1:] or [""]
+    if name in commands:
+        complete_after(name)
+        run_module(commands[name].module, [f"{SCRIPT} {name}", *arguments])
+    complete(parser_of_names({name: command.summary for name, command in commands.items()}))
+
+
 def main() -> None:
     """Runs the command that `sys.argv` names, or prints the table of commands."""
     default_interrupt()
     front = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else PACKAGE
     name, *arguments = sys.argv[1:] or ["--help"]
     commands = find_commands()
+    if COMPLETES in os.environ:
+        _complete(commands)
     if name in _HELP:
         with closed_output_ends():
             print(format_commands(commands, front))

@@ -1,10 +1,14 @@
-"""Reports on a run's data and on everything to fix: python -m semiovs_jax.check_data --config=configs/custom.py.
+"""Checks a config with its data and weights, and lists what to fix.
 
-Looks at the config, all splits and labels, weights, vocabularies and cached OVS labels; trains nothing and writes
-nothing, save the report as JSON with --json=PATH. The last line is "usable", with status 0, or "N fault(s)", with
-status 1. Faults are those that training refuses. A config that cannot be read gives status 2.
+    python -m semiovs_jax.check_data --config=configs/custom.py
+
+Looks at the config, all splits and labels, weights, vocabularies and cached OVS labels. It trains nothing, and writes
+nothing but the report as JSON with --json=PATH, and the embedded benchmark where it is missing and the config asks for
+it (config.data.make). The last line is "usable", with status 0, or "N fault(s)", with status 1. Faults are those that
+training refuses. A config that cannot be read gives status 2.
 """
 
+import contextlib
 import logging
 import sys
 from typing import Any
@@ -21,12 +25,17 @@ _SECTIONS = ("data", "method", "model", "ovs", "train", "eval")
 
 def main(flags: Any) -> None:
     """Reports on `flags.config`; ends with status 1 where there is something to fix."""
-    from semiovs_jax.config_checks import inspect
+    from semiovs_jax.config_checks import inspect, refuse_config
+    from semiovs_jax.experiment import lacks_benchmark, make_benchmark
     from semiovs_jax.reporting.data_report import format_report, report_as_json
 
     if lacking := [section for section in _SECTIONS if section not in flags.config]:
         raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")
     logger = logging.getLogger(__name__)
+    if lacks_benchmark(flags.config):
+        with contextlib.suppress(InputError):  # it is in the report
+            refuse_config(flags.config)
+            make_benchmark(flags.config)
     found = inspect(flags.config, thorough=True)
     print(format_report(found))
     if flags.json:

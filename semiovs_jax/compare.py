@@ -6,25 +6,24 @@ of all runs in one picture. Runs need not be finished. --pictures draws validati
 their ground truth and the predictions of each run's best checkpoint.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
-from semiovs_jax.reporting import comparison
-from semiovs_jax.runtime.program import program
+from semiovs_jax.runtime.arguments import make_parser, parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    description = (__doc__ or "").partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog=program("semiovs_jax.compare"), description=description)
+    parser = make_parser("semiovs_jax.compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
     parser.add_argument("--pictures", type=expand, metavar="FILE.png", help="picture of predictions to write")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
+    from semiovs_jax.reporting import comparison
+
     for flag, path in (("--out", args.out), ("--pictures", args.pictures)):
         if path and path.suffix.lower() != ".png":
             raise InputError(f"{flag}={path}: the picture is a PNG file; name it {path.with_suffix('.png')}")

@@ -1,4 +1,4 @@
-"""Compiles a config's train step ahead of time for a TPU topology, without one: memory, FLOPs, collectives, roofline.
+"""Compiles a config's train step for TPUs that this machine lacks: memory, FLOPs, collectives, roofline.
 
     python -m semiovs_jax.compile --config=configs/voc92.py --topology=v5e:2x4
 
@@ -11,28 +11,31 @@ device.
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import ml_collections
 from absl import flags
 
-from semiovs_jax.experiment import abstract_inputs
-from semiovs_jax.runtime.ahead import Report, format_report, report_step, topology_devices
 from semiovs_jax.runtime.command import run_command
-from semiovs_jax.runtime.sharding import make_mesh, share_state
-from semiovs_jax.train_state import count_parameters
-from semiovs_jax.train_step import make_train_step
+
+if TYPE_CHECKING:
+    from semiovs_jax.runtime.ahead import Report
 
 _logger = logging.getLogger(__name__)
 
 
-def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
+def compile_config(config: ml_collections.ConfigDict, topology: str) -> "Report":
     """Compiles the train step of `config` for `topology`.
 
     Raises:
       InputError: an unknown topology, an invalid config value, or a step that does not fit.
     """
+    from semiovs_jax.experiment import abstract_inputs
+    from semiovs_jax.runtime.ahead import report_step, topology_devices
+    from semiovs_jax.runtime.sharding import make_mesh, share_state
+    from semiovs_jax.train_state import count_parameters
+    from semiovs_jax.train_step import make_train_step
+
     mesh = share_state(make_mesh(topology_devices(topology)), config.train.fsdp)
     spec, arguments = abstract_inputs(config, mesh)
     _logger.info("compiling for %d x %s, minutes for a large model", mesh.size, mesh.devices.flat[0].device_kind)
@@ -43,6 +46,10 @@ def compile_config(config: ml_collections.ConfigDict, topology: str) -> Report:
 
 def main(flag_values: Any) -> None:
     """Compiles, prints the table, and exits with status 1 if there are faults."""
+    import jax
+
+    from semiovs_jax.runtime.ahead import format_report
+
     # The host's own TPU, if it has one, is not needed, and looking for one takes minutes where there is none.
     jax.config.update("jax_platforms", "cpu")
     report = compile_config(flag_values.config, flag_values.topology)

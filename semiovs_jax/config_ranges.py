@@ -43,6 +43,10 @@ def _are_steps(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) in (0, 2) and all(map(_is_integer, value))
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(map(_is_number, value))
+
+
 def _integer(least: int, most: float = math.inf) -> Range:
     bounds = f"{least} or more" if most == math.inf else f"{least} to {most}"
     return Range("an integer", _is_integer, lambda value: least <= value <= most, bounds)
@@ -112,6 +116,12 @@ _TABLE: Mapping[str, Range] = {
     "eval.short_side": _integer(0),
     "eval.window": _integer(0),
     "eval.stride": _integer(1),
+    "eval.scales": Range(
+        "numbers",
+        _are_numbers,
+        lambda value: len(value) > 0 and all(0 < scale < math.inf for scale in value),
+        "positive factors, such as 0.75,1,1.25",
+    ),
 }
 
 

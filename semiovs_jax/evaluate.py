@@ -2,7 +2,8 @@
 
 Prints the table of per-class IoU and writes a report to WORKDIR/evaluation/STEP, or to --out: report.html, eval.json,
 confusion.csv, confusion.png and images.csv. Without --config, the config is the run's own. Its values can be changed:
---config.eval.window=512.
+--config.eval.window=512 --config.eval.stride=426 evaluates in windows, --config.eval.scales=0.75,1,1.25
+--config.eval.flip averages the probabilities of several scales and of mirrored images.
 """
 
 import logging

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.checking.report import DataReport
+from data_pipelines.checking.survey import labels_dir_fault
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.files import expand
@@ -32,7 +33,7 @@ from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_ite
 from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources.records import Source
 from semiovs_jax.config_ranges import range_faults
-from semiovs_jax.evaluation.evaluator import Evaluator
+from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation
 from semiovs_jax.finite import not_finite
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import Facts, Labeler, build_labelers
@@ -371,7 +372,10 @@ def open_model(config: ml_collections.ConfigDict, mesh: Mesh) -> Model:
       InputError: invalid config values, all in one error.
     """
     faults = Faults()
-    return _evaluated_model(config, settle_names(config, faults).usable(faults), mesh)
+    names = settle_names(config, faults)
+    with faults.collected():
+        check_evaluation(config.eval, (), names.student.size_multiple if names.student else 1)
+    return _evaluated_model(config, names.usable(faults), mesh)
 
 
 def _evaluated_model(
@@ -401,7 +405,7 @@ class Evaluation(NamedTuple):
 
 
 def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation:
-    """Opens the validation split for the model that the method evaluates.
+    """Opens the validation split for the model that the method evaluates; for the benchmark see `make_benchmark`.
 
     Raises:
       InputError: invalid config values, or validation files that are missing or malformed; all in one error, but for
@@ -409,6 +413,9 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
     """
     faults, source = Faults(), None
     names = settle_names(config, faults)
+    if lacks_benchmark(config):
+        faults.refuse()
+        make_benchmark(config)
     with faults.collected():
         source = open_config_split(config.data, "val")
     model = _evaluated_model(config, names.usable(faults), mesh)
@@ -425,13 +432,38 @@ def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation
     return Evaluation(model, evaluator)
 
 
+def open_ood(config: ml_collections.ConfigDict, faults: Faults) -> Source | None:
+    """Opens the OOD images to label them; for the benchmark see `make_benchmark`.
+
+    Args:
+      config: the experiment.
+      faults: where to add what is wrong with the images or with the place of their labels.
+
+    Returns:
+      The images; None if they cannot be opened.
+
+    Raises:
+      InputError: the faults so far, where the benchmark is missing: it is not written for an invalid config.
+    """
+    data, source = config.data, None
+    if lacks_benchmark(config) and expand(data.ood_root).is_relative_to(expand(data.root)):
+        faults.refuse()
+        make_benchmark(config)
+    with faults.collected():
+        source = open_config_split(data, "ood")
+    scanned = source is None or not source.prepared
+    if scanned and (fault := labels_dir_fault(data, config.ovs.labels_dir)):
+        faults.add([fault])
+    return source
+
+
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
     """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
     return bool(config.data.make) and not expand(config.data.root).exists()
 
 
 def make_benchmark(config: ml_collections.ConfigDict) -> None:
-    """Writes the embedded benchmark where it is missing."""
+    """Writes the embedded benchmark where it is missing; every process must call this."""
     if lacks_benchmark(config) and jax.process_index() == 0:
         root = expand(config.data.root)
         _logger.info("writing the benchmark %r to %s", config.data.make, root)

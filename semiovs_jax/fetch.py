@@ -4,7 +4,6 @@ Without a name, it prints what there is. $SEMIOVS_MIRROR, a URL or a folder, rep
 same command continues an interrupted download.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 from data_pipelines.command import command_end
 from data_pipelines.errors import Faults, InputError
 from data_pipelines.files import expand
-from semiovs_jax.runtime.program import other_command
+from semiovs_jax.runtime.arguments import make_parser, parse_arguments
+from semiovs_jax.runtime.program import complete_with, other_command
 from semiovs_jax.weights.download import download
 from semiovs_jax.weights.published import Published, PublishedFile, format_published, is_url, load_published, mirrored
 
@@ -41,12 +41,12 @@ def _verdict(file: PublishedFile) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    description = (__doc__ or "").partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog="python -m semiovs_jax.fetch", description=description)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which weights; none: prints what there is")
+    parser = make_parser("semiovs_jax.fetch", __doc__)
+    table, meaning = load_published(), "which weights; none: prints what there is"
+    complete_with(parser.add_argument("names", nargs="*", metavar="NAME", help=meaning), lambda **_: table)
     parser.add_argument("--out", type=expand, default=Path("weights"), help="folder to write to; default: %(default)s")
-    args = parser.parse_args(argv)
-    table, mirror = load_published(), os.environ.get(_MIRROR, "")
+    args = parse_arguments(parser, argv)
+    mirror = os.environ.get(_MIRROR, "")
     if mirror and not is_url(mirror):
         mirror = str(expand(mirror))
     if unknown := [name for name in args.names if name not in table]:

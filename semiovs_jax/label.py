@@ -1,6 +1,6 @@
-"""Labels the OOD images once, before training: python -m semiovs_jax.label --config=configs/voc92.py.
+"""Labels the out-of-distribution (OOD) images once: python -m semiovs_jax.label --config=configs/voc92.py.
 
-`main` labels missing images, too. If the command is killed, start it again: it labels the images that have no label
+Training labels missing images, too. If the command is killed, start it again: it labels the images that have no label
 yet, and the result has the same bytes as that of one run. To share the work among machines without JAX's distributed
 runtime, start the command on each machine with --process_index and --process_count.
 

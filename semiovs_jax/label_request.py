@@ -15,7 +15,7 @@ from semiovs_jax.own_words import CLASSES, VOCABULARY, own_words
 from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.program import config_arguments, other_command
 from semiovs_jax.runtime.sharding import make_mesh
-from semiovs_jax.runtime.workdir import check_shared
+from semiovs_jax.runtime.shared_folders import check_shared
 
 _logger = logging.getLogger(__name__)
 

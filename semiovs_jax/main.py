@@ -37,6 +37,8 @@ if __name__ == "__main__":
         "fork_from", None, "Workdir of another run, or one of its checkpoints: starts a new run from its state."
     )
     absl_flags.DEFINE_string(
-        "seeds", None, "Seeds, such as 0,1,2: trains a run with each in WORKDIR/seed_N, then sums up their scores."
+        "seeds",
+        None,
+        "Such as 0,1,2: trains a run with each seed in WORKDIR/seed_N, then prints their mean scores.",
     )
     run_command(main, kept="checkpoints and labels that are written are kept; the same command continues from them")

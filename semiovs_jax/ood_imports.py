@@ -4,16 +4,15 @@ from pathlib import Path
 
 import ml_collections
 
-from data_pipelines.checking.survey import labels_dir_fault
 from data_pipelines.datasets import DatasetInfo, dataset_info
 from data_pipelines.errors import Faults
 from data_pipelines.files import local_path
 from data_pipelines.labels.cache import LabeledSource
 from data_pipelines.labels.imports import Imported, import_labels
 from data_pipelines.labels.manifest import labels_folder
-from data_pipelines.loading.streams import open_config_split
 from data_pipelines.sources.records import Source
 from semiovs_jax.config_ranges import range_faults
+from semiovs_jax.experiment import open_ood
 from semiovs_jax.ovs.labeling.contact_sheet import write_sheet
 
 
@@ -27,15 +26,12 @@ def import_ood_labels(config: ml_collections.ConfigDict, folder: str) -> Importe
     Raises:
       InputError: as `import_labels`, or images or dataset cannot be opened; all that can be found at once.
     """
-    faults, dataset, source = Faults(), None, None
+    faults, dataset = Faults(), None
     out = labels_folder(config.ovs.labels_dir)
     faults.add(range_faults(config))
-    if fault := labels_dir_fault(config.data, config.ovs.labels_dir):
-        faults.add([fault])
     with faults.collected():
         dataset = dataset_info(config.data.dataset)
-    with faults.collected():
-        source = open_config_split(config.data, "ood")
+    source = open_ood(config, faults)
     faults.refuse()
     assert dataset is not None
     assert source is not None

@@ -11,10 +11,9 @@ from data_pipelines.labels.manifest import labels_folder
 from data_pipelines.labels.open_store import open_store
 from data_pipelines.labels.store import LabelStore
 from data_pipelines.labels.verify import Verified
-from data_pipelines.loading.streams import open_config_split
 from data_pipelines.sources.records import Source
 from semiovs_jax.config_ranges import range_faults
-from semiovs_jax.experiment import Experiment
+from semiovs_jax.experiment import Experiment, open_ood
 from semiovs_jax.ovs import build_ovs, model_faults
 from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.doubt import training_doubt
@@ -44,17 +43,17 @@ def label_ood_images(config: ml_collections.ConfigDict, mesh: Mesh, **share: int
     """Labels all OOD images that have no label yet; `share` is process_index and process_count of `label_images`.
 
     Raises:
-      InputError: as `label_images`, or the images or the model cannot be opened.
+      InputError: as `label_images`, or the images or the model cannot be opened, or the labels are to be written among
+        the images; all that can be found at once.
     """
-    faults, dataset, source = Faults(), None, None
+    faults, dataset = Faults(), None
     faults.add(range_faults(config))
     faults.add(model_faults(config.ovs))
     with faults.collected():
         dataset = dataset_info(config.data.dataset)
     with faults.collected():
         check_words("ovs", config.ovs, dataset)
-    with faults.collected():
-        source = open_config_split(config.data, "ood")
+    source = open_ood(config, faults)
     faults.refuse()
     assert dataset is not None
     assert source is not None

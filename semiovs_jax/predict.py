@@ -1,11 +1,14 @@
-"""Predicts images: python -m semiovs_jax.predict --workdir=runs/voc92 --source=photos --out=predictions.
+"""Predicts the class of every pixel of images.
+
+    python -m semiovs_jax.predict --workdir=runs/voc92 --source=photos --out=predictions
 
 --source is an image, a folder, a text file with one path a line, a zip or tar archive, a video, or "-": paths on stdin.
 --out has, for each image, the label as a PNG of class indices, the confidence, and the classes in their colors over the
 image; and contact_sheet.html, least confident first. What exists is not predicted again. Images that cannot be used are
 named at the end; the exit status is 1 then.
 
-Without --config, the config is the run's own. Its values can be changed: --config.eval.window=512.
+Without --config, the config is the run's own. Its values can be changed: --config.eval.window=512. The probabilities
+of several --scales, and of mirrored images with --flip, are averaged.
 """
 
 import sys
@@ -23,22 +26,24 @@ def main(flags: Any) -> None:
     """Predicts `flags.source` with the best (or latest) checkpoint in `flags.workdir`."""
     import jax
 
+    from semiovs_jax.evaluation.views import Views
     from semiovs_jax.prediction.contact_sheet import FILE_NAME
     from semiovs_jax.prediction.job import predict_pictures
     from semiovs_jax.prediction.model import Model
     from semiovs_jax.prediction.outputs import Outputs
-    from semiovs_jax.prediction.predictor import Views
     from semiovs_jax.prediction.sources import STDIN, open_source
 
     if flags.distributed:
         raise InputError("--distributed: predict runs in one process; split --source, and start one command for each")
     pictures = open_source(flags.source)
-    views = Views(_numbers(flags.scales), flags.flip)
-    model = Model(flags.config, flags.workdir, flags.which, views, jax.local_devices())
+    seen = flags.config.eval
+    seen.scales = seen.scales if flags.scales is None else _numbers(flags.scales)
+    seen.flip = seen.flip if flags.flip is None else flags.flip
+    model = Model(flags.config, flags.workdir, flags.which, jax.local_devices())
     outputs = Outputs(flags.out, model.dataset)
     source = STDIN if flags.source == STDIN else str(Path(flags.source).expanduser().absolute())
     outputs.begin({"source": source, **model.identity})
-    facts = {"run": flags.workdir, "step": model.step, "source": flags.source, "scales": ", ".join(flags.scales)}
+    facts = {"run": flags.workdir, "step": model.step, "source": flags.source, "views": Views.create(seen).describe()}
     threads = flags.config.data.num_threads
     done = predict_pictures(pictures, model.predictor, outputs, model.dataset, num_threads=threads, facts=facts)
     for name, fault in done.bad.items():
@@ -61,8 +66,8 @@ if __name__ == "__main__":
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
     absl_flags.DEFINE_string("source", None, "An image, a folder, a list of paths, an archive, a video, or '-': stdin.")
     absl_flags.DEFINE_string("out", None, "Folder of the predictions; created if missing.")
-    absl_flags.DEFINE_list("scales", ["1"], "Factors of the images' size, whose probabilities are averaged.")
-    absl_flags.DEFINE_bool("flip", False, "Averages over mirrored images, too.")
+    absl_flags.DEFINE_list("scales", None, "Factors of size, such as 0.5,1,1.5, in place of config.eval.scales.")
+    absl_flags.DEFINE_bool("flip", None, "Sees mirrored images, too, in place of config.eval.flip.")
     absl_flags.mark_flags_as_required(["source", "out"])
     kept = "the predictions that are written are kept; the same command makes the others"
     run_command(main, run_config=saved_config.__file__, kept=kept)

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -179,27 +179,55 @@ def _is_double(key: str) -> bool:
     return "/f64/" in key or key.endswith("_f64")
 
 
-def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: float) -> str | None:
+class Difference(NamedTuple):
+    """How far an array of a replay is from the golden's.
+
+    Attributes:
+      key: of the golden.
+      amount: the difference, in words, with what is allowed.
+      share: the difference over what is allowed; more than 1 where it is too large, infinite where there is no number.
+    """
+
+    key: str
+    amount: str
+    share: float
+
+    @property
+    def held(self) -> bool:
+        """Whether it is within the published tolerance."""
+        return self.share <= 1
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.amount}"
+
+
+def _share(error: float, limit: float) -> float:
+    if limit:
+        return float(error / limit)
+    return 0.0 if error == 0 else math.inf
+
+
+def _difference(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: float) -> Difference:
     if want.shape != got.shape:
-        return f"shape {got.shape}, not {want.shape}"
+        return Difference(key, f"shape {got.shape}, not {want.shape}", math.inf)
     double = _is_double(key)
     if name == "transforms":
         error = np.abs(want.astype(np.float64) - got)
         mean, worst = _image_limits(key)
-        held = error.mean() <= mean and error.max() <= worst
-        return None if held else f"mean {error.mean():.3g} (<= {mean}), max {error.max():.3g} (<= {worst})"
+        amount = f"mean {error.mean():.3g} (<= {mean}), max {error.max():.3g} (<= {worst})"
+        return Difference(key, amount, max(_share(error.mean(), mean), _share(error.max(), worst)))
     if want.dtype.kind in "iub":
         if "count/" in key:
             worst = np.abs(want - got).max()
             limit = 8 if double else max(8, 0.002 * want.max())
-            return None if worst <= limit else f"{worst} pixels (<= {limit})"
+            return Difference(key, f"{worst} pixels (<= {limit})", _share(worst, limit))
         share = float(np.mean(want != got))
         limit = 0.0 if key.startswith("token_ids") or double or name == "losses_unimatch" else 1e-3
-        return None if share <= limit else f"{share:.3%} differ (<= {limit:.1%})"
+        return Difference(key, f"{share:.3%} differ (<= {limit:.1%})", _share(share, limit))
     want, got = want.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(want)
     if not np.array_equal(finite, np.isfinite(got)):
-        return "finite in one, not in the other"
+        return Difference(key, "finite in one, not in the other", math.inf)
     scale = np.abs(want[finite]).max(initial=0.0)
     error = np.abs(want[finite] - got[finite]).max(initial=0.0)
     if double:
@@ -208,7 +236,7 @@ def _shortfall(name: str, key: str, want: np.ndarray, got: np.ndarray, noise: fl
         limit = max(min(20 * noise, 0.02 * scale), 3e-5 * scale)
         if name.startswith("semiovs_") and re.search(r"(^|/)(total|loss\w*|mask_ratio\w*)$", key):
             limit = max(limit, 1e-3 * scale)
-    return None if error <= limit else f"max error {error:.3g} (<= {limit:.3g})"
+    return Difference(key, f"max error {error:.3g} (<= {limit:.3g})", _share(error, limit))
 
 
 def _comes_later(key: str, iterations: int) -> bool:
@@ -217,10 +245,10 @@ def _comes_later(key: str, iterations: int) -> bool:
     return int(number[1]) >= iterations if number else key.startswith(("param_", "delta_", "probe_"))
 
 
-def assert_matches(
+def differences(
     golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, iterations: int = 0
-) -> None:
-    """Asserts that every compared key of `golden` is in `outputs`, within the published tolerance.
+) -> list[Difference]:
+    """The difference of every compared key of `golden`.
 
     Args:
       golden: the expected values.
@@ -232,19 +260,30 @@ def assert_matches(
     name = family(golden.path, _INPUTS)
     inputs, optional = re.compile(_INPUTS[name]), re.compile(_OPTIONAL[name])
     noise = _reference_noise(golden.meta)
-    compared, faults = 0, []
+    found = []
     for key in golden.keys:
         if inputs.search(key) or _is_double(key) != double or (key not in outputs and optional.search(key)):
             continue
         if iterations and _comes_later(key, iterations):
             continue
-        compared += 1
         if key not in outputs:
-            faults.append(f"{key}: missing")
+            found.append(Difference(key, "missing", math.inf))
             continue
         got = np.asarray(outputs[key])
         want = golden[key][:iterations] if iterations and not re.search(r"it\d", key) else golden[key]
-        if fault := _shortfall(name, key, want, got, noise.get(key, 0.0)):
-            faults.append(f"{key}: {fault}")
-    assert compared, f"{golden.path}: nothing to compare"
-    assert not faults, f"{golden.path.name}: {len(faults)} of {compared} fall short:\n" + "\n".join(faults)
+        found.append(_difference(name, key, want, got, noise.get(key, 0.0)))
+    return found
+
+
+def assert_matches(
+    golden: Golden, outputs: Mapping[str, np.ndarray], double: bool = False, *, iterations: int = 0
+) -> None:
+    """Asserts that every compared key of `golden` is in `outputs`, within the published tolerance.
+
+    For the arguments see `differences`.
+    """
+    found = differences(golden, outputs, double, iterations=iterations)
+    faults = [difference for difference in found if not difference.held]
+    assert found, f"{golden.path}: nothing to compare"
+    lines = "\n".join(map(str, faults))
+    assert not faults, f"{golden.path.name}: {len(faults)} of {len(found)} fall short:\n{lines}"

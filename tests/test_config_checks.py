@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -9,19 +10,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import demo
 from data_pipelines.checking import report
-from data_pipelines.errors import InputError
+from data_pipelines.errors import Faults, InputError
+from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources import folders
 from data_pipelines.sources.records import SelectedSource
 from semiovs_jax import check_data, experiment, ood_labels, train
 from semiovs_jax.config_checks import inspect
 from semiovs_jax.runtime.sharding import make_mesh
-from tests.experiment import shrunk_demo
+from tests.experiment import SPEC, shrunk_demo
 
 TEN_FAULTS = {
     "batch_size": 0,
@@ -74,6 +77,54 @@ def test_names_are_settled_before_the_benchmark_is_written(tmp_path: Path, monke
     ]
     assert not root.exists()
     assert not workdir.exists()
+
+
+@pytest.fixture
+def without_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ml_collections.ConfigDict:
+    """A config whose benchmark is missing; it is a small one."""
+    monkeypatch.setattr(experiment, "write_shapes", lambda root: write_shapes(root, SPEC))
+    root = tmp_path / "absent"
+    return shrunk_demo(tmp_path, **{"data.root": str(root), "data.ood_root": str(root / "ood" / "JPEGImages")})
+
+
+def test_labeling_evaluation_and_the_check_write_a_benchmark_that_is_missing(
+    without_benchmark: ml_collections.ConfigDict, capsys: pytest.CaptureFixture
+):
+    root, faults = Path(without_benchmark.data.root), Faults()
+    source = experiment.open_ood(without_benchmark, faults)
+    assert (len(source or ()), faults.found) == (SPEC.ood, [])
+    shutil.rmtree(root)
+    evaluation = experiment.open_evaluation(without_benchmark, make_mesh(jax.devices()[:1]))
+    assert len(evaluation.evaluator.records) == SPEC.val
+    shutil.rmtree(root)
+    check_data.main(SimpleNamespace(config=without_benchmark, json=""))
+    assert capsys.readouterr().out.splitlines()[-1] == "usable"
+
+
+@pytest.mark.parametrize("changes", [{"model.backbone": "vgg", "ovs.weights": "none"}, {"data.ood_root": "elsewhere"}])
+def test_no_benchmark_is_written_that_is_not_read(
+    without_benchmark: ml_collections.ConfigDict, changes: dict[str, str], capsys: pytest.CaptureFixture
+):
+    without_benchmark.update_from_flattened_dict(changes)
+    mesh = make_mesh(jax.devices()[:1])
+    with pytest.raises(InputError):
+        ood_labels.label_ood_images(without_benchmark, mesh)
+    if "model.backbone" in changes:
+        with pytest.raises(InputError, match=r"config\.model\.backbone is 'vgg'"):
+            experiment.open_evaluation(without_benchmark, mesh)
+        with pytest.raises(SystemExit):
+            check_data.main(SimpleNamespace(config=without_benchmark, json=""))
+        assert "config.model.backbone is 'vgg'" in capsys.readouterr().out
+    assert not Path(without_benchmark.data.root).exists()
+
+
+def test_labels_among_the_images_are_refused_before_they_are_made(tmp_path: Path):
+    config = shrunk_demo(tmp_path)
+    config.ovs.labels_dir = f"{config.data.ood_root}/labels"
+    message = r"config\.ovs\.labels_dir=.*/labels is below config\.data\.ood_root=.*labels would be taken for images"
+    with pytest.raises(InputError, match=message):
+        ood_labels.label_ood_images(config, make_mesh(jax.devices()[:1]))
+    assert not Path(config.ovs.labels_dir).exists()
 
 
 def test_labeling_tells_all_its_faults_at_once(tmp_path: Path):

@@ -71,7 +71,7 @@ FLOATS: dict[str, tuple[list[float], list[float], str]] = {
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.power": NOT_NEGATIVE,
 }
-PAIRS = ("data.scale_range", "train.profile_steps")
+TUPLES = ("data.scale_range", "train.profile_steps", "eval.scales")
 
 
 def _faults(key: str, value: Any) -> list[str]:
@@ -92,8 +92,8 @@ def _numeric_keys(section: ConfigDict, prefix: str = "") -> set[str]:
 
 def test_every_number_of_the_common_config_has_a_range_and_is_tested():
     keys = _numeric_keys(common.semiovs_unimatch())
-    assert len(keys) == 44
-    assert keys == set(config_ranges._TABLE) == {*LEAST, *FLOATS, *PAIRS}
+    assert len(keys) == 45
+    assert keys == set(config_ranges._TABLE) == {*LEAST, *FLOATS, *TUPLES}
 
 
 @pytest.mark.parametrize("key", LEAST)
@@ -131,6 +131,13 @@ def test_the_steps_that_are_traced_count_from_1(value: tuple[int, int]):
     assert [_faults("train.profile_steps", steps) for steps in ((), (0, 0), (1, 1), (10, 15))] == [[]] * 4
     expected = "the first and the last step to trace, counted from 1, or (0, 0) for none"
     assert _faults("train.profile_steps", value) == [f"config.train.profile_steps={value}: set it to {expected}"]
+
+
+@pytest.mark.parametrize("value", [(), (1.0, 0.0), (-1.0,), (math.inf,), (math.nan, 1.0)])
+def test_the_scales_of_evaluation_are_positive(value: tuple[float, ...]):
+    assert [_faults("eval.scales", scales) for scales in ((1,), (0.75, 1.0, 1.25))] == [[]] * 2
+    expected = f"config.eval.scales={value}: set it to positive factors, such as 0.75,1,1.25"
+    assert _faults("eval.scales", value) == [expected]
 
 
 def test_values_of_another_type_are_refused_at_once_before_anything_else():

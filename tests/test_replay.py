@@ -64,3 +64,23 @@ def test_an_unknown_golden_is_refused(tmp_path: Path):
     )
     assert done.returncode != 0
     assert "no replay for this golden" in done.stderr
+
+
+def test_a_replay_is_compared_with_its_golden(tmp_path: Path):
+    path, changed = golden_path("clip_text_base"), tmp_path / "clip_text_changed.npz"
+    arrays = dict(np.load(path))
+    key = next(key for key in Golden(path).keys if arrays[key].dtype.kind == "f" and not key.startswith("block_"))
+    arrays[key] = arrays[key] * 1.001
+    np.savez(changed, **arrays)
+    ends = {}
+    for golden in (path, changed):
+        command = [sys.executable, "-m", "tests.replay", str(golden), str(tmp_path / "out.npz"), "--compare"]
+        ends[golden] = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    first, *lines, last = ends[path].stdout.splitlines()
+    assert (ends[path].returncode, ends[changed].returncode) == (0, 1), ends[path].stderr
+    assert first.startswith("clip_text: wrote ")
+    assert all(line.startswith("within  ") and "(<= " in line for line in lines)
+    assert last == f"{len(lines)} of {len(lines)} arrays are within the published tolerance"
+    worst = ends[changed].stdout.splitlines()[1]
+    assert worst.startswith(f"BEYOND  {key}: max error ")
+    assert f"{len(lines) - 1} of {len(lines)} arrays are within" in ends[changed].stdout

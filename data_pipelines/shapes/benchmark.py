@@ -96,7 +96,11 @@ def write_shapes(root: str | Path, spec: ShapesSpec | None = None, seed: int = 0
         partial = Path(folder) / root.name
         _write_tree(partial, spec, seed)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        partial.rename(root)
+        try:
+            partial.rename(root)
+        except OSError:  # another process was faster
+            if _read_manifest(root) != manifest:
+                raise
     return manifest
 
 

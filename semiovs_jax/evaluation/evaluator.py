@@ -7,6 +7,7 @@ without padding.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ from semiovs_jax.evaluation.buckets import DEFAULT_MULTIPLE, Size, bucket_of, ch
 from semiovs_jax.evaluation.inference import Inference
 from semiovs_jax.evaluation.measures import ImagePrediction
 from semiovs_jax.evaluation.metrics import Scores
+from semiovs_jax.evaluation.views import Outcome, Views
 from semiovs_jax.models import Functional
-from semiovs_jax.models.precision import full_precision
 from semiovs_jax.runtime.sharding import batch_sharding, replicated, shard_batch
 
 Batch = dict[str, np.ndarray]
@@ -79,8 +80,8 @@ def check_evaluation(config: ml_collections.ConfigDict, sizes: Sequence[Size], s
       size_multiple: see `Student`.
 
     Raises:
-      InputError: gaps between windows, windows larger than an image, or windows of a size that the student does not
-        accept; all in one error.
+      InputError: gaps between windows, windows larger than an image at the smallest scale, or windows of a size that
+        the student does not accept; all in one error.
     """
     if config.window > 0 and (faults := list(_window_faults(config, sizes, size_multiple))):
         raise InputError(*faults)
@@ -103,12 +104,29 @@ def _window_faults(config: ml_collections.ConfigDict, sizes: Sequence[Size], siz
                 f"config.eval.window={config.window} is larger than images with config.eval.short_side="
                 f"{config.short_side}; set it to {config.short_side} or less"
             )
+        else:
+            what = f"images with config.eval.short_side={config.short_side} are"
+            yield from _scale_faults(config, config.short_side, what)
         return
     height, width = min(sizes, key=min, default=(config.window, config.window))
     if min(height, width) < config.window:
         yield (
             f"config.eval.window={config.window} is larger than a validation image of {width}x{height} (width x "
             f"height); set it to {min(height, width)} or less, or config.eval.short_side to {config.window} or more"
+        )
+    elif sizes:
+        what = f"a validation image of {width}x{height} (width x height) is"
+        yield from _scale_faults(config, min(height, width), what)
+
+
+def _scale_faults(config: ml_collections.ConfigDict, side: int, what: str) -> Iterator[str]:
+    """The fault of scales at which images whose short side is `side` are smaller than a window."""
+    smallest = min((scale for scale in config.scales if scale > 0), default=1.0)
+    if round(side * smallest) < config.window:
+        yield (
+            f"config.eval.scales={tuple(config.scales)}: {what} seen at a short side of {round(side * smallest)} px, "
+            f"smaller than config.eval.window={config.window}; leave out scales below {config.window / side:.3g}, or "
+            f"set config.eval.short_side to {math.ceil(config.window / smallest)} or more"
         )
 
 
@@ -138,7 +156,7 @@ class Evaluator:
           records: the validation images and labels.
           dataset: class count and ignore index.
           config: `config.eval` with the keys batch_size (images per batch over all devices, rounded up to a multiple
-            of the number of devices), max_shapes, short_side, window and stride.
+            of the number of devices), max_shapes, short_side, window, stride, scales and flip.
           mesh: the devices.
           size_multiple: see `Student`; the sides of padded shapes are multiples of it.
           num_threads: threads that decode records; 0 for none.
@@ -153,7 +171,8 @@ class Evaluator:
         self._dataset = dataset
         self._mesh = mesh
         self._num_threads = num_threads
-        self._short_side = config.short_side
+        self._resized = config.short_side > 0
+        self._size_multiple = size_multiple
         self._batch_size = -(-config.batch_size // mesh.size) * mesh.size
         self.protocol = describe_protocol(config)
         input_sizes = [self._inference.input_size(size) for size in sizes]
@@ -161,7 +180,7 @@ class Evaluator:
         self._input_shapes = choose_buckets(input_sizes, config.max_shapes, multiple)
         buckets = [bucket_of(size, self._input_shapes) for size in input_sizes]
         self._label_shapes = self._input_shapes
-        if self._short_side:
+        if self._resized:
             self._label_shapes = _enclosing(sizes, buckets, len(self._input_shapes))
         self._buckets = buckets
         self._groups = _group(buckets, self._batch_size, range(len(buckets)))
@@ -252,31 +271,31 @@ class Evaluator:
                 yield pending.pop(0)
         yield from pending
 
-    def _logits(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> jax.Array:
-        """Logits at the labels' sizes; `shape` is the padded shape of the student's input."""
-        return self._inference.logits(
+    def _classify(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> Outcome:
+        """What is known of the labels' pixels; `shape` is the padded shape of the student's input at scale 1."""
+        return self._inference.classify(
             params,
             batch_stats,
             batch["image"],
             batch["size"],
             input_size=batch.get("input_size"),
             input_shape=shape,
+            size_multiple=self._size_multiple,
+            resized=self._resized,
         )
 
     def _count(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Counts:
-        logits = self._logits(params, batch_stats, batch, shape)
+        score, _, finite = self._classify(params, batch_stats, batch, shape)
         valid = batch["label"] != self._dataset.ignore_index
-        finite = jnp.isfinite(logits).all(-1)
         classes = self._dataset.num_classes
-        by_image = metrics.confusion_matrices(batch["label"], jnp.argmax(logits, -1), valid & finite, classes)
+        by_image = metrics.confusion_matrices(batch["label"], jnp.argmax(score, -1), valid & finite, classes)
         # Images are added up last: until then, no count moves between devices.
         return _Counts(by_image.sum(0), jnp.count_nonzero((valid & ~finite).any((1, 2))), by_image)
 
     def _predict_planes(self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], shape: Size) -> _Planes:
-        logits = self._logits(params, batch_stats, batch, shape)
-        confidence = jax.nn.softmax(full_precision(logits)).max(-1).astype(jnp.float32)
-        finite = jnp.isfinite(logits).all(-1)
-        return _Planes(batch["label"], jnp.argmax(logits, -1).astype(jnp.uint8), jnp.where(finite, confidence, jnp.nan))
+        score, probability, finite = self._classify(params, batch_stats, batch, shape)
+        confidence = probability.max(-1).astype(jnp.float32)
+        return _Planes(batch["label"], jnp.argmax(score, -1).astype(jnp.uint8), jnp.where(finite, confidence, jnp.nan))
 
     def _batches(self, groups: Sequence[_Group] | None = None) -> Iterator[tuple[int, Batch]]:
         """The bucket of every batch with this process's rows, decoded one batch ahead."""
@@ -297,15 +316,20 @@ class Evaluator:
             "label": np.full((rows, *shape), self._dataset.ignore_index, np.uint8),
             "size": np.tile(np.array(shape, np.int32), (rows, 1)),
         }
-        if self._short_side:
-            batch["input_size"] = np.tile(np.array(self._input_shapes[bucket], np.int32), (rows, 1))
+        scales = self._inference.views.scales
+        resizes = self._resized or scales != (1.0,)
+        if resizes:
+            padded = [
+                self._inference.input_shape(self._input_shapes[bucket], scale, self._size_multiple) for scale in scales
+            ]
+            batch["input_size"] = np.tile(np.array(padded, np.int32), (rows, 1, 1))
         for row, record in enumerate(records):
             height, width = record["label"].shape
             batch["image"][row, :height, :width] = record["image"]
             batch["label"][row, :height, :width] = record["label"]
             batch["size"][row] = height, width
-            if self._short_side:
-                batch["input_size"][row] = self._inference.input_size((height, width))
+            if resizes:
+                batch["input_size"][row] = [self._inference.input_size((height, width), scale) for scale in scales]
         return batch
 
 
@@ -316,8 +340,8 @@ def describe_protocol(config: ml_collections.ConfigDict) -> str:
     if config.short_side:
         size = f"with its short side at {config.short_side} px, logits resized to the label's size"
     return (
-        f"every validation image {how} and {size}, single scale, no flip; IoU from one confusion matrix over all "
-        "images; mIoU over all classes with absent classes as 0, and over present classes"
+        f"every validation image {how} and {size}, {Views.create(config).describe()}; IoU from one confusion matrix "
+        "over all images; mIoU over all classes with absent classes as 0, and over present classes"
     )
 
 

@@ -1,7 +1,8 @@
 """Logits of images that share a padded shape: those of every image alone, without padding.
 
-Evaluation and prediction use the same function. The protocol is in `config.eval`: images as they are or with their
-short side at `short_side` px, whole or in windows whose logits are averaged.
+Evaluation and prediction use the same functions. The protocol is in `config.eval`: images as they are or with their
+short side at `short_side` px, whole or in windows whose logits are averaged, in one view or in several (`scales`,
+`flip`) whose probabilities are averaged.
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +15,12 @@ from data_pipelines.images.transforms import short_side_size
 from semiovs_jax import augment
 from semiovs_jax.evaluation.buckets import Size
 from semiovs_jax.evaluation.sliding import sliding_logits
+from semiovs_jax.evaluation.views import Outcome, Views, mirror
 from semiovs_jax.models import Functional
 from semiovs_jax.models.layers import resize_bilinear
+from semiovs_jax.models.precision import full_precision
+
+_ONE_VIEW = Views()
 
 
 class Inference(NamedTuple):
@@ -26,21 +31,91 @@ class Inference(NamedTuple):
       short_side: of the images that the student sees, in pixels; 0 for images of their own size.
       window: side of sliding windows, in pixels; 0 for whole images.
       stride: distance of windows, in pixels.
+      views: what is averaged.
     """
 
     student: Functional
     short_side: int = 0
     window: int = 0
     stride: int = 1
+    views: Views = _ONE_VIEW
 
     @classmethod
     def create(cls, student: Functional, config: ml_collections.ConfigDict) -> "Inference":
         """The inference that `config.eval` describes."""
-        return cls(student, config.short_side, config.window, config.stride)
+        return cls(student, config.short_side, config.window, config.stride, Views.create(config))
 
-    def input_size(self, size: Size) -> Size:
-        """The size at which the student sees an image of `size`."""
-        return short_side_size(size, self.short_side) if self.short_side else size
+    def input_size(self, size: Size, scale: float = 1.0) -> Size:
+        """The size at which the student sees an image of `size`; its sides are at least those of a window."""
+        seen = short_side_size(size, self.short_side) if self.short_side else size
+        if min(seen) < self.window:
+            seen = short_side_size(seen, self.window)
+        if scale == 1:
+            return seen
+        factor = max(scale, self.window / min(seen))
+        height, width = (max(1, self.window, round(side * factor)) for side in seen)
+        return height, width
+
+    def input_shape(self, shape: Size, scale: float, multiple: int) -> Size:
+        """The padded shape of the student's inputs at a scale.
+
+        Args:
+          shape: of the inputs at scale 1.
+          scale: a factor.
+          multiple: see `Student.size_multiple`.
+
+        Returns:
+          A shape that holds the inputs of all images whose inputs at scale 1 are in `shape`.
+        """
+        if scale == 1:
+            return shape
+        factor = max(scale, 1.0) if self.window else scale  # images of a window's size are not seen smaller
+        height, width = (-(-(round(side * factor) + 1) // multiple) * multiple for side in shape)
+        return height, width
+
+    def classify(
+        self,
+        params: Any,
+        batch_stats: Any,
+        image: jax.Array,
+        size: jax.Array,
+        *,
+        input_size: jax.Array | None,
+        input_shape: Size,
+        size_multiple: int,
+        resized: bool,
+    ) -> Outcome:
+        """Computes the class of every pixel of a batch by all views.
+
+        Args:
+          params: parameters of the student.
+          batch_stats: its running statistics.
+          image: see `logits`.
+          size: see `logits`.
+          input_size: int32 [N, S, 2], `input_size` of every image at each of the views' scales; None if no view is
+            resized.
+          input_shape: padded shape of the inputs at scale 1.
+          size_multiple: see `Student`.
+          resized: whether the student sees the images at another size than their own at scale 1.
+        """
+        score = probability = jnp.zeros(())
+        finite = jnp.ones((), bool)
+        for i, scale in enumerate(self.views.scales):
+            resize: dict[str, Any] = {}
+            if resized or scale != 1:
+                assert input_size is not None
+                shape = self.input_shape(input_shape, scale, size_multiple)
+                resize = {"input_size": input_size[:, i], "input_shape": shape}
+            for mirrored in self.views.mirrored:
+                turn = (lambda x: mirror(x, size)) if mirrored else (lambda x: x)
+                logits = full_precision(self.logits(params, batch_stats, turn(image), size, **resize))
+                finite &= turn(jnp.isfinite(logits).all(-1, keepdims=True))[..., 0]
+                probability += turn(jax.nn.softmax(logits))
+                score = logits
+        if self.views.total > 1:
+            probability /= self.views.total
+            score = probability
+        return Outcome(score, probability, finite)
 
     def logits(
         self,
@@ -52,7 +127,7 @@ class Inference(NamedTuple):
         input_size: jax.Array | None = None,
         input_shape: Size | None = None,
     ) -> jax.Array:
-        """Computes the logits of every pixel of a batch.
+        """Computes the logits of every pixel of a batch in one view.
 
         Args:
           params: parameters of the student.

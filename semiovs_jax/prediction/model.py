@@ -17,7 +17,7 @@ from data_pipelines.sources.records import File
 from semiovs_jax.checkpoints.checkpointer import Which, restore_weights
 from semiovs_jax.evaluation.inference import Inference
 from semiovs_jax.experiment import open_model
-from semiovs_jax.prediction.predictor import Prediction, Predictor, Views
+from semiovs_jax.prediction.predictor import Prediction, Predictor
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.sharding import make_mesh
@@ -39,16 +39,14 @@ class Model:
         config: ml_collections.ConfigDict,
         source: str | Path,
         which: Which,
-        views: Views,
         devices: Sequence[jax.Device],
     ):
         """Restores the weights; see `load`.
 
         Args:
-          config: the run's.
+          config: the run's, or one with other values of `config.eval`.
           source: the run's workdir, or one checkpoint in it.
           which: which checkpoint.
-          views: what is averaged.
           devices: devices of this process.
         """
         mesh = make_mesh(list(devices))
@@ -57,16 +55,16 @@ class Model:
         params, batch_stats = model.weights(restored.state)
         self.dataset: DatasetInfo = model.dataset
         self.step = int(restored.meta["step"])
+        self._inference = Inference.create(model.function, config.eval)
         self.predictor = Predictor(
-            Inference.create(model.function, config.eval),
+            self._inference,
             params,
             batch_stats,
             mesh,
             config.eval,
             size_multiple=model.student.size_multiple,
-            views=views,
         )
-        self._weights, self._config, self._views = (params, batch_stats), config, views
+        self._weights, self._config = (params, batch_stats), config
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,8 +80,8 @@ class Model:
             "short_side": seen.short_side,
             "window": seen.window,
             "stride": seen.stride if seen.window else 0,
-            "scales": list(self._views.scales),
-            "flip": self._views.flip,
+            "scales": list(self._inference.views.scales),
+            "flip": self._inference.views.flip,
         }
 
     @property
@@ -127,8 +125,8 @@ def load(
     run: str | Path,
     which: Which = "best",
     *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
     batch_size: int = 1,
     changes: dict[str, Any] | None = None,
 ) -> Model:
@@ -149,8 +147,8 @@ def load(
     Args:
       run: workdir of the run, or the directory of one checkpoint in it.
       which: "best" by mIoU (the latest if none was evaluated) or "latest".
-      scales: factors of the image's size; the probabilities of several are averaged.
-      flip: whether each is seen mirrored, too.
+      scales: factors of the image's size; the probabilities of several are averaged. None: `config.eval.scales`.
+      flip: whether each is seen mirrored, too. None: `config.eval.flip`.
       batch_size: images that are computed together, on at most as many devices.
       changes: values of the config to change, by dotted key, such as {"eval.window": 512}.
 
@@ -161,13 +159,17 @@ def load(
     if which not in ("best", "latest"):
         raise InputError(f"which={which!r}: choose 'best' or 'latest'")
     config = saved_config.get_config(str(run))
-    for key, value in {"eval.batch_size": batch_size, **(changes or {})}.items():
+    views = {
+        "eval.scales": None if scales is None else tuple(float(scale) for scale in scales),
+        "eval.flip": flip,
+    }
+    given = {key: value for key, value in views.items() if value is not None}
+    for key, value in {"eval.batch_size": batch_size, **given, **(changes or {})}.items():
         try:
             config.update_from_flattened_dict({key: value})
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(f"changes: config.{key}={value!r}: {error}; name a key of configs/common.py") from error
-    views = Views(tuple(float(scale) for scale in scales), flip)
-    return Model(config, run, which, views, jax.local_devices()[: max(1, batch_size)])
+    return Model(config, run, which, jax.local_devices()[: max(1, batch_size)])
 
 
 def _pixels(image: Image, name: str, predictor: Predictor) -> np.ndarray:

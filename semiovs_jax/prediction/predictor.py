@@ -1,7 +1,6 @@
 """Predicts the class of every pixel, and the confidence in it, of images of any size.
 
-At one scale and without flips, the logits are those of evaluation: the same function, on padded images. With several
-scales or flips, the softmax probabilities of all views are averaged.
+The classes and probabilities are those of evaluation: the same functions, on padded images.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +13,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.errors import Faults, InputError
-from data_pipelines.images.transforms import short_side_size
+from data_pipelines.errors import InputError
 from semiovs_jax.evaluation.buckets import Size
 from semiovs_jax.evaluation.evaluator import NotFiniteLogitsError, check_evaluation
 from semiovs_jax.evaluation.inference import Inference
-from semiovs_jax.models.precision import full_precision
 from semiovs_jax.prediction.shapes import Shape, Shapes
 from semiovs_jax.runtime.sharding import batch_sharding, shard_batch
 
@@ -39,26 +36,6 @@ class Prediction(NamedTuple):
 
     label: np.ndarray
     confidence: np.ndarray
-
-
-class Views(NamedTuple):
-    """The views of an image whose probabilities are averaged.
-
-    Attributes:
-      scales: factors of the size at which the student sees the image.
-      flip: whether each is seen mirrored, too.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-    @property
-    def single(self) -> bool:
-        """Whether there is one view, that of evaluation."""
-        return self.scales == (1.0,) and not self.flip
-
-
-_ONE_VIEW = Views()
 
 
 class Started(NamedTuple):
@@ -89,34 +66,28 @@ class Predictor:
         config: ml_collections.ConfigDict,
         *,
         size_multiple: int,
-        views: Views = _ONE_VIEW,
     ):
         """Compiles nothing yet.
 
         Args:
-          inference: the student and how it sees an image.
+          inference: the student, how it sees an image, and the views that are averaged.
           params: its parameters, on the devices of `mesh`.
           batch_stats: its running statistics, likewise.
           mesh: devices of this process.
           config: `config.eval`. A batch is rounded up to a multiple of the devices; batches of images above a million
             pixels are smaller.
           size_multiple: see `Student`.
-          views: what is averaged.
 
         Raises:
-          InputError: a scale that is not positive, or windows that leave gaps or that the student does not accept.
+          InputError: windows that leave gaps or that the student does not accept.
         """
-        faults = Faults()
-        faults.add(_scale_faults(views.scales))
-        with faults.collected():
-            check_evaluation(config, (), size_multiple)
-        faults.refuse()
-        self._inference, self._views = inference, views
+        check_evaluation(config, (), size_multiple)
+        self._inference, self._scales = inference, inference.views.scales
         self._weights = params, batch_stats
         self._mesh = mesh
         self._batch_size = config.batch_size
         self._multiple = size_multiple
-        self._shapes = Shapes(self._input_size, config.max_shapes, size_multiple)
+        self._shapes = Shapes(inference.input_size, config.max_shapes, size_multiple)
         self._programs: dict[Shape, Any] = {}
         self.compilations = 0
 
@@ -175,13 +146,14 @@ class Predictor:
         batch: dict[str, np.ndarray] = {
             "image": np.zeros((rows, *shape.image, 3), np.uint8),
             "size": np.tile(np.array(shape.image, np.int32), (rows, 1)),
-            "input_size": np.empty((rows, len(self._views.scales), 2), np.int32),
+            "input_size": np.empty((rows, len(self._scales), 2), np.int32),
         }
-        batch["input_size"][:] = [self._scaled(shape.input, scale) for scale in self._views.scales]
+        inference, multiple = self._inference, self._multiple
+        batch["input_size"][:] = [inference.input_shape(shape.input, scale, multiple) for scale in self._scales]
         for row, (image, size) in enumerate(zip(images, sizes, strict=True)):
             batch["image"][row, : size[0], : size[1]] = image
             batch["size"][row] = size
-            batch["input_size"][row] = [self._input_size(size, scale) for scale in self._views.scales]
+            batch["input_size"][row] = [inference.input_size(size, scale) for scale in self._scales]
         program = self._program(shape)
         try:
             return Started(tuple(sizes), program(*self._weights, shard_batch(batch, self._mesh)))
@@ -218,7 +190,7 @@ class Predictor:
 
     def size_fault(self, size: Size) -> str | None:
         """Why an image of this size cannot be predicted; None if it can."""
-        height, width = self._input_size(size, max(self._views.scales))
+        height, width = self._inference.input_size(size, max(self._scales))
         if height * width <= MOST_INPUT_PIXELS:
             return None
         return (
@@ -237,26 +209,6 @@ class Predictor:
         rows = min(self._batch_size, self._batch_size * _PIXELS_OF_A_ROW // largest)
         return max(1, -(-rows // self._mesh.size)) * self._mesh.size
 
-    def _input_size(self, size: Size, scale: float = 1.0) -> Size:
-        """The size at which the student sees an image; its sides are at least those of a window."""
-        window = self._inference.window
-        seen = self._inference.input_size(size)
-        if min(seen) < window:
-            seen = short_side_size(seen, window)
-        if scale == 1:
-            return seen
-        factor = max(scale, window / min(seen))
-        height, width = (max(1, window, round(side * factor)) for side in seen)
-        return height, width
-
-    def _scaled(self, shape: Size, scale: float) -> Size:
-        """The padded input shape at a scale: it holds the inputs of all images of the shape."""
-        if scale == 1:
-            return shape
-        factor = max(scale, 1.0) if self._inference.window else scale  # small images are not seen smaller
-        height, width = (-(-(round(side * factor) + 1) // self._multiple) * self._multiple for side in shape)
-        return height, width
-
     def _program(self, shape: Shape) -> Any:
         """The compiled function for a shape; those of shapes that are no longer known are dropped."""
         if shape not in self._programs:
@@ -270,34 +222,20 @@ class Predictor:
     def _compute(
         self, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, shape: Shape
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        size, inside = batch["size"], _inside(batch["size"], shape.image)
-        finite, mean = jnp.ones(len(size), bool), jnp.zeros(())
-        for i, scale in enumerate(self._views.scales):
-            resized = shape.resized or scale != 1
-            for mirrored in (False, True) if self._views.flip else (False,):
-                logits = full_precision(
-                    self._inference.logits(
-                        params,
-                        batch_stats,
-                        _mirrored(batch["image"], size) if mirrored else batch["image"],
-                        size,
-                        input_size=batch["input_size"][:, i] if resized else None,
-                        input_shape=self._scaled(shape.input, scale) if resized else None,
-                    )
-                )
-                finite &= (jnp.isfinite(logits).all(-1) | ~inside).all((1, 2))
-                probability = jax.nn.softmax(logits)
-                mean += _mirrored(probability, size) if mirrored else probability
-        mean /= len(self._views.scales) * (1 + self._views.flip)
-        # Probabilities of two classes may round to the same value where their logits differ.
-        label = jnp.argmax(logits if self._views.single else mean, -1)
-        return label.astype(jnp.uint8), mean.max(-1).astype(jnp.float32), finite
-
-
-def _scale_faults(scales: Sequence[float]) -> list[str]:
-    if scales and all(0 < scale < float("inf") for scale in scales):
-        return []
-    return [f"--scales={','.join(map(str, scales))}: give positive numbers, such as 0.5,1,1.5"]
+        size = batch["size"]
+        found = self._inference.classify(
+            params,
+            batch_stats,
+            batch["image"],
+            size,
+            input_size=batch["input_size"],
+            input_shape=shape.input,
+            size_multiple=self._multiple,
+            resized=shape.resized,
+        )
+        finite = (found.finite | ~_inside(size, shape.image)).all((1, 2))
+        confidence = found.probability.max(-1).astype(jnp.float32)
+        return jnp.argmax(found.score, -1).astype(jnp.uint8), confidence, finite
 
 
 def _size(image: np.ndarray) -> Size:
@@ -309,14 +247,6 @@ def _inside(size: jax.Array, shape: Size) -> jax.Array:
     rows = jnp.arange(shape[0]) < size[:, :1]
     columns = jnp.arange(shape[1]) < size[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
-
-
-def _mirrored(x: jax.Array, size: jax.Array) -> jax.Array:
-    """Mirrors images [N, H, W, C] left to right within their true widths."""
-    column = jnp.arange(x.shape[2])
-    width = size[:, 1:]
-    source = jnp.where(column < width, width - 1 - column, column)
-    return jnp.take_along_axis(x, source[:, None, :, None], axis=2)
 
 
 def _too_large(shape: tuple[int, ...]) -> InputError:

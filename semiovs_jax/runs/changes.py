@@ -56,6 +56,8 @@ _ADDED = {
     "data.ood_min_foreground": 0.0,
     "data.ood_repeat_threshold": 0.0,
     "data.scaled_decode": False,
+    "eval.flip": False,
+    "eval.scales": [1.0],
     "clip.matmul_precision": "default",
     "model.matmul_precision": "default",
     "ovs.matmul_precision": "default",

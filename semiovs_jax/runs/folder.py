@@ -18,7 +18,8 @@ from semiovs_jax.runs.changes import LENGTH, Run, changed_keys, refusals
 from semiovs_jax.runs.digests import run_digests
 from semiovs_jax.runs.record import Record, read_record
 from semiovs_jax.runtime.provenance import config_as_json
-from semiovs_jax.runtime.workdir import check_shared, workdir_path
+from semiovs_jax.runtime.shared_folders import check_shared
+from semiovs_jax.runtime.workdir import workdir_path
 
 _RESULT, _TABLE = "result.json", "table.txt"
 _LONGER = (

@@ -19,6 +19,7 @@ from data_pipelines.errors import InputError
 from semiovs_jax.runtime.command_help import asks_for_help, format_help, refuse_flags
 from semiovs_jax.runtime.config_files import config_value, find_configs, load_config
 from semiovs_jax.runtime.config_keys import unknown_keys
+from semiovs_jax.runtime.program import COMPLETES
 
 # On the CPU, XLA then computes reductions and matrix products with a library, which halves the step time of networks
 # with batch normalization, and keeps `jax.lax.optimization_barrier`; see openxla's xla/debug_options_flags.
@@ -67,6 +68,7 @@ def run_command(
 ) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
+    Where a shell asks for the words that complete the command line, prints them and ends (see `completion`).
     After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2. With
     --distributed, the end of one process ends all. For signals see `command_end`, for --help `format_help`.
 
@@ -82,7 +84,7 @@ def run_command(
     tune_process()
     experiment, workdir = "An experiment, such as configs/demo.py.", "Folder of everything a run writes"
     if run_config:
-        experiment, workdir = f"{experiment} The run's own if left out.", f"{workdir}, or one of its checkpoints"
+        experiment, workdir = f"{experiment} The run's own if left out.", "Workdir of a run, or one of its checkpoints"
     config_flags.DEFINE_config_file("config", None, experiment, lock_config=True)
     if not run_config:
         flags.mark_flag_as_required("config")
@@ -90,6 +92,11 @@ def run_command(
     if needs_workdir:
         flags.DEFINE_string("workdir", None, f"{workdir}." if run_config else f"{workdir}; created if missing.")
         flags.mark_flag_as_required("workdir")
+
+    if COMPLETES in os.environ:
+        from semiovs_jax.runtime.completion import complete, parser_of_flags
+
+        complete(parser_of_flags(sys.argv, run_config, keys))
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:

@@ -34,17 +34,7 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
       keys: the project's config file that describes the keys, such as "common.py"; its values are shown where the
         command line names no config, or one that cannot be loaded.
     """
-    described = read_keys(config_folder() / keys)
-    values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
-    try:
-        if value := config_value(find_configs(argv, run_config)):
-            values, own_keys = dict(flat(load_config(value))), read_keys(Path(value.partition(":")[0]))
-            origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
-            described |= {name: key for name, key in own_keys.items() if name not in described}
-    except Exception as error:  # a config file may raise anything
-        origin = f"{origin}, as the config cannot be loaded ({error})"
-    described = {name: key for name, key in described.items() if _exists(name, values)}
-    described |= {name: Key(None, False, "") for name in values if name not in described}
+    described, values, origin = keys_of(argv, run_config, keys)
     return "\n".join(
         (
             description(),
@@ -56,6 +46,21 @@ def format_help(argv: Sequence[str], run_config: str, keys: str) -> str:
             *_key_lines(described, values),
         )
     )
+
+
+def keys_of(argv: Sequence[str], run_config: str, keys: str) -> tuple[dict[str, Key], dict[str, Any], str]:
+    """The keys of the config of a command line, their values, and where these are from; for the arguments see above."""
+    described = read_keys(config_folder() / keys)
+    values, origin = {name: key.value for name, key in described.items() if not key.is_section}, f"configs/{keys}"
+    try:
+        if value := config_value(find_configs(argv, run_config)):
+            values, own_keys = dict(flat(load_config(value))), read_keys(Path(value.partition(":")[0]))
+            origin = config_value(argv) or f"the run in {value.partition(':')[2]}"
+            described |= {name: key for name, key in own_keys.items() if name not in described}
+    except Exception as error:  # a config file may raise anything
+        origin = f"{origin}, as the config cannot be loaded ({error})"
+    described = {name: key for name, key in described.items() if _exists(name, values)}
+    return described | {name: Key(None, False, "") for name in values if name not in described}, values, origin
 
 
 def description() -> str:
@@ -70,6 +75,16 @@ def own_flags() -> list[flags.Flag]:
     found = [flags.FLAGS["config"], *by_module.get(sys.argv[0], ()), *by_module.get("semiovs_jax.runtime.command", ())]
     found = [flag for flag in dict.fromkeys(found) if not flag.name.startswith("config.")]
     return sorted(found, key=lambda flag: (not _is_required(flag), flag.name != "config"))
+
+
+def choices_of(flag: flags.Flag) -> tuple[str, ...]:
+    """The values that a flag may have; () if it is no enum."""
+    return tuple(getattr(flag.parser, "enum_values", None) or ())
+
+
+def meaning_of(flag: flags.Flag) -> str:
+    """The help of a flag, without the choices that absl puts before that of an enum."""
+    return flag.help.removeprefix(f"<{'|'.join(choices_of(flag))}>: ")
 
 
 def refuse_flags(argv: Sequence[str]) -> None:
@@ -118,13 +133,11 @@ def _is_required(flag: flags.Flag) -> bool:
 
 
 def _flag_line(flag: flags.Flag) -> str:
-    values = getattr(flag.parser, "enum_values", None)
-    value = "|".join(values) if values else "FILE[:ARGUMENT]" if flag.name == "config" else "VALUE"
+    value = "|".join(choices_of(flag) or ("FILE[:ARGUMENT]" if flag.name == "config" else "VALUE",))
     text = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
     notes = "Required. " if _is_required(flag) else ""
     default = f" Default: {str(flag.default_as_str).strip(chr(39))}." if flag.default not in (None, "", False) else ""
-    meaning = flag.help.removeprefix(f"<{value}>: ")  # absl's, of an enum
-    lines = textwrap.wrap(f"{notes}{meaning}{default}", _WIDTH - _FLAG_WIDTH - 4)
+    lines = textwrap.wrap(f"{notes}{meaning_of(flag)}{default}", _WIDTH - _FLAG_WIDTH - 4)
     first, *others = lines if len(text) <= _FLAG_WIDTH else ["", *lines]
     indent = " " * (_FLAG_WIDTH + 4)
     return "\n".join((f"  {text:{_FLAG_WIDTH}}  {first}".rstrip(), *(indent + line for line in others)))

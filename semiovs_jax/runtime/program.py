@@ -1,7 +1,11 @@
 """How this process was started, for usage lines and for the command that comes next."""
 
+import argparse
 import shlex
 import sys
+from collections.abc import Callable, Iterable
+
+COMPLETES = "_ARGCOMPLETE"  # the variable by which argcomplete's shell functions ask for words instead of a run
 
 SCRIPT, PACKAGE = "semiovs", "python -m semiovs_jax"
 
@@ -17,6 +21,16 @@ def program(module: str) -> str:
       "python -m semiovs_jax.main".
     """
     return sys.argv[0] if _front() else f"python -m {module}"
+
+
+def complete_with(action: argparse.Action, words: Callable[..., Iterable[str]]) -> None:
+    """Sets the words by which a shell completes an argument.
+
+    Args:
+      action: the argument.
+      words: is called with the keyword arguments of argcomplete's completers, such as `prefix`.
+    """
+    action.completer = words  # type: ignore[attr-defined]
 
 
 def other_command(command: str, *arguments: str) -> str:

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 _PACKAGES = ("semiovs-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -49,5 +48,7 @@ def git_revision() -> str | None:
 
 def device_facts() -> dict[str, Any]:
     """Kind and number of all devices, and the number of processes."""
+    import jax  # here: a config of a run is read without it
+
     devices = jax.devices()
     return {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()}

@@ -15,8 +15,9 @@ from data_pipelines.errors import InputError
 from semiovs_jax import augment
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError, check_evaluation
-from semiovs_jax.evaluation.inference import resize_levels
+from semiovs_jax.evaluation.inference import Inference, resize_levels
 from semiovs_jax.evaluation.measures import measure
+from semiovs_jax.prediction.predictor import Predictor
 from semiovs_jax.runtime.hlo import find_collectives, parse_instructions
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh
 from tests.evaluation.test_sliding import predict, predict_numpy, sliding_numpy
@@ -70,13 +71,15 @@ PARAMS = {
 }
 
 
-def evaluator(student: Any, records: Records, *, devices: int = 8, multiple: int = 1, **changes: int) -> Evaluator:
+def evaluator(student: Any, records: Records, *, devices: int = 8, multiple: int = 1, **changes: Any) -> Evaluator:
     mesh = make_mesh(jax.devices()[:devices])
     return Evaluator(student, records, DATASET, eval_config(**changes), mesh, size_multiple=multiple)
 
 
-def eval_config(**changes: int) -> ConfigDict:
-    return ConfigDict({"batch_size": 3, "max_shapes": 4, "short_side": 0, "window": 0, "stride": 426} | changes)
+def eval_config(**changes: Any) -> ConfigDict:
+    views = {"scales": (1.0,), "flip": False}
+    sizes = {"short_side": 0, "window": 0, "stride": 426}
+    return ConfigDict({"batch_size": 3, "max_shapes": 4, **sizes, **views, **changes})
 
 
 def by_single_images(student: Any, records: Records, params: Any, batch_stats: Any) -> metrics.Scores:
@@ -167,11 +170,13 @@ def test_images_without_finite_logits_are_counted_in_an_error(bad):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("how", [{}, {"short_side": 32, "window": 32, "stride": 26}])
-def test_predictions_are_those_that_are_scored(how: dict[str, int], devices: int):
-    records = Records(SIZES)
-    both = evaluator(Placing() if how else Positional(), records, devices=devices, **how)
-    params = {} if how else PARAMS
+@pytest.mark.parametrize(
+    "how", [{}, {"short_side": 32, "window": 32, "stride": 26}, {"scales": (0.75, 1.5), "flip": True}]
+)
+def test_predictions_are_those_that_are_scored(how: dict[str, Any], devices: int):
+    records, windows = Records(SIZES), "window" in how
+    both = evaluator(Placing() if windows else Positional(), records, devices=devices, **how)
+    params = {} if windows else PARAMS
     found = sorted(both.predictions(params, {}), key=lambda predicted: predicted.position)
     assert [predicted.label.shape for predicted in found] == SIZES
     for predicted in found:
@@ -212,6 +217,34 @@ def test_some_images_are_predicted_as_among_all():
     for position, found in some.items():
         np.testing.assert_array_equal(found.prediction, whole[position].prediction)
     assert list(both.predictions(PARAMS, {}, only=[])) == []
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scales": (0.75, 1.25), "flip": True},
+        {"window": 20, "stride": 15, "scales": (1.0, 1.5)},
+        {"short_side": 40, "window": 20, "stride": 15, "flip": True},
+        {"short_side": 24, "scales": (1.5,)},
+    ],
+)
+def test_prediction_has_the_classes_and_probabilities_of_evaluation(how: dict[str, Any]):
+    records = Records([(40, 60), (33, 64), (64, 33), (31, 31), (27, 90)])
+    student, params = (Placing(), {}) if "window" in how else (Positional(), PARAMS)
+    scored = evaluator(student, records, devices=1, max_shapes=2, **how).predictions(params, {})
+    config, mesh = eval_config(**how), make_mesh(jax.devices()[:1])
+    predictor = Predictor(Inference.create(student, config), params, {}, mesh, config, size_multiple=1)
+    predicted = predictor.predict([records[i]["image"] for i in range(len(records))])
+    for found in scored:
+        expected = predicted[found.position]
+        np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+        assert (found.prediction != expected.label).mean() < 0.002  # two classes of equal probability, up to rounding
+
+
+def test_views_change_the_scores():
+    records = Records(SIZES)
+    scores = [evaluator(Positional(), records, devices=1, **views).run(PARAMS, {}) for views in ({}, {"flip": True})]
+    assert (scores[0].iou != scores[1].iou).any()
 
 
 def test_confidence_is_the_probability_of_the_predicted_class():
@@ -333,9 +366,10 @@ def test_images_are_resized_as_the_reference_does_but_for_single_levels():
     assert off.mean() < 0.06
 
 
-def test_evaluating_by_windows_moves_no_image_between_devices():
+@pytest.mark.parametrize("views", [{}, {"scales": (1.0, 1.5), "flip": True}])
+def test_evaluating_by_windows_moves_no_image_between_devices(views: dict[str, Any]):
     records, mesh = Records([(30, 44)] * 8), make_mesh()
-    both = evaluator(Placing(), records, batch_size=8, short_side=32, window=24, stride=20)
+    both = evaluator(Placing(), records, batch_size=8, short_side=32, window=24, stride=20, **views)
     ((bucket, batch),) = both._batches()
     batch = {name: jax.device_put(array, batch_sharding(mesh)) for name, array in batch.items()}
     compiled = both._confusion.lower({}, {}, batch, shape=both._input_shapes[bucket]).compile()
@@ -354,6 +388,12 @@ def test_evaluating_by_windows_moves_no_image_between_devices():
             {"short_side": 32, "window": 32, "stride": 26},
             "32 px every 26 px with mean logits and with its short side",
         ),
+        (
+            {"scales": (0.75, 1, 1.25), "flip": True},
+            "at its own size, mean probabilities of 6 views: scales 0.75, 1, 1.25, each also mirrored; IoU from one",
+        ),
+        ({"flip": True}, "mean probabilities of 2 views: scale 1, each also mirrored;"),
+        ({"scales": (1.5,)}, "single scale 1.5, no flip;"),
     ],
 )
 def test_protocol_says_what_was_done(changes, sentence):
@@ -377,6 +417,17 @@ def test_protocol_says_what_was_done(changes, sentence):
             {"window": 34, "stride": 20},
             r"config\.eval\.window=34 is larger than a validation image of 40x33 .* set it to 33 or less, or "
             r"config\.eval\.short_side to 34 or more",
+        ),
+        (
+            {"short_side": 32, "window": 32, "stride": 20, "scales": (0.5, 1.0)},
+            r"config\.eval\.scales=\(0\.5, 1\.0\): images with config\.eval\.short_side=32 are seen at a short side of "
+            r"16 px, smaller than config\.eval\.window=32; leave out scales below 1, or set "
+            r"config\.eval\.short_side to 64 or more",
+        ),
+        (
+            {"window": 30, "stride": 20, "scales": (0.75,)},
+            r"config\.eval\.scales=\(0\.75,\): a validation image of 40x33 .* is seen at a short side of 25 px, "
+            r"smaller than config\.eval\.window=30; leave out scales below 0\.909",
         ),
     ],
 )

@@ -15,8 +15,9 @@ from data_pipelines.images.transforms import short_side_size
 from semiovs_jax import augment
 from semiovs_jax.evaluation.evaluator import NotFiniteLogitsError
 from semiovs_jax.evaluation.inference import Inference
+from semiovs_jax.evaluation.views import Views
 from semiovs_jax.prediction import predictor as module
-from semiovs_jax.prediction.predictor import Prediction, Predictor, Views
+from semiovs_jax.prediction.predictor import Prediction, Predictor
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.evaluation.test_evaluator import PARAMS, Placing, Positional, eval_config
 
@@ -34,10 +35,10 @@ def images(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
 def predictor(
     student: Any, *, devices: int = 1, views: Views = ONE_VIEW, multiple: int = 1, **changes: int
 ) -> Predictor:
-    config = eval_config(**changes)
+    config = eval_config(**changes, scales=views.scales, flip=views.flip)
     inference = Inference.create(student, config)
     mesh = make_mesh(jax.devices()[:devices])
-    return Predictor(inference, PARAMS, {}, mesh, config, size_multiple=multiple, views=views)
+    return Predictor(inference, PARAMS, {}, mesh, config, size_multiple=multiple)
 
 
 def positional(image: np.ndarray) -> Prediction:
@@ -156,9 +157,8 @@ def test_logits_that_are_not_finite_raise_where_they_belong_to_the_image():
 
 def test_all_invalid_values_are_named():
     with pytest.raises(InputError) as error:
-        predictor(Positional(), views=Views((1.0, 0.0)), multiple=14, window=32, stride=40)
+        predictor(Positional(), multiple=14, window=32, stride=40)
     message = str(error.value)
-    assert "--scales=1.0,0.0: give positive numbers" in message
     assert "config.eval.stride=40" in message
     assert "multiples of 14; set it to 28" in message
 

@@ -17,6 +17,7 @@ import semiovs_jax
 from data_pipelines.errors import InputError
 from semiovs_jax import ood_labels
 from semiovs_jax.prediction import model
+from semiovs_jax.runs.saved_config import get_config
 from tests.experiment import shrunk_demo
 
 
@@ -66,12 +67,28 @@ def test_other_images_are_refused(image: object, message: str, loaded: model.Mod
 def test_values_of_the_config_can_be_changed(run: Path):
     with pytest.raises(InputError, match=r"config\.eval\.stride=40 with config\.eval\.window=33"):
         semiovs_jax.load(run, changes={"eval.window": 33, "eval.stride": 40})
+    with pytest.raises(InputError) as error:
+        semiovs_jax.load(run, scales=(1, 0), changes={"eval.window": 33, "eval.stride": 40})
+    scales = "config.eval.scales=(1.0, 0.0): set it to positive factors, such as 0.75,1,1.25"
+    assert [fault.partition(" with")[0] for fault in error.value.args] == [scales, "config.eval.stride=40"]
     with pytest.raises(InputError, match=r"changes: config\.eval\.windows=33: .*; name a key of configs/common\.py"):
         semiovs_jax.load(run, changes={"eval.windows": 33})
     with pytest.raises(InputError, match="choose 'best' or 'latest'"):
         semiovs_jax.load(run, which="newest")
     with pytest.raises(InputError, match="holds no run"):
         semiovs_jax.load(run.parent)
+
+
+def test_a_run_is_evaluated_with_the_views_by_which_it_predicts(run: Path, photos: list[Path], loaded: model.Model):
+    config = get_config(str(run)).unlock()
+    config.eval.update(scales=(0.75, 1.0, 1.25), flip=True)
+    record = semiovs_jax.evaluate(run, config=config)
+    assert "mean probabilities of 6 views: scales 0.75, 1, 1.25, each also mirrored" in record["protocol"]
+    found = semiovs_jax.load(run, scales=(0.75, 1, 1.25), flip=True).predict(list(photos))
+    labels = [np.asarray(Image.open(path.parents[1] / "SegmentationClass" / f"{path.stem}.png")) for path in photos]
+    right = sum((image.label == label).sum() for image, label in zip(found, labels, strict=True))
+    labeled = sum((label != loaded.dataset.ignore_index).sum() for label in labels)
+    assert record["pixel_accuracy"] == pytest.approx(right / labeled, abs=1e-4)
 
 
 def test_commands_are_functions_and_modules(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):

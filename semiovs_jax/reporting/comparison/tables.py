@@ -44,7 +44,7 @@ def _protocol_warnings(runs: Sequence[ComparedRun]) -> Iterator[str]:
         yield (
             f"the runs are evaluated by {len(protocols)} protocols ({groups}), so their mIoU cannot be compared; "
             "evaluate them by one: python -m semiovs_jax.evaluate --workdir=RUN with the same --config.eval.window, "
-            "--config.eval.stride and --config.eval.short_side"
+            "stride, short_side, scales and flip"
         )
 
 

@@ -68,8 +68,8 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path, whic
     Raises:
       InputError: as `open_evaluation` and `restore_weights`.
     """
-    evaluation = open_evaluation(config, make_mesh())
     directory, _ = find_checkpoints(workdir)
+    evaluation = open_evaluation(config, make_mesh())
     restored = restore_weights(workdir, evaluation.model.target, which)
     return OpenedCheckpoint(config, evaluation, restored, Path(directory))
 
