@@ -2,7 +2,7 @@
 
 Prints a table of their scores, what differs in their configs, and why scores should not be compared, if there is a
 reason. Runs that differ in the seed alone are summed up: mean and standard deviation. --out draws the mIoU and the loss
-of all runs in one picture. Runs need not be finished.
+of all runs in one picture. Runs need not be finished. The last line is the command that evaluates the best run.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from semiovs_jax.reporting import comparison
-from semiovs_jax.runtime.program import program
+from semiovs_jax.runtime.program import other_command, program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         comparison.draw_comparison(runs, args.out)
         print(f"\nwrote {args.out}")
+    if evaluated := [run for run in runs if run.best]:
+        best = max(evaluated, key=lambda run: run.best["miou"])
+        print(f"next: {other_command('evaluate', f'--workdir={best.name}')}")
 
 
 if __name__ == "__main__":
