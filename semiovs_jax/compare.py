@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         comparison.draw_comparison(runs, args.out)
         print(f"\nwrote {args.out}")
-    if evaluated := [run for run in runs if run.best]:
-        best = max(evaluated, key=lambda run: run.best["miou"])
-        print(f"next: {other_command('evaluate', f'--workdir={best.name}')}")
+    if scores := [(run.best["miou"], run.name) for run in runs if run.best]:
+        print(f"next: {other_command('evaluate', f'--workdir={max(scores)[1]}')}")
 
 
 if __name__ == "__main__":
