@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """Outputs of a program.
+    """Outputs of a program, arrays of JAX or NumPy.
 
     Attributes:
       label: uint8 [N, H, W], index of the class.
@@ -23,9 +23,9 @@ class Prediction(NamedTuple):
       logits: float32 [N, H, W, K].
     """
 
-    label: jax.Array
-    confidence: jax.Array
-    logits: jax.Array
+    label: Any
+    confidence: Any
+    logits: Any
 
 
 VALUES = Prediction("index of the class", "probability of that class", "before the softmax over classes")
