@@ -4,6 +4,7 @@ Prints a table of their scores, what differs in their configs, and why scores sh
 reason. Runs that differ in the seed alone are summed up: mean and standard deviation. --out draws the mIoU and the loss
 of all runs in one picture. Runs need not be finished. --pictures draws validation images that show every class beside
 their ground truth and the predictions of each run's best checkpoint.
+of all runs in one picture. Runs need not be finished. The last line is the command that evaluates the best run.
 """
 
 import sys
@@ -13,6 +14,7 @@ from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
 from semiovs_jax.runtime.arguments import make_parser, parse_arguments
+from semiovs_jax.runtime.program import other_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.pictures:
         comparison.draw_pictures(runs, args.pictures)
         print(f"\nwrote {args.pictures}")
+    if scores := [(run.best["miou"], run.name) for run in runs if run.best]:
+        print(f"next: {other_command('evaluate', f'--workdir={max(scores)[1]}')}")
 
 
 if __name__ == "__main__":

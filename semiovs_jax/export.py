@@ -1,7 +1,9 @@
 """Exports the model of a run: python -m semiovs_jax.export --workdir=runs/voc92 --format=stablehlo --out=exported.
 
 --format=stablehlo: one program with its weights, from images to labels, that JAX runs without this package; an example
-is docs/serve.py. --format=safetensors: the weights with the names of the official PyTorch code.
+is docs/serve.py. --format=onnx: one ONNX model, from images to labels, for ONNX Runtime; needs pip install
+'semiovs-jax[onnx]'; an example is docs/serve_onnx.py. --format=safetensors: the weights with the names of the official
+PyTorch code.
 
 Without --config, the config is the run's own.
 """
@@ -22,8 +24,10 @@ def main(flags: Any) -> None:
 
     folder = local_path(flags.out, "--out")
     trained = read_model(flags.config, flags.workdir, flags.which)
-    for path in formats.find_format(flags.format).write(folder, trained):
+    chosen = formats.find_format(flags.format)
+    for path in chosen.write(folder, trained):
         print(f"wrote {path}")
+    print(f"next: {chosen.following(folder)}")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def test_a_table_of_scores_and_the_keys_that_differ(tmp_path: Path, capsys: pyte
     assert found["method.name"][1:] == ["'supervised'", "'unimatch'"]
     assert "seed" not in found
     assert "protocol: every validation image whole" in printed.out
+    assert printed.out.splitlines()[-1].endswith(f"evaluate --workdir={second}")
     assert printed.err == ""
 
 

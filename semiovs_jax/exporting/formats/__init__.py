@@ -1,6 +1,7 @@
 """The formats in which a model is exported, one module each: the values of --format.
 
-A format is a module with `write(folder, trained) -> list[Path]`, which writes files and returns their paths.
+A format is a module with `write(folder, trained) -> list[Path]`, which writes files and returns their paths, and
+`following(folder) -> str`, the command that uses them.
 """
 
 import importlib
@@ -25,6 +26,10 @@ class Format(Protocol):
         Raises:
           InputError: a file cannot be written, or the format does not suit this model.
         """
+        ...
+
+    def following(self, folder: Path) -> str:
+        """The command that comes next, to be copied to a shell."""
         ...
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from semiovs_jax.exporting.manifest import write_manifest
 from semiovs_jax.exporting.model import TrainedModel
 from semiovs_jax.models import FAMILIES
+from semiovs_jax.runtime.program import other_command
 from semiovs_jax.weights.files import save_weights
 from semiovs_jax.weights.state_dicts import STATE_DICT
 
@@ -25,3 +26,8 @@ def write(folder: Path, trained: TrainedModel) -> list[Path]:
     }
     save_weights(folder / _FILE, tensors, metadata)
     return [folder / _FILE, write_manifest(folder, trained, {"format": "safetensors", "file": _FILE})]
+
+
+def following(folder: Path) -> str:
+    """See `Format`; the weights may be fine-tuned here, too."""
+    return other_command("train", "--config=FILE", f"--config.model.weights={folder / _FILE}", "--workdir=RUN")
