@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         "train.max_bad_steps",
         "train.panel_images",
         "train.profile_steps",
+        "train.writers",
     }
 )
 
@@ -59,6 +60,7 @@ _ADDED = {
     "model.matmul_precision": "default",
     "ovs.matmul_precision": "default",
     "train.profile_steps": [0, 0],
+    "train.writers": "tensorboard",
 }
 
 _ABSENT = "not set"
