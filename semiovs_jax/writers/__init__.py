@@ -14,7 +14,6 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-import jax
 import numpy as np
 
 from data_pipelines.errors import did_you_mean
@@ -31,7 +30,7 @@ def names() -> list[str]:
 
 
 def writer_faults(chosen: str) -> list[str]:
-    """What is wrong with `config.train.writers`; in process 0, also what its writers need that is missing.
+    """What is wrong with `config.train.writers`: unknown names, and what its writers need that is missing.
 
     Args:
       chosen: names of `names`, separated by commas; "" for none.
@@ -42,10 +41,8 @@ def writer_faults(chosen: str) -> list[str]:
         for name in _split(chosen)
         if name not in known
     ]
-    if faults or jax.process_index() > 0:
-        return faults
-    modules = [_module(name) for name in _split(chosen)]
-    return [fault for module in modules if hasattr(module, "faults") for fault in module.faults()]
+    modules = [_module(name) for name in _split(chosen) if name in known]
+    return faults + [fault for module in modules if hasattr(module, "faults") for fault in module.faults()]
 
 
 class Writers:
