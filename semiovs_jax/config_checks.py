@@ -32,6 +32,7 @@ from semiovs_jax.ovs.labeling.doubt import confidence_doubt, training_doubt
 from semiovs_jax.ovs.labeling.identity import expected_identity
 from semiovs_jax.ovs.vocabulary import Vocabulary
 from semiovs_jax.ovs.words import check_words, unknown_names
+from semiovs_jax.writers import writer_faults
 
 _logger = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def _check_config(
 ) -> tuple[Names, dict[str, Vocabulary]]:
     """The parts that a config names, and the words of its labelers by section; adds what is wrong to the faults."""
     names = settle_names(config, faults, devices=devices)
+    faults.add(writer_faults(config.train.writers))
     if names.dataset is not None and names.student is not None:
         with faults.collected():
             initial_weights(config, names.dataset, names.student)

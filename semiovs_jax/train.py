@@ -32,6 +32,7 @@ from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.preemption import Preemption
 from semiovs_jax.runtime.profile import Profile
+from semiovs_jax.runtime.provenance import config_as_json
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, put_state, shard_batch, share_state, with_sharding
 from semiovs_jax.runtime.workdir import check_workdir
 from semiovs_jax.train_state import TrainState, count_parameters
@@ -128,6 +129,8 @@ def train_and_evaluate(
                 devices=list(mesh.devices.flat),
                 flops_per_step=flops,
                 goodput=goodput,
+                writers=config.train.writers,
+                config=config_as_json(config),
             ) as report,
             Profile(folder.path / "profile", config.train.profile_steps, first, steps) as profile,
             Preemption(first) as preemption,

@@ -22,6 +22,7 @@ from semiovs_jax.reporting.metrics_log import MetricsLog
 from semiovs_jax.reporting.progress import Clock, Progress
 from semiovs_jax.reporting.speed import Speed, format_details
 from semiovs_jax.reporting.summary import Summary, format_summary
+from semiovs_jax.writers import RunFacts, Writers
 
 # Shown beside the progress bar; everything else is in the files.
 _HEADLINES = ("loss", "loss_x", "mask_ratio")
@@ -51,9 +52,9 @@ class Report:
         metrics.jsonl    a line for each logged step and each evaluation
         curves.png       losses, shares of confident pixels and mIoU over the steps
         panels/STEP.png  images, labels and predictions
-        tensorboard/     scalars and panels
         predictions.png  validation images that show every class, their ground truth and the last predictions
         report.html      the whole run on one page
+        tensorboard/     scalars and panels, or what `writers` names
         summary.txt, result.json, table.txt
 
     A run that continues from a checkpoint continues these files. Their entries of later steps are removed.
@@ -73,6 +74,8 @@ class Report:
         flops_per_step: float | None = None,
         goodput: Goodput | None = None,
         writes: bool | None = None,
+        writers: str = "tensorboard",
+        config: Mapping[str, Any] | None = None,
     ):
         """Opens the files.
 
@@ -88,6 +91,8 @@ class Report:
           flops_per_step: see `Speed`.
           goodput: time of this start by phase: logged steps have that since the one before, result.json has all of it.
           writes: whether this process writes; None for process 0 only.
+          writers: see `config.train.writers`.
+          config: every config value, nested, as plain data, for writers that show it.
 
         Raises:
           InputError: `workdir` is not writable, or the metrics are damaged.
@@ -95,8 +100,6 @@ class Report:
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
             return
-        from semiovs_jax.reporting.board import Board  # seconds: it imports PyTorch where that is installed
-
         self._workdir = Path(workdir)
         self._dataset = dataset
         self._total_steps = total_steps
@@ -109,7 +112,7 @@ class Report:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
             remove_abandoned_parts(self._workdir)
             self._log = MetricsLog(self._workdir / "metrics.jsonl", restored_step, log_digest)
-            self._board = Board(self._workdir / "tensorboard", purge_step=restored_step + 1)
+            self._writers = Writers(writers, RunFacts(self._workdir, restored_step, config or {}))
         except OSError as error:
             raise InputError(f"--workdir={workdir}: not writable ({error}); choose another folder") from error
         self._clock = Clock(total_steps)
@@ -136,7 +139,7 @@ class Report:
         self._summary = text = format_summary(summary)
         self._progress.write(text)
         (self._workdir / "summary.txt").write_text(text + "\n", encoding="utf-8")
-        self._board.add_text("summary", f"```\n{text}\n```", summary.restored_step or 0)
+        self._writers.add_text("summary", text, summary.restored_step or 0)
 
     @_writing
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -155,9 +158,7 @@ class Report:
         speed = self._speed.measured(self._clock.steps_per_second(step)) | self._speed.memory()
         spent = {} if self._goodput is None else {"seconds": _rounded(self._goodput.seconds_since_last())}
         self._log.write("train", step, values | speed | spent)
-        for name, value in (values | speed).items():
-            if value is not None:
-                self._board.add_scalar(f"train/{name}", value, step)
+        self._writers.add_scalars(_tagged("train", values | speed), step)
         headlines = {name: values[name] for name in _HEADLINES if name in values}
         details = format_details(speed, len(self._speed.devices))
         self._progress.show(step, headlines, speed["images_per_second"], self._clock.seconds_left(step), details)
@@ -169,11 +170,8 @@ class Report:
             return
         record = table.scores_record(scores, self._dataset.classes)
         self._log.write("eval", step, record)
-        for name in ("miou", "miou_present", "pixel_accuracy"):
-            self._board.add_scalar(f"eval/{name}", record[name], step)
-        for name, value in record["iou"].items():
-            if value is not None:
-                self._board.add_scalar(f"iou/{name}", value, step)
+        means = {name: record[name] for name in ("miou", "miou_present", "pixel_accuracy")}
+        self._writers.add_scalars(_tagged("eval", means) | _tagged("iou", record["iou"]), step)
         best = table.best_of(self._evaluations())
         self._progress.write(
             f"step {step}: mIoU {100 * scores.mean_iou:.2f} %, best {100 * best['miou']:.2f} % at step {best['step']}"
@@ -188,7 +186,7 @@ class Report:
             return
         picture = panels.draw_panel({title: np.asarray(value) for title, value in columns.items()}, self._dataset)
         Image.fromarray(picture).save(self._workdir / "panels" / f"{step:06d}.png")
-        self._board.add_image("panel", picture, step)
+        self._writers.add_image("panel", picture, step)
         self._clock.restart(step)
 
     def log_digest(self) -> dict[str, int] | None:
@@ -219,22 +217,25 @@ class Report:
             (self._workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
             for name, record in (("best", best), ("last", last)):
                 result[name] = {key: value for key, value in record.items() if key != "event"}
+            self._writers.finish(
+                {f"{name}_{key}": result[name][key] for name in ("best", "last") for key in ("step", "miou")}
+            )
         if self._goodput is not None:
             result["seconds"] = _rounded(self._goodput.seconds())
         if contents is not None:
             self._write_page(result, evaluations, contents)
         # Last, because a run with a result is finished.
         table.write_result(self._workdir / "result.json", result)
-        self.close()
+        self.close(finished=True)
 
     @_writing
-    def close(self) -> None:
+    def close(self, finished: bool = False) -> None:
         """Closes the files and prints how the time was spent. `finish` and the end of a `with` block call it."""
         if not self._writes:
             return
         self._progress.close()
         self._log.close()
-        self._board.close()
+        self._writers.close(finished)
         if self._goodput is not None:
             self._progress.write(f"time of this start: {format_shares(self._goodput.seconds())}")
             self._goodput = None
@@ -266,6 +267,10 @@ class Report:
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [record for record in self._log.records if record["event"] == "eval"]
+
+
+def _tagged(prefix: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items() if value is not None}
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ MAY_CHANGE = frozenset(
         "train.max_bad_steps",
         "train.panel_images",
         "train.profile_steps",
+        "train.writers",
     }
 )
 
@@ -63,6 +64,7 @@ _ADDED = {
     "ovs.matmul_precision": "default",
     "train.fsdp": 1,
     "train.profile_steps": [0, 0],
+    "train.writers": "tensorboard",
 }
 
 _ABSENT = "not set"

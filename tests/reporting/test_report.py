@@ -21,11 +21,11 @@ from data_pipelines.errors import InputError
 from semiovs_jax.evaluation import metrics
 from semiovs_jax.methods import make_method
 from semiovs_jax.reporting import Report, Summary, curves, panels, table
-from semiovs_jax.reporting.board import Board
 from semiovs_jax.reporting.goodput import Goodput
 from semiovs_jax.reporting.metrics_log import MetricsLog, read_records
 from semiovs_jax.reporting.progress import Clock, Progress
 from semiovs_jax.reporting.summary import format_summary
+from semiovs_jax.writers.tensorboard import Board
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,7 @@ def test_a_full_disk_under_tensorboard_is_one_message_too(tmp_path, dataset):
 
     def draw():
         with make_report(tmp_path, dataset) as report:
-            report._board._events._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+            report._writers.open["tensorboard"]._events._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
             for step in range(40):
                 report.panel(step, picture)
 
@@ -405,7 +405,7 @@ def test_a_full_disk_under_tensorboard_is_one_message_too(tmp_path, dataset):
 
 def test_events_are_what_tensorboard_reads(tmp_path):
     board = Board(tmp_path / "board", purge_step=6)
-    board.add_scalar("train/loss", 0.5, 7)
+    board.add_scalars({"train/loss": 0.5}, 7)
     board.add_text("summary", "words", 7)
     board.add_image("panel", np.zeros((4, 5, 3), np.uint8), 8)
     board.close()

@@ -52,7 +52,7 @@ def test_what_changes_no_number_may_change():
 def test_the_tables_name_keys_of_the_configs():
     keys = set(changed_keys({}, config_as_json(common.semiovs_unimatch())))
     assert keys >= set(PATHS)
-    assert keys | {"train.fsdp", "train.max_bad_steps", "train.profile_steps"} >= MAY_CHANGE
+    assert keys | {"train.fsdp", "train.max_bad_steps", "train.profile_steps", "train.writers"} >= MAY_CHANGE
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ tensorboardX's own `SummaryWriter` writes in a thread. If the disk is full, that
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from semiovs_jax.writers.base import RunFacts, Writer
 
 _FLUSH_SECONDS = 120.0
 
@@ -33,19 +36,23 @@ class Board:
         self._closed = False
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Adds a number."""
-        self._write(Event(summary=summary.scalar(tag, value)), step)
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Adds numbers by tag."""
+        for tag, value in values.items():
+            self._write(Event(summary=summary.scalar(tag, value)), step)
 
     def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Adds an image, uint8 [H, W, 3]."""
         self._write(Event(summary=summary.image(tag, image, dataformats="HWC")), step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        """Adds a text in Markdown."""
-        self._write(Event(summary=summary.text(tag, text)), step)
+        """Adds a preformatted text."""
+        self._write(Event(summary=summary.text(tag, f"```\n{text}\n```")), step)
 
-    def close(self) -> None:
+    def finish(self, values: Mapping[str, float]) -> None:
+        """Adds nothing: TensorBoard shows numbers over steps."""
+
+    def close(self, finished: bool = True) -> None:
         """Writes what is buffered and closes the file; does nothing the second time."""
         if not self._closed:
             self._closed = True
@@ -58,3 +65,8 @@ class Board:
         if event.wall_time > self._flushed + _FLUSH_SECONDS:
             self._events.flush()
             self._flushed = event.wall_time
+
+
+def open_writer(facts: RunFacts) -> Writer:
+    """A new event file in WORKDIR/tensorboard."""
+    return Board(facts.workdir / "tensorboard", purge_step=facts.after_step + 1)
