@@ -20,6 +20,7 @@ from semiovs_jax.experiment import open_model
 from semiovs_jax.prediction.predictor import Prediction, Predictor, Views
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import set_up_process
+from semiovs_jax.runtime.config_keys import change_values
 from semiovs_jax.runtime.sharding import make_mesh
 
 Image = np.ndarray | str | Path
@@ -161,11 +162,7 @@ def load(
     if which not in ("best", "latest"):
         raise InputError(f"which={which!r}: choose 'best' or 'latest'")
     config = saved_config.get_config(str(run))
-    for key, value in {"eval.batch_size": batch_size, **(changes or {})}.items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"changes: config.{key}={value!r}: {error}; name a key of configs/common.py") from error
+    change_values(config, {"eval.batch_size": batch_size, **(changes or {})})
     views = Views(tuple(float(scale) for scale in scales), flip)
     return Model(config, run, which, views, jax.local_devices()[: max(1, batch_size)])
 
