@@ -14,7 +14,7 @@ from PIL import Image
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "own_data.ipynb"
 PARAMETERS = """
 FOLDER, RUN, STEPS = "own_data", "runs/own_data", 4
-IMAGES = {"labeled": 4, "unlabeled": 8, "val": 4, "ood": 8, "new": 2}
+IMAGES = {"labeled": 4, "unlabeled": 8, "val": 4, "ood": 4, "new": 2}
 """
 
 
@@ -52,7 +52,7 @@ def test_a_reader_sees_data_labels_scores_and_predictions(tmp_path: Path, monkey
 
     checked = text(cells["print(semiovs_jax.check_data(config))"]).splitlines()
     assert (checked[0], checked[-1]) == ("own shapes: 9 classes, ignore index 255", "usable")
-    assert "8 images, 8 labeled now, 0 unreadable" in text(cells["report = semiovs_jax.label(config)"])
+    assert "4 images, 4 labeled now, 0 unreadable" in text(cells["report = semiovs_jax.label(config)"])
     labels, predictions = cells["import matplotlib.pyplot as plt"], cells["model = semiovs_jax.load(RUN)"]
     for cell in (labels, predictions):
         (picture,) = pictures(cell)
