@@ -11,32 +11,30 @@ training refuses. A config that cannot be read gives status 2.
 import contextlib
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ml_collections
 from absl import flags as absl_flags
 
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand
-from semiovs_jax.runtime.command import run_command
+from semiovs_jax.runtime.callable_module import make_callable
+from semiovs_jax.runtime.command import run_command, set_up_process
+from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.program import config_arguments, other_command
+
+if TYPE_CHECKING:
+    from semiovs_jax.config_checks import Inspection
 
 _SECTIONS = ("data", "method", "model", "ovs", "train", "eval")
 
 
 def main(flags: Any) -> None:
     """Reports on `flags.config`; ends with status 1 where there is something to fix."""
-    from semiovs_jax.config_checks import inspect, refuse_config
-    from semiovs_jax.experiment import lacks_benchmark, make_benchmark
     from semiovs_jax.reporting.data_report import format_report, report_as_json
 
-    if lacking := [section for section in _SECTIONS if section not in flags.config]:
-        raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")
     logger = logging.getLogger(__name__)
-    if lacks_benchmark(flags.config):
-        with contextlib.suppress(InputError):  # it is in the report
-            refuse_config(flags.config)
-            make_benchmark(flags.config)
-    found = inspect(flags.config, thorough=True)
+    found = _inspect(flags.config)
     print(format_report(found))
     if flags.json:
         try:
@@ -48,6 +46,39 @@ def main(flags: Any) -> None:
         sys.exit(1)
     logger.info("next: %s", other_command("train", *config_arguments(), "--workdir=RUN"))
 
+
+def check_data(config: ml_collections.ConfigDict | str) -> str:
+    """The report on a config, its weights and data, as the command prints it.
+
+    Args:
+      config: an experiment, or as --config names it: "configs/custom.py".
+
+    Returns:
+      The report. The last line is "usable" or the number of faults.
+
+    Raises:
+      InputError: the config cannot be read.
+    """
+    set_up_process()
+    from semiovs_jax.reporting.data_report import format_report
+
+    return format_report(_inspect(load_config(config) if isinstance(config, str) else config))
+
+
+def _inspect(config: ml_collections.ConfigDict) -> "Inspection":
+    from semiovs_jax.config_checks import inspect, refuse_config
+    from semiovs_jax.experiment import lacks_benchmark, make_benchmark
+
+    if lacking := [section for section in _SECTIONS if section not in config]:
+        raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")
+    if lacks_benchmark(config):
+        with contextlib.suppress(InputError):  # it is in the report
+            refuse_config(config)
+            make_benchmark(config)
+    return inspect(config, thorough=True)
+
+
+make_callable(__name__, check_data)
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("json", "", "File to write the report to as JSON.")

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{', '.join(unknown)}: no such weights; name some of {', '.join(table)}")
     if not args.names:
         print(format_published(table, mirror))
+        print(f"next: {other_command('fetch', 'NAME')}")
     faults = Faults()
     for name in dict.fromkeys(args.names):
         with faults.collected():

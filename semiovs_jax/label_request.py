@@ -45,6 +45,13 @@ def label_as_requested(flags: Any) -> None:
 
 def _label(config: ml_collections.ConfigDict, flags: Any) -> bool:
     """Whether all images are labeled now, or bad."""
+    if config.ovs.labels == "external":
+        raise InputError(
+            "config.ovs.labels='external': training reads the labels of another tool in config.ovs.labels_dir="
+            f"{config.ovs.labels_dir}, and there is nothing to label; to check them: "
+            f"{other_command('check_data', *config_arguments())}; to label with config.ovs, set "
+            "--config.ovs.labels=cached and another --config.ovs.labels_dir"
+        )
     share = {} if flags.distributed else {"process_index": flags.process_index, "process_count": flags.process_count}
     if share.get("process_count") is None:
         check_shared({"config.ovs.labels_dir": labels_folder(config.ovs.labels_dir)})

@@ -139,9 +139,9 @@ def _other(folder: Path) -> Path:
 def _missing_weights(weights: str) -> str:
     return (
         f"config.ovs.weights={weights!r}: no such file; name the weights of an open-vocabulary model: "
-        "--ovs_weights=FILE. To get them, fetch sed_model_large.pth, which SED's repository links to, and convert it: "
-        "python -m semiovs_jax.convert sed_model_large.pth weights/sed_large.safetensors --kind=sed. The weights that "
-        "are shipped, shapes_sed, know the drawn shapes of the embedded benchmark alone"
+        "--ovs_weights=FILE. To get those of SED: python -m semiovs_jax.fetch sed_large, then "
+        "python -m semiovs_jax.convert weights/sed_model_large.pth weights/sed_large.safetensors --kind=sed. The "
+        "weights that are shipped, shapes_sed, know the drawn shapes of the embedded benchmark alone"
     )
 
 

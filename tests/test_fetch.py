@@ -37,6 +37,7 @@ def test_without_a_name_it_prints_what_there_is(capsys: pytest.CaptureFixture, m
     for name, entry in load_published().items():
         assert f"{name}: {entry.purpose}" in printed
         assert all(file.url in printed for file in entry.files.values())
+    assert printed.splitlines()[-1].endswith(" -m semiovs_jax fetch NAME")
 
 
 @pytest.mark.parametrize("mirror", ["https://mirror.example/weights", "https://mirror.example/weights/", "/mnt/mirror"])

@@ -167,6 +167,13 @@ def test_edited_words_need_a_new_folder(photos: Path, tmp_path: Path, colors):
     assert content(out) == before
 
 
+def test_labels_of_another_tool_are_left_to_the_check(photos: Path):
+    config = custom.get_config()
+    config.ovs.update({"labels": "external", "labels_dir": "masks"})
+    with pytest.raises(InputError, match=r"config\.ovs\.labels_dir=masks, .* nothing to label; .* check_data --config"):
+        call(photos, None, config, classes="", ovs_weights="")
+
+
 def test_all_faults_are_told_at_once_and_nothing_stays(photos: Path, tmp_path: Path, colors):
     with pytest.raises(InputError) as error:
         call(tmp_path / "none", tmp_path / "none" / "out", classes="sky,,sea", ovs_weights="")

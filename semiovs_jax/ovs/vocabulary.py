@@ -201,8 +201,9 @@ def _read_json(kind: str, name_or_path: str, shipped: Path) -> tuple[Path, Any]:
         return path, read_json(path)
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.json")))
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"{kind} {name_or_path}: {error}. Set it to the path of a JSON file, or to one of: {known}"
+            f"{kind} {name_or_path}: {reason}. Set it to the path of a JSON file, or to one of: {known}"
         ) from error
 
 

@@ -20,6 +20,7 @@ from semiovs_jax.experiment import open_model
 from semiovs_jax.prediction.predictor import Prediction, Predictor
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import set_up_process
+from semiovs_jax.runtime.config_keys import change_values
 from semiovs_jax.runtime.sharding import make_mesh
 
 Image = np.ndarray | str | Path
@@ -164,11 +165,7 @@ def load(
         "eval.flip": flip,
     }
     given = {key: value for key, value in views.items() if value is not None}
-    for key, value in {"eval.batch_size": batch_size, **given, **(changes or {})}.items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"changes: config.{key}={value!r}: {error}; name a key of configs/common.py") from error
+    change_values(config, {"eval.batch_size": batch_size, **given, **(changes or {})})
     return Model(config, run, which, jax.local_devices()[: max(1, batch_size)])
 
 

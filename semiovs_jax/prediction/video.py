@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,4 +115,6 @@ def _ffmpeg(path: Path) -> Any:
         import imageio_ffmpeg
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: videos need {error.name}; run pip install 'semiovs-jax[video]'") from error
+    # JAX warns of every fork. This one is safe: the child becomes ffmpeg at once.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning, module="subprocess")
     return imageio_ffmpeg

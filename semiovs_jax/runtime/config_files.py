@@ -2,12 +2,14 @@
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
+from semiovs_jax.runtime.config_keys import change_values
 
 _FLAG, _WORKDIR = "--config", "--workdir"
 
@@ -67,11 +69,20 @@ def config_value(argv: Sequence[str]) -> str:
     return ["", *_values(_FLAG, argv).values()][-1]
 
 
-def load_config(value: str) -> ConfigDict:
-    """Loads the config of "PATH" or "PATH:ARGUMENT", found as in `find_configs`.
+def load_config(value: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Loads a config file, with values changed as by flags --config.KEY=VALUE.
+
+        >>> import semiovs_jax
+        >>> config = semiovs_jax.load_config("configs/demo.py", {"train.steps": 100})
+        >>> config.train.steps
+        100
+
+    Args:
+      value: "PATH" or "PATH:ARGUMENT", found as in `find_configs`.
+      changes: values by dotted key, such as {"data.root": "photos"}.
 
     Raises:
-      InputError: the file is missing.
+      InputError: the file is missing, or as `change_values`.
       Exception: any other, raised by the file.
     """
     _provide_package(config_folder())
@@ -81,7 +92,9 @@ def load_config(value: str) -> ConfigDict:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(*[argument] * bool(argument))
+    config = module.get_config(*[argument] * bool(argument))
+    change_values(config, changes or {})
+    return config
 
 
 def _find(value: str) -> str:

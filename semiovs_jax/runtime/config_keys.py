@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import did_you_mean
+from data_pipelines.errors import InputError, did_you_mean
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -68,6 +68,30 @@ def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def change_values(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Sets values of a config in place, as flags --config.KEY=VALUE do.
+
+    Args:
+      config: the config; it may be locked.
+      changes: values by dotted key, such as {"eval.window": 512}.
+
+    Raises:
+      InputError: keys that the config does not have, or values of another type than the config's; all in one error.
+    """
+    faults = []
+    for key, value in changes.items():
+        if fault := _fault(key, config):
+            faults.append(f"changes: {fault}")
+            continue
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError, ValueError):
+            kind = type(dict(flat(config)).get(key, config)).__name__
+            faults.append(f"changes: config.{key}={value!r}: expected a value of type {kind}")
+    if faults:
+        raise InputError(*faults)
+
+
 def unknown_keys(argv: Sequence[str], config: ConfigDict) -> list[str]:
     """A message for each flag --config.KEY whose key the config does not have.
 
@@ -76,17 +100,17 @@ def unknown_keys(argv: Sequence[str], config: ConfigDict) -> list[str]:
       config: the config that it names.
     """
     given = (match[1] for argument in argv if (match := _OVERRIDE.match(argument)))
-    return [fault for key in dict.fromkeys(given) if (fault := _fault(key, config))]
+    return [f"--{fault}" for key in dict.fromkeys(given) if (fault := _fault(key, config))]
 
 
 def _fault(key: str, config: ConfigDict) -> str:
     section, path = config, "config"
     for name in (part.partition("[")[0] for part in key.split(".")):
         if not isinstance(section, ConfigDict):
-            return f"--config.{key}: {path} is a value, {section!r}, and has no keys; set {path} itself"
+            return f"config.{key}: {path} is a value, {section!r}, and has no keys; set {path} itself"
         if name not in section:
             elsewhere = [f"config.{other}" for other, _ in flat(config) if other.rpartition(".")[2] == name]
             suggested = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else did_you_mean(name, section)
-            return f"--config.{key}: no such key{suggested}; {path} has {', '.join(sorted(section))}"
+            return f"config.{key}: no such key{suggested}; {path} has {', '.join(sorted(section))}"
         section, path = section[name], f"{path}.{name}"
     return ""

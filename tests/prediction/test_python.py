@@ -18,10 +18,11 @@ from data_pipelines.errors import InputError
 from semiovs_jax import ood_labels
 from semiovs_jax.prediction import model
 from semiovs_jax.runs.saved_config import get_config
+from semiovs_jax.runtime import config_files
 from tests.experiment import shrunk_demo
 
 
-@pytest.mark.parametrize("module", [semiovs_jax, model])
+@pytest.mark.parametrize("module", [semiovs_jax, model, config_files])
 def test_the_examples_of_the_docstrings(
     module: ModuleType, folder: Path, run: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
@@ -71,7 +72,7 @@ def test_values_of_the_config_can_be_changed(run: Path):
         semiovs_jax.load(run, scales=(1, 0), changes={"eval.window": 33, "eval.stride": 40})
     scales = "config.eval.scales=(1.0, 0.0): set it to positive factors, such as 0.75,1,1.25"
     assert [fault.partition(" with")[0] for fault in error.value.args] == [scales, "config.eval.stride=40"]
-    with pytest.raises(InputError, match=r"changes: config\.eval\.windows=33: .*; name a key of configs/common\.py"):
+    with pytest.raises(InputError, match=r"changes: config\.eval\.windows: no such key \(did you mean window\?\)"):
         semiovs_jax.load(run, changes={"eval.windows": 33})
     with pytest.raises(InputError, match="choose 'best' or 'latest'"):
         semiovs_jax.load(run, which="newest")
@@ -91,6 +92,20 @@ def test_a_run_is_evaluated_with_the_views_by_which_it_predicts(run: Path, photo
     assert record["pixel_accuracy"] == pytest.approx(right / labeled, abs=1e-4)
 
 
+def test_a_config_is_loaded_with_changes():
+    config = semiovs_jax.load_config("configs/custom.py", {"data.root": "photos", "optim.learning_rate": 0.1})
+    assert (config.data.ood_root, config.optim.learning_rate) == ("photos/ood", 0.1)
+    changes = {"train.stpes": 3, "train.steps": "many", "train": 3, "data.root.x": ""}
+    with pytest.raises(InputError) as caught:
+        semiovs_jax.load_config("configs/custom.py", changes)
+    assert [fault.partition(";")[0] for fault in caught.value.args] == [
+        "changes: config.train.stpes: no such key (did you mean steps?)",
+        "changes: config.train.steps='many': expected a value of type int",
+        "changes: config.train=3: expected a value of type ConfigDict",
+        "changes: config.data.root.x: config.data.root is a value, 'data/custom', and has no keys",
+    ]
+
+
 def test_commands_are_functions_and_modules(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
     record = semiovs_jax.evaluate(run, which="latest")
     assert record["step"] == 2
@@ -101,6 +116,8 @@ def test_commands_are_functions_and_modules(run: Path, folder: Path, monkeypatch
     semiovs_jax.label(config)
     semiovs_jax.label("configs/demo.py")
     assert (asked[0], asked[1].data.dataset) == (config, "shapes")
+    report = semiovs_jax.check_data(config).splitlines()
+    assert (report[0], report[-1]) == ("shapes: 9 classes, ignore index 255", "usable")
     with pytest.raises(InputError, match="no such file"):
         semiovs_jax.train("configs/gone.py", folder / "gone")
     assert list(inspect.signature(semiovs_jax.train.train).parameters) == ["config", "workdir", "fork_from"]
@@ -111,7 +128,8 @@ def test_the_package_is_imported_without_jax():
     code = """
 import sys
 import semiovs_jax
-assert {"load", "train", "evaluate", "label", "__version__"} <= set(dir(semiovs_jax))
+names = {"load", "load_config", "check_data", "train", "evaluate", "label", "__version__"}
+assert names <= set(dir(semiovs_jax))
 print(semiovs_jax.__version__, sorted({"jax", "numpy", "grain", "absl"} & set(sys.modules)))
 try:
     semiovs_jax.nothing
