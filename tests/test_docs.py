@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -103,6 +104,16 @@ def test_the_tree_exists():
     told = re.findall(r"\b(\w+\.py|\w+(?=/(?:\s|$)))", tree)
     assert len(told) > 30
     assert not set(told) - there
+
+
+def test_links_into_the_code_become_text():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "site" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tpu.md"))
+    assert hooks.on_page_markdown("see [the keys](../configs/common.py).", page=page) == "see the keys."
+    with pytest.raises(hooks.PluginError, match=r"docs/tpu\.md: \.\./configs/none\.py: no such file"):
+        hooks.on_page_markdown("[it](../configs/none.py#L1)", page=page)
 
 
 @pytest.mark.slow
