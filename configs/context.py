@@ -5,7 +5,7 @@
 SPLIT is the share of the training images that is labeled: 1_32, 1_16, 1_8, 1_4 or 1_2; METHOD is unimatch, prevmatch or
 supervised. --config.method.ood=none leaves out the OOD images.
 
-Needs: README.md says how to get data/pascal_context, data/coco/train2017, and the weights of ResNet-101 and SED.
+Needs: docs/voc.md says how to get data/pascal_context, data/coco/train2017, and the weights of ResNet-101 and SED.
 Hardware: any number of devices that divides the batch: 8; supervised 16. The reference used one GPU. Time: not measured
 on an accelerator yet.
 Published mIoU: in arXiv 2507.03302, not copied here, and for supervised none known to us; none is measured with this

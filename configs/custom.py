@@ -4,7 +4,7 @@
     python -m semiovs_jax.main --config=configs/custom.py --workdir=runs/custom
     python -m semiovs_jax.evaluate --config=configs/custom.py --workdir=runs/custom
 
-Needs, below data/custom, or below any other folder with --config.data.root=FOLDER (README.md shows the files):
+Needs, below data/custom, or below any other folder with --config.data.root=FOLDER (docs/index.md shows the files):
     splits/{labeled,unlabeled,val}.txt   a line an image, `IMAGE LABEL`, paths relative to the folder
     classes.json                         name, classes in label order, ignore_index
     vocabulary.json                      the same classes in the same order, with the words that an OVS looks for

@@ -2,7 +2,7 @@
 
     python -m semiovs_jax.main --config=configs/voc.py:92,prevmatch --workdir=runs/voc92_prevmatch
 
-Needs: README.md says how to get data/pascal, data/coco/train2017, and the weights of SED and of ResNet-101 (semivl:
+Needs: docs/voc.md says how to get data/pascal, data/coco/train2017, and the weights of SED and of ResNet-101 (semivl:
 CLIP's ViT-B/16).
 Hardware: any number of devices that divides the batch: 8; semivl 4, supervised 16. The references used one GPU,
 semivl two. Time: not measured on an accelerator yet.

@@ -223,15 +223,17 @@ def train_and_evaluate(
 
 
 def train(config: ml_collections.ConfigDict | str, workdir: str | Path, fork_from: str | Path | None = None) -> None:
-    """`train_and_evaluate` in a process that is set up as that of `python -m semiovs_jax.main`.
+    """Trains, labels, evaluates and saves, as `python -m semiovs_jax.main` does; continues a run that was stopped.
 
     Args:
       config: an experiment, or as --config names it: "configs/voc.py:92,prevmatch".
-      workdir: see `train_and_evaluate`.
-      fork_from: see `train_and_evaluate`.
+      workdir: folder of everything the run writes but OVS labels, which are in `config.ovs.labels_dir`. It belongs to
+        this config and these data; a finished run is left as it is.
+      fork_from: workdir of another run, or one of its checkpoints, whose state and step a new run starts from.
 
     Raises:
-      InputError: something a person has to fix.
+      InputError: something a person has to fix, found before training starts where it can be.
+      Stopped: a signal has stopped the run; its checkpoint is saved.
     """
     set_up_process()
     train_and_evaluate(load_config(config) if isinstance(config, str) else config, workdir, fork_from)

@@ -12,15 +12,15 @@ from semiovs_jax import ovs
 from semiovs_jax.ovs import train
 from semiovs_jax.ovs.options import at_least, check_choices, multiples_of
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "labels.md"
 
 
 def test_names_are_the_modules_that_build():
     assert ovs.ovs_names() == ["maskclip", "sed"]
 
 
-def test_the_readme_lists_every_name():
-    (row,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `name` | "))
+def test_the_documentation_lists_every_name():
+    (row,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `name` | "))
     assert all(f"`{name}`" in row for name in ovs.ovs_names())
 
 
