@@ -1,0 +1,1 @@
+"""Measures predicting beside PyTorch: python -m semiovs_jax.benchmarks.prediction."""
