@@ -104,7 +104,7 @@ def semiovs_unimatch() -> ml_collections.ConfigDict:
     config.train.checkpoint_every_steps = 0  # 0: every epoch
     config.train.max_bad_steps = 0  # steps whose loss or gradient is not finite that are skipped before a run gives up
     config.train.fsdp = 1  # devices that share one copy of the state, each holding a part; 1: every device has its own
-    config.train.panel_images = 4  # images in a panel, written at each evaluation; 0: none
+    config.train.panel_images = 4  # images in a panel, written at each evaluation; 0: no pictures of images
     config.train.writers = "tensorboard"  # or "tensorboard,wandb,mlflow", "": modules of semiovs_jax/writers
     config.train.profile_steps = (0, 0)  # first and last step of a start, from 1, to trace for XProf; (0, 0): none
 

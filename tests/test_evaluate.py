@@ -33,7 +33,7 @@ def one_device() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
-    changes = {"method.name": "supervised", "method.ood": "none", "train.panel_images": 0, "train.steps": 2}
+    changes = {"method.name": "supervised", "method.ood": "none", "train.steps": 2}
     changes |= {"train.eval_every_steps": 1, "train.checkpoint_every_steps": 1}
     train.train_and_evaluate(shrunk_demo(folder, **changes), folder / "run")
     return folder / "run"

@@ -60,7 +60,7 @@ class Contents(NamedTuple):
     Attributes:
       config: values by section and key, as in config.json.
       splits: what each split holds.
-      shown: validation images; None if the last logits were not finite.
+      shown: validation images; None if the last logits were not finite, or the run draws no images.
       ood: labels of the OOD images; None if the run reads none from files.
     """
 

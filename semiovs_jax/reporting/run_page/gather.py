@@ -1,5 +1,6 @@
 """Gathers what the page of a run shows."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,8 @@ def gather(
 ) -> Contents:
     """Predicts a few validation images and reads a few OOD labels; every process must call this.
 
+    Without panels (`config.train.panel_images`), nothing is predicted.
+
     Args:
       config: the experiment.
       run: its parts.
@@ -42,10 +45,10 @@ def gather(
     Raises:
       InputError: an image or a label of the validation split cannot be read.
     """
-    try:
-        shown = _shown(evaluator, weights, scores or evaluator.run_by_image(*weights)[1])
-    except NotFiniteLogitsError:
-        shown = None
+    shown = None
+    if config.train.panel_images:
+        with contextlib.suppress(NotFiniteLogitsError):
+            shown = _shown(evaluator, weights, scores or evaluator.run_by_image(*weights)[1])
     return Contents(config_as_json(config), run.report.splits, shown, _ood(config, run))
 
 
