@@ -459,7 +459,7 @@ def open_ood(config: ml_collections.ConfigDict, faults: Faults) -> Source | None
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
     """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
-    return bool(config.data.make) and not expand(config.data.root).exists()
+    return bool(config.data.get("make")) and not expand(config.data.root).exists()
 
 
 def make_benchmark(config: ml_collections.ConfigDict) -> None:

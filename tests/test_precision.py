@@ -101,16 +101,16 @@ def test_every_product_of_labeling_is_exact_unless_asked_for(name: str, monkeypa
 
 def test_every_product_of_evaluation_is_exact(mesh: Mesh, tmp_path: Path):
     model, evaluator = open_evaluation(shrunk_demo(tmp_path, **{"eval.window": 33, "eval.stride": 20}), mesh)
-    assert set(_precisions(_logits(evaluator, *model.weights(model.target)))) == {"HIGHEST"}
+    assert set(_precisions(_classes(evaluator, *model.weights(model.target)))) == {"HIGHEST"}
 
 
-def _logits(evaluator: Evaluator, params: object, batch_stats: object) -> jax.stages.Traced:
+def _classes(evaluator: Evaluator, params: object, batch_stats: object) -> jax.stages.Traced:
     batch = {
         "image": jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((2, 64, 64), np.uint8),
         "size": jax.ShapeDtypeStruct((2, 2), np.int32),
     }
-    return jax.jit(evaluator._logits, static_argnames="shape").trace(params, batch_stats, batch, shape=(64, 64))
+    return jax.jit(evaluator._classify, static_argnames="shape").trace(params, batch_stats, batch, shape=(64, 64))
 
 
 def test_text_is_embedded_exactly():
