@@ -56,6 +56,7 @@ def test_links_exist(page: Path):
     assert not [link for link in links if link and not (page.parent / link).exists()]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_commands_run_in_their_order(tmp_path: Path):
     write_shapes(tmp_path / "data" / "shapes", SPEC)

@@ -77,7 +77,7 @@ def _made_up(config: Any) -> TrainedModel:
     return TrainedModel(config, "", model, made_up(params, 0), made_up(batch_stats, 1), {})
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_predictions_of_any_number_of_images_of_any_size(run: Path, exported: Path, count: int):
     trained = read_model(get_config(str(run)), str(run))
     expected, found = jax.jit(predict_function(trained)), _run(exported / "model.onnx")
@@ -136,6 +136,7 @@ def test_the_example_serves_it_without_this_package_and_jax(run: Path, exported:
     assert len(SERVE.read_text().splitlines()) <= 30
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_resnet50_in_bfloat16_is_exported_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     narrow = Architecture((3, 4, 6, 3), stem_widths=(8, 8, 16), widths=(8, 8, 16, 16), channels=16)
@@ -148,6 +149,7 @@ def test_a_resnet50_in_bfloat16_is_exported_in_float32(tmp_path: Path, monkeypat
         _assert_same(found(_random(*shape)), expected(_random(*shape)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_student_of_fixed_size_takes_one_image_of_the_training_crop(tmp_path: Path):
     trained = _made_up(shrunk_demo(tmp_path, **{**ROWS["SemiVL"], "data.crop_size": 32}))
