@@ -128,7 +128,6 @@ def _state(workdir: Path):
         return reader.restore(workdir / "checkpoints" / "3" / "state")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_voc92_killed_after_two_steps_equals_an_uninterrupted_run(tmp_path: Path):
     _write_data(tmp_path)
