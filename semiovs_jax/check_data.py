@@ -67,7 +67,7 @@ def check_data(config: ml_collections.ConfigDict | str) -> str:
 
 def _inspect(config: ml_collections.ConfigDict) -> "Inspection":
     from semiovs_jax.config_checks import inspect, refuse_config
-    from semiovs_jax.experiment import lacks_benchmark, make_benchmark
+    from semiovs_jax.embedded_benchmark import lacks_benchmark, make_benchmark
 
     if lacking := [section for section in _SECTIONS if section not in config]:
         raise InputError(f"--config has no section {', '.join(lacking)}; name an experiment, such as configs/custom.py")

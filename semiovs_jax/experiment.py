@@ -4,7 +4,6 @@ Everything below takes parts: dataset facts, opened sources, the method, the stu
 """
 
 import functools
-import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.checking.report import DataReport
@@ -29,23 +27,19 @@ from data_pipelines.loading.options import Options
 from data_pipelines.loading.order import batches_at_most
 from data_pipelines.loading.selection import Filter, select_images
 from data_pipelines.loading.streams import open_config_split, train_sources
-from data_pipelines.pipeline import TrainData, ValidationRecords, make_train_iterator, steps_per_epoch
-from data_pipelines.shapes.benchmark import write_shapes
+from data_pipelines.pipeline import TrainData, make_train_iterator, steps_per_epoch
 from data_pipelines.sources.records import Source
 from semiovs_jax.config_ranges import range_faults
-from semiovs_jax.evaluation.evaluator import Evaluator, check_evaluation
+from semiovs_jax.embedded_benchmark import lacks_benchmark, make_benchmark
 from semiovs_jax.finite import not_finite
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.labelers import Facts, Labeler, build_labelers
-from semiovs_jax.methods import STUDENT, Method, make_unchecked, method_faults
+from semiovs_jax.methods import Method, make_unchecked, method_faults
 from semiovs_jax.models import Functional, Student, build_student, student_faults
 from semiovs_jax.optim import learning_rate_schedules, make_optimizer, optimizer_faults
-from semiovs_jax.runtime import sharding
-from semiovs_jax.runtime.sharding import batch_sharding, put_state, with_sharding
+from semiovs_jax.runtime.sharding import batch_sharding, fsdp_fault, put_state, sharded_structs, with_sharding
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.train_step import StepSpec
-
-_logger = logging.getLogger(__name__)
 
 
 class Experiment(NamedTuple):
@@ -126,7 +120,7 @@ def _device_faults(batch_size: int, fsdp: int, devices: int) -> Iterator[str]:
             f"config.batch_size={batch_size} cannot be split over {devices} devices; set it to a positive "
             f"multiple of {devices}, such as --config.batch_size={max(1, round(batch_size / devices)) * devices}"
         )
-    if fault := sharding.fsdp_fault(fsdp, devices):
+    if fault := fsdp_fault(fsdp, devices):
         yield fault
 
 
@@ -226,7 +220,7 @@ def state_structs(student: Student, spec: StepSpec, mesh: Mesh) -> TrainState:
     """The shapes of a state, with shardings; `student` may be shapes, too."""
     _, params, batch_stats = Functional.create(student)
     create = functools.partial(TrainState.create, optimizer=spec.optimizer, labelers=spec.labelers)
-    return sharding.state_structs(jax.eval_shape(create, params, batch_stats), mesh)
+    return sharded_structs(jax.eval_shape(create, params, batch_stats), mesh)
 
 
 def open_batches(config: ml_collections.ConfigDict, run: Experiment) -> TrainData:
@@ -343,93 +337,8 @@ def abstract_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Step
     return spec, Arguments(
         state_structs(student, spec, mesh),
         with_sharding(batch_structs(config, method), batch_sharding(mesh)),
-        sharding.state_structs(weights, mesh),
+        sharded_structs(weights, mesh),
     )
-
-
-class Model(NamedTuple):
-    """The model that the method evaluates, without data.
-
-    Attributes:
-      dataset: its classes.
-      student: its shapes.
-      function: the student as a pure function.
-      target: shape structs of the part of the train state that has its weights.
-      weights: (params, batch_stats) of such a part.
-    """
-
-    dataset: DatasetInfo
-    student: Student
-    function: Functional
-    target: dict[str, Any]
-    weights: Callable[[Mapping[str, Any]], tuple[Any, Any]]
-
-
-def open_model(config: ml_collections.ConfigDict, mesh: Mesh) -> Model:
-    """The model of a config that the method evaluates: the student, or a labeler's.
-
-    Raises:
-      InputError: invalid config values, all in one error.
-    """
-    faults = Faults()
-    names = settle_names(config, faults)
-    with faults.collected():
-        check_evaluation(config.eval, (), names.student.size_multiple if names.student else 1)
-    return _evaluated_model(config, names.usable(faults), mesh)
-
-
-def _evaluated_model(
-    config: ml_collections.ConfigDict, names: tuple[DatasetInfo, Method, Student], mesh: Mesh
-) -> Model:
-    dataset, method, student = names
-    function, params, batch_stats = Functional.create(student, config.model.matmul_precision)
-    target: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
-    weights: Callable[[Any], Any] = lambda state: (state["params"], state["batch_stats"])  # noqa: E731
-    if (name := method.evaluates) != STUDENT:
-        labeler = make_labelers(config, dataset, method, student)[name]
-        target = {"labelers": {name: jax.eval_shape(labeler.init, params, batch_stats)}}
-        weights = lambda state: labeler.student_weights(state["labelers"][name])  # noqa: E731
-    return Model(dataset, student, function, sharding.state_structs(target, mesh), weights)
-
-
-class Evaluation(NamedTuple):
-    """An evaluation of checkpoints of a run.
-
-    Attributes:
-      model: what is evaluated.
-      evaluator: on the validation split.
-    """
-
-    model: Model
-    evaluator: Evaluator
-
-
-def open_evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Evaluation:
-    """Opens the validation split for the model that the method evaluates; for the benchmark see `make_benchmark`.
-
-    Raises:
-      InputError: invalid config values, or validation files that are missing or malformed; all in one error, but for
-        files that must be opened.
-    """
-    faults, source = Faults(), None
-    names = settle_names(config, faults)
-    if lacks_benchmark(config):
-        faults.refuse()
-        make_benchmark(config)
-    with faults.collected():
-        source = open_config_split(config.data, "val")
-    model = _evaluated_model(config, names.usable(faults), mesh)
-    assert source is not None
-    evaluator = Evaluator(
-        model.function,
-        ValidationRecords(source, model.dataset),
-        model.dataset,
-        config.eval,
-        mesh,
-        size_multiple=model.student.size_multiple,
-        num_threads=config.data.num_threads,
-    )
-    return Evaluation(model, evaluator)
 
 
 def open_ood(config: ml_collections.ConfigDict, faults: Faults) -> Source | None:
@@ -455,18 +364,3 @@ def open_ood(config: ml_collections.ConfigDict, faults: Faults) -> Source | None
     if scanned and (fault := labels_dir_fault(data, config.ovs.labels_dir)):
         faults.add([fault])
     return source
-
-
-def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
-    """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
-    return bool(config.data.get("make")) and not expand(config.data.root).exists()
-
-
-def make_benchmark(config: ml_collections.ConfigDict) -> None:
-    """Writes the embedded benchmark where it is missing; every process must call this."""
-    if lacks_benchmark(config) and jax.process_index() == 0:
-        root = expand(config.data.root)
-        _logger.info("writing the benchmark %r to %s", config.data.make, root)
-        write_shapes(root)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the benchmark is written")

@@ -17,6 +17,7 @@ from semiovs_jax import experiment
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run
 from semiovs_jax.config_checks import inspect as inspect_config
 from semiovs_jax.config_checks import refuse_config
+from semiovs_jax.embedded_benchmark import lacks_benchmark, make_benchmark
 from semiovs_jax.evaluation.evaluator import Evaluator, ImageScores, NotFiniteLogitsError
 from semiovs_jax.guard import Guard
 from semiovs_jax.methods import STUDENT
@@ -67,9 +68,9 @@ def train_and_evaluate(
         folder.log_finished()
         return None
     mesh = make_mesh()
-    if experiment.lacks_benchmark(config):
+    if lacks_benchmark(config):
         refuse_config(config, devices=mesh.size)
-    experiment.make_benchmark(config)
+    make_benchmark(config)
     run = inspect_config(config, devices=mesh.size).usable()
     mesh = share_state(mesh, config.train.fsdp)
     check_workdir(folder.path)

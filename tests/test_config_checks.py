@@ -21,7 +21,7 @@ from data_pipelines.errors import Faults, InputError
 from data_pipelines.shapes.benchmark import write_shapes
 from data_pipelines.sources import folders
 from data_pipelines.sources.records import SelectedSource
-from semiovs_jax import check_data, experiment, ood_labels, train
+from semiovs_jax import check_data, embedded_benchmark, evaluated, experiment, ood_labels, train
 from semiovs_jax.config_checks import inspect
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import SPEC, shrunk_demo
@@ -82,7 +82,7 @@ def test_names_are_settled_before_the_benchmark_is_written(tmp_path: Path, monke
 @pytest.fixture
 def without_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ml_collections.ConfigDict:
     """A config whose benchmark is missing; it is a small one."""
-    monkeypatch.setattr(experiment, "write_shapes", lambda root: write_shapes(root, SPEC))
+    monkeypatch.setattr(embedded_benchmark, "write_shapes", lambda root: write_shapes(root, SPEC))
     root = tmp_path / "absent"
     return shrunk_demo(tmp_path, **{"data.root": str(root), "data.ood_root": str(root / "ood" / "JPEGImages")})
 
@@ -94,7 +94,7 @@ def test_labeling_evaluation_and_the_check_write_a_benchmark_that_is_missing(
     source = experiment.open_ood(without_benchmark, faults)
     assert (len(source or ()), faults.found) == (SPEC.ood, [])
     shutil.rmtree(root)
-    evaluation = experiment.open_evaluation(without_benchmark, make_mesh(jax.devices()[:1]))
+    evaluation = evaluated.open_evaluation(without_benchmark, make_mesh(jax.devices()[:1]))
     assert len(evaluation.evaluator.records) == SPEC.val
     shutil.rmtree(root)
     check_data.main(SimpleNamespace(config=without_benchmark, json=""))
@@ -111,7 +111,7 @@ def test_no_benchmark_is_written_that_is_not_read(
         ood_labels.label_ood_images(without_benchmark, mesh)
     if "model.backbone" in changes:
         with pytest.raises(InputError, match=r"config\.model\.backbone is 'vgg'"):
-            experiment.open_evaluation(without_benchmark, mesh)
+            evaluated.open_evaluation(without_benchmark, mesh)
         with pytest.raises(SystemExit):
             check_data.main(SimpleNamespace(config=without_benchmark, json=""))
         assert "config.model.backbone is 'vgg'" in capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_labeling_tells_all_its_faults_at_once(tmp_path: Path):
 def test_evaluation_tells_all_its_faults_at_once(tmp_path: Path):
     wrong = {"eval.batch_size": 0, "model.backbone": "vgg", "method.name": "fixmatch", "data.val_split": "nowhere.txt"}
     with pytest.raises(InputError) as caught:
-        experiment.open_evaluation(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
+        evaluated.open_evaluation(shrunk_demo(tmp_path, **wrong), make_mesh(jax.devices()[:1]))
     _assert_each_named_once(wrong, caught.value)
 
 

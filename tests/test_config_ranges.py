@@ -15,7 +15,8 @@ from data_pipelines.errors import InputError
 from semiovs_jax import config_ranges
 from semiovs_jax.config_checks import inspect
 from semiovs_jax.config_ranges import range_faults
-from semiovs_jax.experiment import abstract_inputs, open_evaluation
+from semiovs_jax.evaluated import open_evaluation
+from semiovs_jax.experiment import abstract_inputs
 from semiovs_jax.ood_labels import label_ood_images
 from semiovs_jax.ovs import train as ovs_train
 from semiovs_jax.runtime.sharding import make_mesh

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from data_pipelines.errors import InputError
+from semiovs_jax.evaluated import open_evaluation
 from semiovs_jax.evaluation.evaluator import Evaluator
-from semiovs_jax.experiment import abstract_inputs, open_evaluation
+from semiovs_jax.experiment import abstract_inputs
 from semiovs_jax.models import Functional
 from semiovs_jax.models.clip.text import ClipTextConfig
 from semiovs_jax.models.layers import ConvNorm

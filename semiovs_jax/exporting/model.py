@@ -6,7 +6,7 @@ import jax
 import ml_collections
 
 from semiovs_jax.checkpoints.checkpointer import Which, restore_weights
-from semiovs_jax.experiment import Model, open_model
+from semiovs_jax.evaluated import Model, open_model
 from semiovs_jax.runtime.sharding import make_mesh
 
 

@@ -15,8 +15,8 @@ from data_pipelines.files import expand
 from data_pipelines.images.decode import decode_image
 from data_pipelines.sources.records import File
 from semiovs_jax.checkpoints.checkpointer import Which, restore_weights
+from semiovs_jax.evaluated import open_model
 from semiovs_jax.evaluation.inference import Inference
-from semiovs_jax.experiment import open_model
 from semiovs_jax.prediction.predictor import Prediction, Predictor
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.command import set_up_process

@@ -7,6 +7,8 @@ of earlier versions.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from semiovs_jax.runtime.config_keys import flat
+
 # They change no batch, no update and no score.
 MAY_CHANGE = frozenset(
     {
@@ -138,20 +140,12 @@ def _other_contents(was: Mapping[str, str], is_: Mapping[str, str]) -> Iterator[
 
 def current_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a nested config by dotted key, in the names of today; keys that it lacks as they were then."""
-    flat: dict[str, Any] = dict(_ADDED)
-    for key, value in _flatten(config):
+    found: dict[str, Any] = dict(_ADDED)
+    for key, value in flat(config):
         for old, new in _RENAMED.items():
             key = key.replace(old, new) if key.startswith(old) else key
-        flat[key] = _RENAMED_VALUES.get((key, value), value) if isinstance(value, str | bool) else value
-    return flat
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+        found[key] = _RENAMED_VALUES.get((key, value), value) if isinstance(value, str | bool) else value
+    return found
 
 
 def _shown(value: Any) -> str:
@@ -159,4 +153,4 @@ def _shown(value: Any) -> str:
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
-    return dict(_flatten(config)).get(key, "")
+    return dict(flat(config)).get(key, "")

@@ -85,7 +85,7 @@ def put_state(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, state_shardings(tree, mesh))
 
 
-def state_structs(tree: Any, mesh: Mesh) -> Any:
+def sharded_structs(tree: Any, mesh: Mesh) -> Any:
     """Shape structs of a part of the state, or of frozen weights, with their shardings."""
     return jax.tree.map(_struct, tree, state_shardings(tree, mesh))
 

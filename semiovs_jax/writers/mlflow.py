@@ -9,12 +9,13 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.files import replace_file
+from semiovs_jax.runtime.config_keys import flat
 from semiovs_jax.writers.base import RunFacts, Writer, service_errors
 
 _EXPERIMENT = "semiovs_jax"
@@ -123,18 +124,10 @@ def _start_run(client: Any, facts: RunFacts, artifacts: str | None) -> str:
     experiment = client.get_experiment_by_name(_experiment_name())
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(_experiment_name(), artifacts)
     run_id = client.create_run(experiment_id, run_name=facts.name).info.run_id
-    parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in _leaves(facts.config)]
+    parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in flat(facts.config)]
     for first in range(0, len(parameters), 100):  # MLflow takes no more at once
         client.log_batch(run_id, params=parameters[first : first + 100])
     return run_id
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _metric_name(tag: str) -> str:

@@ -1,8 +1,6 @@
 """The exported program predicts what evaluation predicts, without this package."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +15,14 @@ from PIL import Image
 from data_pipelines.datasets import dataset_info
 from semiovs_jax import augment, export
 from semiovs_jax.benchmarks.claims import ROWS
-from semiovs_jax.experiment import open_model
+from semiovs_jax.evaluated import open_model
 from semiovs_jax.exporting.formats.stablehlo import export_program
 from semiovs_jax.exporting.model import TrainedModel, read_model
 from semiovs_jax.runs.saved_config import get_config
 from semiovs_jax.runtime.provenance import config_sha256
 from semiovs_jax.runtime.sharding import make_mesh
 from tests.experiment import shrunk_demo
+from tests.exporting.serving import serve
 
 SERVE = Path(__file__).parents[2] / "docs" / "serve.py"
 SHAPES = dataset_info("shapes")
@@ -101,27 +100,14 @@ def test_the_manifest_says_what_it_is(run: Path, exported: Path):
 
 
 def test_the_example_serves_it_without_this_package(run: Path, exported: Path, tmp_path: Path):
-    image = Image.effect_mandelbrot((50, 41), (-2, -1, 1, 1), 50).convert("RGB")
-    image.save(tmp_path / "image.png")
-    code = f"import sys; sys.argv = {[str(SERVE), str(exported), 'image.png', 'out.png']!r}\n" + SERVE.read_text()
-    code += "\nassert not [name for name in sys.modules if name.startswith(('semiovs_jax', 'data_pipelines'))]"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    image, printed = serve(SERVE, exported, tmp_path, without=("semiovs_jax", "data_pipelines"))
     trained = read_model(get_config(str(run)), str(run))
     ((label, _, tied),) = _ours(trained, [np.asarray(image)])
     with Image.open(tmp_path / "out.png") as picture:
         assert (picture.mode, picture.size) == ("P", (50, 41))
         np.testing.assert_array_equal(np.where(tied, label, np.asarray(picture)), label)
         assert picture.getpalette()[: 3 * SHAPES.num_classes] == SHAPES.palette[: SHAPES.num_classes].ravel().tolist()
-    assert all(SHAPES.classes[index] in done.stdout for index in np.unique(label))
-    assert len(SERVE.read_text().splitlines()) <= 30
+    assert all(SHAPES.classes[index] in printed for index in np.unique(label))
 
 
 def test_a_student_of_fixed_size_has_a_fixed_size(tmp_path: Path):

@@ -38,7 +38,7 @@ def test_a_batch_is_split_over_all_devices_and_the_state_over_those_that_share_i
     placed = sharding.put_state({"kernel": weights}, mesh)["kernel"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(16, 64)}
     np.testing.assert_array_equal(placed, weights)
-    assert sharding.state_structs({"kernel": weights}, mesh)["kernel"].sharding == placed.sharding
+    assert sharding.sharded_structs({"kernel": weights}, mesh)["kernel"].sharding == placed.sharding
 
 
 def test_devices_that_cannot_share_are_refused():

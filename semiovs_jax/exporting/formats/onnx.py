@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file
-from semiovs_jax.experiment import open_model
+from semiovs_jax.evaluated import open_model
 from semiovs_jax.exporting.manifest import write_manifest
 from semiovs_jax.exporting.model import TrainedModel
 from semiovs_jax.exporting.portable import portable

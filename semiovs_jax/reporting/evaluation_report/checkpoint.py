@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from semiovs_jax.checkpoints.checkpointer import Restored, Which, find_checkpoints, name_checkpoint, restore_weights
+from semiovs_jax.evaluated import Evaluation, open_evaluation
 from semiovs_jax.evaluation.measures import measure
-from semiovs_jax.experiment import Evaluation, open_evaluation
 from semiovs_jax.reporting.evaluation_report.files import Evaluated
 from semiovs_jax.reporting.metrics_log import read_records
 from semiovs_jax.runtime import provenance

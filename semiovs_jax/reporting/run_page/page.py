@@ -11,6 +11,7 @@ from semiovs_jax.html_pages import swatch, text
 from semiovs_jax.reporting.examples import Example
 from semiovs_jax.reporting.html_parts import STYLE, class_curves, example_figure, percent, table, wide_picture
 from semiovs_jax.reporting.run_page.contents import Contents, OodLabels, Shown
+from semiovs_jax.runtime.config_keys import flat
 from semiovs_jax.runtime.program import other_command
 
 _CONTACT_SHEET = "contact_sheet.html"
@@ -173,12 +174,5 @@ def _commands(workdir: Path) -> str:
 
 
 def _config(config: Mapping[str, Any]) -> str:
-    rows = "".join(f"config.{key} = {value!r}\n" for key, value in _flat(config).items())
+    rows = "".join(f"config.{key} = {value!r}\n" for key, value in flat(config))
     return f"<details><summary>Config</summary>\n<pre>{text(rows)}</pre></details>"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found

@@ -1,0 +1,27 @@
+"""Writes the embedded benchmark "shapes" where a config asks for it and it is missing."""
+
+import logging
+
+import jax
+import ml_collections
+from jax.experimental import multihost_utils
+
+from data_pipelines.files import expand
+from data_pipelines.shapes.benchmark import write_shapes
+
+_logger = logging.getLogger(__name__)
+
+
+def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
+    """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
+    return bool(config.data.get("make")) and not expand(config.data.root).exists()
+
+
+def make_benchmark(config: ml_collections.ConfigDict) -> None:
+    """Writes the embedded benchmark where it is missing; every process must call this."""
+    if lacks_benchmark(config) and jax.process_index() == 0:
+        root = expand(config.data.root)
+        _logger.info("writing the benchmark %r to %s", config.data.make, root)
+        write_shapes(root)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the benchmark is written")
