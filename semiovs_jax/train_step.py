@@ -20,7 +20,7 @@ from semiovs_jax.labelers.student import from_logits
 from semiovs_jax.methods import STUDENT, Method, Progress
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.optim import FROZEN
-from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated, splits_state, state_shardings
+from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated, state_shardings
 from semiovs_jax.train_state import TrainState
 from semiovs_jax.views import Batch, Views, make_views, mixed_views, of_partner
 
@@ -355,16 +355,9 @@ def make_train_step(spec: StepSpec, mesh: Mesh) -> TrainStep:
         if spec.skips_bad_updates:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
             new = skip_unless(finite, state, new)
-        return new, metrics
+        return _shared(new, mesh), metrics
 
-    if not splits_state(mesh):
-        return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
-
-    def split_train_step(state: TrainState, batch: Batch, weights: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        new, metrics = train_step(state, batch, weights)
-        return _split(new, mesh), jax.lax.with_sharding_constraint(metrics, replicated(mesh))
-
-    return jax.jit(split_train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(None, replicated(mesh)))
 
 
 def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, float], TrainState]:
@@ -375,10 +368,11 @@ def make_after_evaluation(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, f
             name: spec.labelers[name].after_evaluation(own, state.params, state.batch_stats, miou)
             for name, own in state.labelers.items()
         }
-        return _split(dataclasses.replace(state, labelers=labelers), mesh)
+        return _shared(dataclasses.replace(state, labelers=labelers), mesh)
 
     return jax.jit(after_evaluation, donate_argnums=0)
 
 
-def _split(state: TrainState, mesh: Mesh) -> TrainState:
+def _shared(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state as the devices of the mesh share it; without this, the compiler would choose."""
     return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))

@@ -113,7 +113,7 @@ class TorchSide(Side):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network = DeepLabV3Plus(NUM_CLASSES, STAGE_SIZES[backbone]).eval()
         save_file(self._network.state_dict(), weights)
-        self._network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.nn.utils.convert_conv2d_weight_memory_format(self._network.to(self._device), torch.channels_last)
 
     def predict(self, images: list[np.ndarray]) -> Predictions:
         """One by one."""
