@@ -3,8 +3,8 @@
 Prints a table of their scores, what differs in their configs, and why scores should not be compared, if there is a
 reason. Runs that differ in the seed alone are summed up: mean and standard deviation. --out draws the mIoU and the loss
 of all runs in one picture. Runs need not be finished. --pictures draws validation images that show every class beside
-their ground truth and the predictions of each run's best checkpoint.
-of all runs in one picture. Runs need not be finished. The last line is the command that evaluates the best run.
+their ground truth and the predictions of each run's best checkpoint. The last line is the command that evaluates the
+best run.
 """
 
 import sys
