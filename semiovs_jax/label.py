@@ -1,8 +1,9 @@
-"""Labels the out-of-distribution (OOD) images once: python -m semiovs_jax.label --config=configs/voc92.py.
+"""Labels images by the names of classes: python -m semiovs_jax.label --config=configs/voc92.py.
 
-Training labels missing images, too. If the command is killed, start it again: it labels the images that have no label
-yet, and the result has the same bytes as that of one run. To share the work among machines without JAX's distributed
-runtime, start the command on each machine with --process_index and --process_count.
+With --config, they are its out-of-distribution (OOD) images, once; training labels missing ones, too. If the command is
+killed, start it again: it labels the images that have no label yet, and the result has the same bytes as that of one
+run. To share the work among machines without JAX's distributed runtime, start the command on each machine with
+--process_index and --process_count.
 
 Without a config and without training: --source=photos --classes="sky,plant=tree|bush,person" --out=labels. The words
 after "=" are looked for in place of the name. --classes may be a vocabulary file, too. --import=FOLDER --out=labels,
@@ -53,9 +54,16 @@ if __name__ == "__main__":
 
     absl_flags.DEFINE_string("source", "", "Folder of the images, in place of config.data.ood_root.")
     absl_flags.DEFINE_string("out", "", "Folder of the labels, in place of config.ovs.labels_dir.")
-    absl_flags.DEFINE_string("classes", "", "Classes 'NAME,NAME=WORD|WORD' or a vocabulary file; needs no --config.")
+    absl_flags.DEFINE_string("classes", "", "Classes 'NAME,NAME=WORD|WORD', or a vocabulary file.")
     absl_flags.DEFINE_string("ovs_weights", "", "Weights of the model that labels, in place of config.ovs.weights.")
     absl_flags.DEFINE_string("import", "", "Folder of labels of another tool, which are checked and taken over.")
     default_config = "configs/custom.py" if has_flag("--classes", sys.argv) else ""
     kept = "the labels that are written are kept; the same command makes the others"
-    run_command(main, needs_workdir=False, default_config=default_config, kept=kept, has_shares=True)
+    run_command(
+        main,
+        needs_workdir=False,
+        default_config=default_config,
+        kept=kept,
+        has_shares=True,
+        config_help="An experiment, such as configs/demo.py; with --classes, it may be left out.",
+    )

@@ -1,4 +1,10 @@
-"""Trains, or continues a run: python -m semiovs_jax.main --config=configs/demo.py --workdir=runs/demo."""
+"""Trains, or continues a run: python -m semiovs_jax.main --config=configs/demo.py --workdir=runs/demo.
+
+Checks the config, its weights and its data, labels the out-of-distribution (OOD) images that have no label yet, then
+trains, evaluates and saves. The same command continues a run that was stopped, and leaves a finished one as it is. A
+workdir belongs to one config. --seeds=0,1,2 trains a run with each seed, --fork_from starts from the state of another
+run.
+"""
 
 import logging
 from typing import Any

@@ -5,7 +5,7 @@
 --source is an image, a folder, a text file with one path a line, a zip or tar archive, a video, or "-": paths on stdin.
 --out has, for each image, the label as a PNG of class indices, the confidence, and the classes in their colors over the
 image; and contact_sheet.html, least confident first. What exists is not predicted again. Images that cannot be used are
-named at the end; the exit status is 1 then.
+named at the end; the exit status is 1 then. It runs in one process: to share the work, split --source.
 
 Without --config, the config is the run's own. Its values can be changed: --config.eval.window=512. The probabilities
 of several --scales, and of mirrored images with --flip, are averaged.
@@ -33,8 +33,6 @@ def main(flags: Any) -> None:
     from semiovs_jax.prediction.outputs import Outputs
     from semiovs_jax.prediction.sources import STDIN, open_source
 
-    if flags.distributed:
-        raise InputError("--distributed: predict runs in one process; split --source, and start one command for each")
     pictures = open_source(flags.source)
     seen = flags.config.eval
     seen.scales = seen.scales if flags.scales is None else _numbers(flags.scales)
@@ -70,4 +68,4 @@ if __name__ == "__main__":
     absl_flags.DEFINE_bool("flip", None, "Sees mirrored images, too, in place of config.eval.flip.")
     absl_flags.mark_flags_as_required(["source", "out"])
     kept = "the predictions that are written are kept; the same command makes the others"
-    run_command(main, run_config=saved_config.__file__, kept=kept)
+    run_command(main, run_config=saved_config.__file__, joins_processes=False, kept=kept)

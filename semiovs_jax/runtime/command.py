@@ -63,8 +63,10 @@ def run_command(
     run_config: str = "",
     default_config: str = "",
     kept: str = NOTHING_WRITTEN,
+    joins_processes: bool = True,
     has_shares: bool = False,
     keys: str = "common.py",
+    config_help: str = "An experiment, such as configs/demo.py.",
 ) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
@@ -78,19 +80,23 @@ def run_command(
       run_config: the config file that is used with the argument --workdir where --config is not given; "" for none.
       default_config: the config file that is used where --config is not given; "" for none.
       kept: what the command leaves behind if a signal stops it, see `command_end`.
+      joins_processes: whether several processes may run the command together, with --distributed.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
       keys: the project's config file that describes the keys of the command's configs.
+      config_help: what --config is.
     """
     tune_process()
-    experiment, workdir = "An experiment, such as configs/demo.py.", "Folder of everything a run writes"
+    workdir = "Folder of everything a run writes; created if missing."
     if run_config:
-        experiment, workdir = f"{experiment} The run's own if left out.", "Workdir of a run, or one of its checkpoints"
-    config_flags.DEFINE_config_file("config", None, experiment, lock_config=True)
+        config_help += " The run's own if left out."
+        workdir = "Workdir of a run, or one of its checkpoints."
+    config_flags.DEFINE_config_file("config", None, config_help, lock_config=True)
     if not run_config:
         flags.mark_flag_as_required("config")
-    _define_process_flags()
+    if joins_processes:
+        _define_process_flags()
     if needs_workdir:
-        flags.DEFINE_string("workdir", None, f"{workdir}." if run_config else f"{workdir}; created if missing.")
+        flags.DEFINE_string("workdir", None, workdir)
         flags.mark_flag_as_required("workdir")
 
     if COMPLETES in os.environ:
@@ -102,8 +108,9 @@ def run_command(
         if len(argv) > 1:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}; write flags as --NAME=VALUE, see --help")
         set_up_logging()
-        if not flags.FLAGS.distributed:
-            _refuse_process_flags(has_shares)
+        if not joins_processes or not flags.FLAGS.distributed:
+            if joins_processes:
+                _refuse_process_flags(has_shares)
             command(flags.FLAGS)
             return
         from semiovs_jax.runtime.processes import EndTogether, join_processes

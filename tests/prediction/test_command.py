@@ -35,7 +35,6 @@ def call(run: Path, source: object, out: Path, **changes) -> None:
         "out": str(out),
         "scales": ["1"],
         "flip": False,
-        "distributed": False,
     }
     predict.main(SimpleNamespace(**flags | changes))
 
