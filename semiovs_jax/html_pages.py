@@ -50,6 +50,11 @@ figcaption { margin-bottom: .5rem; overflow-wrap: anywhere; }
 .tiles img { display: block; position: relative; width: 100%; height: 100%; }
 .shares { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .5rem; }
 .shares li { display: flex; align-items: center; gap: .35rem; }
+@media (max-width: 600px) {
+  body { margin: 1rem auto; padding: 0 .8rem; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .4rem; }
+}
 """
 
 

@@ -27,6 +27,9 @@ td .bar { width: 8rem; }
 .curves polyline { fill: none; stroke: var(--bar); stroke-width: 2; vector-effect: non-scaling-stroke;
   stroke-linecap: round; stroke-linejoin: round; }
 .curves p { display: flex; justify-content: space-between; margin: 0; color: var(--faint); font-size: .8rem; }
+@media (max-width: 600px) {
+  td:has(> .bar), th:empty { display: none; }
+}
 """
 
 
