@@ -1,7 +1,8 @@
 """Facts about datasets: class names, colors, the ignore index, published counts.
 
-Each dataset has a JSON file in this folder with the fields of `DatasetInfo`. `palette` is optional: "voc" (the default)
-for the colors of Pascal VOC, or one `[red, green, blue]` triple for each label index from 0 on.
+Each dataset has a JSON file in this folder with the fields of `DatasetInfo`. `palette` is optional: "voc" for the
+colors of Pascal VOC, or one `[red, green, blue]` triple for each label index from 0 on. Without it, the background is
+black, and the other classes have the colors of `distinct_colors`.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.datasets.colors import distinct_colors
 from data_pipelines.errors import InputError
 from data_pipelines.files import expand, is_utf8, read_json
 
@@ -70,7 +72,7 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     return DatasetInfo(
         name=facts["name"],
         classes=tuple(facts["classes"]),
-        palette=_palette(facts.get("palette", "voc")),
+        palette=_palette(facts.get("palette"), len(facts["classes"]), facts.get("background")),
         ignore_index=facts["ignore_index"],
         background=facts.get("background"),
         counts=dict(facts.get("counts", {})),
@@ -133,8 +135,13 @@ def _is_palette(value: Any) -> bool:
     return bool(fits and colors.min() >= 0 and colors.max() <= 255)
 
 
-def _palette(value: str | list[list[int]]) -> np.ndarray:
+def _palette(value: str | list[list[int]] | None, num_classes: int, background: int | None) -> np.ndarray:
     palette = voc_palette()
-    if not isinstance(value, str):
+    if isinstance(value, list):
         palette[: len(value)] = np.array(value, np.uint8)
+    elif value is None:
+        others = [index for index in range(num_classes) if index != background]
+        palette[others] = distinct_colors(len(others))
+        if background is not None:
+            palette[background] = 0
     return palette

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.datasets import dataset_info
+from data_pipelines.datasets.colors import distinct_colors
 from data_pipelines.errors import InputError
 
 FACTS = {"name": "two", "classes": ["background", "thing"], "ignore_index": 255}
@@ -40,6 +41,15 @@ def test_a_dataset_of_ones_own_is_read_from_a_path(tmp_path):
     assert info.background is None
     assert info.palette[:2].tolist() == [[1, 2, 3], [4, 5, 6]]
     assert info.palette[2].tolist() == [0, 128, 0]
+
+
+@pytest.mark.parametrize(("background", "others"), [(None, [0, 1]), (0, [1]), (1, [0])])
+def test_without_a_palette_only_the_background_is_black(tmp_path, background, others):
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(FACTS | {"background": background}))
+    palette = dataset_info(path).palette
+    np.testing.assert_array_equal(palette[others], distinct_colors(len(others)))
+    assert [index for index in range(2) if not palette[index].any()] == ([] if background is None else [background])
 
 
 @pytest.mark.parametrize(
