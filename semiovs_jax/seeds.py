@@ -17,6 +17,7 @@ from data_pipelines.signals import Stopped
 from semiovs_jax.config_ranges import range_faults
 from semiovs_jax.reporting import comparison
 from semiovs_jax.runs.folder import open_run
+from semiovs_jax.runtime.program import other_command
 from semiovs_jax.runtime.workdir import check_workdir, workdir_path
 from semiovs_jax.train import train_and_evaluate
 
@@ -79,7 +80,7 @@ def train_seeds(
     _logger.info("%s", comparison.format_runs(runs))
     for warning in comparison.warnings(runs):
         _logger.warning("warning: %s", warning)
-    _logger.info("wrote %s", path)
+    _logger.info("wrote %s\nnext: %s", path, other_command("compare", *folders, "--out=FILE.png"))
 
 
 def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:

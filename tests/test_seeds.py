@@ -52,6 +52,8 @@ def test_each_seed_is_a_run_and_their_scores_are_summed_up(
     assert [run["run"] for run in found["runs"]] == ["seed_0", "seed_1", "seed_2"]
     assert found["protocol"].startswith("every validation image whole")
     assert f"protocol: {found['protocol']}" in log.text
+    folders = " ".join(str(tmp_path / f"seed_{seed}") for seed in range(3))
+    assert log.messages[-1].endswith(f" -m semiovs_jax compare {folders} --out=FILE.png")
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
