@@ -61,7 +61,7 @@ def test_the_table_names_what_drifts_and_what_fails(tmp_path: Path):
         "- tests.test_a::test_b",
     ]
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert any(call.endswith("install -q --upgrade -e .[dev]") for call in calls)
+    assert any(call.endswith("install -q --upgrade -e .[test]") for call in calls)
     assert calls[-1].endswith("tests/test_losses.py")
     assert next(call for call in calls if "--report=-" in call).endswith("--report=- jax numpy")
     made = next(call for call in calls if call.startswith("-m venv")).split()[-1]
