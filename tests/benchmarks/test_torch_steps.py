@@ -271,21 +271,25 @@ def _at(state: TrainState, step: jax.Array) -> TrainState:
 
 
 QUICK = [("pixels", "unimatch", False), ("pixels", "prevmatch", True), ("deeplab", "supervised", False)]
-SLOW = [
+SLOW = [("deeplab", "prevmatch", True), ("semivl", "semivl", True)]
+LONG = [  # their terms and their networks are among those above
     ("pixels", "supervised", False),
     ("pixels", "unimatch", True),
     ("pixels", "prevmatch", False),
     ("deeplab", "unimatch", False),
     ("deeplab", "unimatch", True),
     ("deeplab", "prevmatch", False),
-    ("deeplab", "prevmatch", True),
     ("semivl", "semivl", False),
-    ("semivl", "semivl", True),
 ]
 
 
 @pytest.mark.parametrize(
-    ("student", "method", "ood"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("student", "method", "ood"),
+    [
+        *QUICK,
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+        *(pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.long]) for case in LONG),
+    ],
 )
 def test_a_step_equals_ours(student: str, method: str, ood: bool):
     constants = _constants(method)
