@@ -53,5 +53,5 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
         ink = "white" if share > 0.4 else "black"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=7)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
