@@ -61,7 +61,7 @@ def test_a_reader_sees_data_labels_scores_and_predictions(tmp_path: Path, monkey
     assert [f"step {step}/4: " in progress for step in range(1, 5)] == [True] * 4
     assert len(pictures(cells["from IPython import display"])) == 1
     table = [line.split() for line in text(cells["found = semiovs_jax.evaluate(RUN)"]).splitlines()]
-    rows = [row for row in table if row[0] in ("background", "circle", "arrow", "mIoU,")]
+    rows = [row for row in table if row and row[0] in ("background", "circle", "arrow", "mIoU,")]
     assert len(rows) == 4
     assert all(row[-1] == "absent" or 0 <= float(row[1 if row[0] != "mIoU," else 2]) <= 100 for row in rows)
     told = text(predictions).splitlines()

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
+from tqdm import tqdm
 
 from semiovs_jax.checkpoints.checkpointer import Restored, Which, find_checkpoints, name_checkpoint, restore_weights
 from semiovs_jax.evaluated import Evaluation, open_evaluation
@@ -14,6 +16,8 @@ from semiovs_jax.reporting.evaluation_report.files import Evaluated
 from semiovs_jax.reporting.metrics_log import read_records
 from semiovs_jax.runtime import provenance
 from semiovs_jax.runtime.sharding import make_mesh
+
+_SHOWN_AFTER = 2.0  # seconds
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -75,14 +79,22 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path, whic
 
 
 def evaluate_checkpoint(checkpoint: OpenedCheckpoint) -> Evaluated:
-    """Evaluates a checkpoint; every process must call this.
+    """Evaluates a checkpoint, and shows how far it is; every process must call this.
 
     Raises:
       InputError: as `Evaluator.predictions`.
     """
     model, evaluator = checkpoint.evaluation
     weights = model.weights(checkpoint.restored.state)
-    measures = measure(evaluator.predictions(*weights), model.dataset)
+    predictions = tqdm(
+        evaluator.predictions(*weights),
+        "evaluate",
+        len(evaluator.records),
+        unit="image",
+        delay=_SHOWN_AFTER,
+        disable=jax.process_index() > 0,
+    )
+    measures = measure(predictions, model.dataset)
     log = read_records(checkpoint.run / "metrics.jsonl")
     history = [record for record in log if record["event"] == "eval"]
     title = name_checkpoint(checkpoint.directory, checkpoint.step)
