@@ -65,12 +65,14 @@ def run_command(
     kept: str = NOTHING_WRITTEN,
     has_shares: bool = False,
     keys: str = "common.py",
+    alone: str = "",
 ) -> None:
     """Parses --config and --workdir, then calls `command` with absl's flag values.
 
     Where a shell asks for the words that complete the command line, prints them and ends (see `completion`).
     After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2. With
-    --distributed, the end of one process ends all. For signals see `command_end`, for --help `format_help`.
+    --distributed, processes that were started differently are refused, and the end of one process ends all. For signals
+    see `command_end`, for --help `format_help`.
 
     Args:
       command: the command.
@@ -80,6 +82,7 @@ def run_command(
       kept: what the command leaves behind if a signal stops it, see `command_end`.
       has_shares: whether --process_index and --process_count have a meaning of their own without --distributed.
       keys: the project's config file that describes the keys of the command's configs.
+      alone: what to do in place of --distributed, for a command of one process; "" where processes may share the work.
     """
     tune_process()
     experiment, workdir = "An experiment, such as configs/demo.py.", "Folder of everything a run writes"
@@ -106,11 +109,15 @@ def run_command(
             _refuse_process_flags(has_shares)
             command(flags.FLAGS)
             return
+        if alone:
+            raise InputError(f"--distributed: this command runs in one process; {alone}")
+        from semiovs_jax.runtime.agreement import check_agreement
         from semiovs_jax.runtime.processes import EndTogether, join_processes
 
         join_processes(flags.FLAGS.coordinator_address, flags.FLAGS.process_index, flags.FLAGS.process_count)
         with EndTogether(kept) as processes:
             before_leaving.append(processes.stop)
+            check_agreement(flags.FLAGS.config)
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:
