@@ -82,4 +82,4 @@ make_callable(__name__, check_data)
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("json", "", "File to write the report to as JSON.")
-    run_command(main, needs_workdir=False)
+    run_command(main, needs_workdir=False, alone="start it on one host; on each, to see that all of them read the data")

@@ -60,4 +60,4 @@ def main(flag_values: Any) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("topology", "v5e:2x4", "What to compile for: v5e:2x4, v5p:2x2x1, ..., or cpu:N.")
-    run_command(main, needs_workdir=False)
+    run_command(main, needs_workdir=False, alone="start it once: --topology names the hosts")

@@ -35,4 +35,4 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string("out", None, "Folder to write to; created if missing.")
     absl_flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
     absl_flags.mark_flags_as_required(["format", "out"])
-    run_command(main, run_config=saved_config.__file__)
+    run_command(main, run_config=saved_config.__file__, alone="start it once")

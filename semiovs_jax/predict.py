@@ -33,8 +33,6 @@ def main(flags: Any) -> None:
     from semiovs_jax.prediction.outputs import Outputs
     from semiovs_jax.prediction.sources import STDIN, open_source
 
-    if flags.distributed:
-        raise InputError("--distributed: predict runs in one process; split --source, and start one command for each")
     pictures = open_source(flags.source)
     seen = flags.config.eval
     seen.scales = seen.scales if flags.scales is None else _numbers(flags.scales)
@@ -70,4 +68,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_bool("flip", None, "Sees mirrored images, too, in place of config.eval.flip.")
     absl_flags.mark_flags_as_required(["source", "out"])
     kept = "the predictions that are written are kept; the same command makes the others"
-    run_command(main, run_config=saved_config.__file__, kept=kept)
+    alone = "split --source, and start one command for each part"
+    run_command(main, run_config=saved_config.__file__, kept=kept, alone=alone)
