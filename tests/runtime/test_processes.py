@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import processes
+
+ROOT = Path(__file__).parents[2]
 
 PROCESS = """
 import sys, time
@@ -177,6 +180,13 @@ def test_a_port_that_is_taken_is_named():
         command = f"from semiovs_jax.runtime.processes import join_processes; join_processes({address!r}, 0, 2)"
         found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert f"InputError: --coordinator_address={address}: process 0 cannot listen there" in found.stderr
+
+
+def test_a_command_of_one_process_waits_for_no_other():
+    command = [sys.executable, "-m", "semiovs_jax.check_data", "--config=configs/demo.py", "--distributed"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: --distributed: this command runs in one process; start it on one host")
 
 
 @pytest.mark.parametrize(
