@@ -115,7 +115,7 @@ class EndTogether:
         if error is not None and not (isinstance(error, Stopped) and error.together):
             if "Gloo" in str(error):  # JAX's library for collectives on the CPU: it has lost a connection
                 end = self._end_of_loss()
-                self._publish(end.message, end.status)
+                self._publish(f"reports that {end.message.removeprefix('error: ')}", end.status)
             else:
                 end = end_of(error, self._kept)
                 self._publish(_described(error, end), end.status)
