@@ -70,6 +70,7 @@ def join_processes(address: str | None, index: int | None, count: int | None) ->
             heartbeat_timeout_seconds=int(_HEARTBEAT_SECONDS),
         )
     except (ValueError, RuntimeError) as error:
+        _end_on_abort(None)
         if "RPC server" in str(error):
             raise InputError(
                 f"--coordinator_address={global_state.coordinator_address}: process 0 cannot listen there; another "
