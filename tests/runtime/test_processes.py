@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from semiovs_jax.runtime.processes import EndTogether, join_processes
 
 index, port, case = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 processes._JOIN_SECONDS = 2 if case == "comes alone" else 300
+processes._LEAVE_SECONDS = 2 if case == "waits for others" else 10
 with command_end("labels are kept") as before_leaving:
     join_processes(f"localhost:{port}", index, 2)
     import jax, numpy
@@ -72,35 +72,29 @@ class End(NamedTuple):
     err: str
 
 
-def run(
-    case: str,
-    number: signal.Signals | None = None,
-    receiver: int = 1,
-    *,
-    indices: Sequence[int] = (0, 1),
-    meet: bool = True,
-) -> list[End]:
-    """Runs the case in processes, of which one gets the signal once all have met; returns the ends.
+def run(case: str, number: signal.Signals | None = None, receiver: int = 1, *, meet: bool = True) -> list[End]:
+    """Runs the case in two processes, of which one gets the signal once both have met; returns the ends.
 
     Args:
       case: of `PROCESS`.
       number: the signal; None for none.
       receiver: the process that gets it.
-      indices: the processes that are started.
-      meet: whether they can meet.
+      meet: whether the processes can meet; if they come alone, each is told another port.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    with socket.socket() as free, socket.socket() as other:
+        ports = []
+        for one in (free, other):
+            one.bind(("localhost", 0))
+            ports.append(str(one.getsockname()[1]))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(index), port, case],
+            [sys.executable, "-c", PROCESS, str(index), ports[index if case == "comes alone" else 0], case],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in indices
+        for index in range(2)
     ]
     try:
         for process in started:
@@ -159,17 +153,13 @@ def test_processes_with_other_configs_are_refused_and_their_threads_may_differ()
     assert "config.seed is 0 on process 0, 1 on process 1" in second.err
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        (0, r"not all of the 2 processes have come to localhost:\d+ within 2 s; start each of them once"),
-        (1, r"process 0 has not answered at localhost:\d+ within 2 s; start it, or correct the address"),
-    ],
-)
-def test_a_process_that_comes_alone_does_not_wait_for_ever(index: int, message: str):
-    (end,) = run("comes alone", indices=[index], meet=False)
-    assert end.status == processes.LOST
-    assert re.match(f"error: {message}", end.err.splitlines()[-1])
+def test_a_process_that_comes_alone_does_not_wait_for_ever():
+    first, second = run("comes alone", meet=False)
+    assert first.status == second.status == processes.LOST
+    expected = r"error: not all of the 2 processes have come to localhost:\d+ within 2 s; start each of them once"
+    assert re.match(expected, first.err.splitlines()[-1])
+    expected = r"error: process 0 has not answered at localhost:\d+ within 2 s; start it, or correct the address"
+    assert re.match(expected, second.err.splitlines()[-1])
 
 
 def test_a_port_that_is_taken_is_named():
