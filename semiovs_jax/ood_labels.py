@@ -23,6 +23,7 @@ from semiovs_jax.ovs.labeling.doubt import training_doubt
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.ovs.words import check_words
+from semiovs_jax.runtime.processes import wait_for_processes
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
     ovs, store = _open_labeling(config, run.dataset, source)
     complete = labels_complete(source, store, run.labels, num_threads=config.data.num_threads)
     # A process may have looked later than another one. All must label, or none, because they wait for each other.
+    wait_for_processes("every process has looked for labels")
     if jax.process_count() > 1:
         complete = bool(multihost_utils.process_allgather(np.array(complete)).all())
     if not complete:

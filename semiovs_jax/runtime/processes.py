@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,12 @@ _LEAVE_SECONDS = 10.0
 _LEAVE_AT_ONCE_SECONDS = 2.0
 _FINISH_SECONDS = 3600.0
 _REACH_SECONDS = 2.0
+_WAIT_SECONDS = 7 * 24 * 3600.0  # a process that is lost ends the wait
+
+_waits = itertools.count()
+
+# In the errors of a lost connection: JAX's library for collectives on the CPU, and the coordination service.
+_SIGNS_OF_LOSS = ("Gloo", "CoordinationService")
 
 # The exit status where another process is lost or does not come: EX_TEMPFAIL of sysexits.h, the same start may succeed.
 LOST = 75
@@ -81,6 +88,16 @@ def join_processes(address: str | None, index: int | None, count: int | None) ->
         signal.signal(signal.SIGTERM, handler)  # `Preemption` takes the place of JAX's own handler
 
 
+def wait_for_processes(event: str) -> None:
+    """Waits until all processes have called this for the same event, as long as it takes; one process goes on at once.
+
+    Without a device: a collective on the CPU fails where a process comes half a minute later than another.
+    """
+    if global_state.client is not None and global_state.num_processes > 1:
+        number = next(_waits)  # the same on all processes, which wait for the same events
+        global_state.client.wait_at_barrier(f"semiovs_jax/{number}/{event}", int(1000 * _WAIT_SECONDS))
+
+
 class EndTogether:
     """Ends all processes of a run within seconds when one of them fails or is stopped.
 
@@ -114,8 +131,8 @@ class EndTogether:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None and not (isinstance(error, Stopped) and error.together):
-            if "Gloo" in str(error):  # JAX's library for collectives on the CPU: it has lost a connection
-                end = self._end_of_loss()
+            if any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+                end = self._end_of_loss(late="imed out" in str(error))
                 self._publish(f"reports that {end.message.removeprefix('error: ')}", end.status)
             else:
                 end = end_of(error, self._kept)
@@ -137,9 +154,9 @@ class EndTogether:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, or this key exists
             self._client.key_value_set(f"{_FAILURES}{self._index}", json.dumps([what, status]))
 
-    def _end_of_loss(self) -> End:
+    def _end_of_loss(self, late: bool = False) -> End:
         who = "another process" if self._index == 0 or _reaches_process_0() else "process 0"
-        what = f"{who} was killed, or its host or the network failed"
+        what = f"{who} was killed, or its host or the network failed{', or it came too late' if late else ''}"
         return End(f"error: {what}; start all processes again: {self._kept}", LOST)
 
     def _watch(self) -> None:
