@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 from jax._src.distributed import global_state  # the client of JAX's coordination service has no public name
+from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime.config_keys import flat
@@ -39,6 +40,8 @@ def check_agreement(config: ml_collections.ConfigDict) -> None:
     _compare("start", _facts_of_start(config))
     # The devices last: other versions of JAX need not open them in the same way.
     _compare("devices", {"number of devices": jax.local_device_count(), "device": jax.local_devices()[0].device_kind})
+    # On the CPU, the first collective connects the processes, and fails if one comes half a minute later.
+    multihost_utils.sync_global_devices("the processes agree")
 
 
 def _facts_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:

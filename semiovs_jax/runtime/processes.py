@@ -91,7 +91,7 @@ def join_processes(address: str | None, index: int | None, count: int | None) ->
 def wait_for_processes(event: str) -> None:
     """Waits until all processes have called this for the same event, as long as it takes; one process goes on at once.
 
-    Without a device: a collective on the CPU fails where a process comes half a minute later than another.
+    Without a device: the first collective on the CPU fails where a process comes half a minute later than another.
     """
     if global_state.client is not None and global_state.num_processes > 1:
         number = next(_waits)  # the same on all processes, which wait for the same events
