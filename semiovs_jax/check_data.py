@@ -5,7 +5,7 @@
 Looks at the config, all splits and labels, weights, vocabularies and cached OVS labels. It trains nothing, and writes
 nothing but the report as JSON with --json=PATH, and the embedded benchmark where it is missing and the config asks for
 it (config.data.make). The last line is "usable", with status 0, or "N fault(s)", with status 1. Faults are those that
-training refuses. A config that cannot be read gives status 2.
+training refuses. A config that cannot be read gives status 2. It runs in one process: start it on each host.
 """
 
 import contextlib
@@ -82,4 +82,4 @@ make_callable(__name__, check_data)
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("json", "", "File to write the report to as JSON.")
-    run_command(main, needs_workdir=False)
+    run_command(main, needs_workdir=False, joins_processes=False)

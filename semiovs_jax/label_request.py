@@ -81,6 +81,8 @@ def _refuse_missing(flags: Any, folder: str) -> None:
         faults.append("--classes needs --source=FOLDER, the folder of the images to label")
     if (flags.classes or folder) and not flags.out:
         faults.append(f"--{'classes' if flags.classes else 'import'} needs --out=FOLDER, the folder of the labels")
+    if folder and flags.distributed:
+        faults.append("--import with --distributed: labels are taken over in one process; start the command once")
     if folder and flags.ovs_weights:
         faults.append("--import reads labels that are there; leave out --ovs_weights")
     if faults:

@@ -2,7 +2,10 @@
 
 import logging
 
+import jax
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import DatasetInfo, dataset_info
@@ -20,12 +23,13 @@ from semiovs_jax.ovs.labeling.doubt import training_doubt
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.ovs.words import check_words
+from semiovs_jax.runtime.processes import wait_for_processes
 
 _logger = logging.getLogger(__name__)
 
 
 def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mesh) -> None:
-    """Labels the OOD images where the method reads cached labels and some are missing.
+    """Labels the OOD images where the method reads cached labels and some are missing; every process must call this.
 
     Raises:
       InputError: the cached labels are another model's, or the model cannot be built.
@@ -34,7 +38,12 @@ def prepare_labels(config: ml_collections.ConfigDict, run: Experiment, mesh: Mes
         return
     source = run.sources["ood"]
     ovs, store = _open_labeling(config, run.dataset, source)
-    if not labels_complete(source, store, run.labels, num_threads=config.data.num_threads):
+    complete = labels_complete(source, store, run.labels, num_threads=config.data.num_threads)
+    # A process may have looked later than another one. All must label, or none, because they wait for each other.
+    wait_for_processes("every process has looked for labels")
+    if jax.process_count() > 1:
+        complete = bool(multihost_utils.process_allgather(np.array(complete)).all())
+    if not complete:
         _logger.info("labeling the OOD images in %s", config.data.ood_root)
         _label(config, source, ovs, store, mesh, run.labels)
 

@@ -32,6 +32,7 @@ from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import set_up_process
 from semiovs_jax.runtime.config_files import load_config
 from semiovs_jax.runtime.preemption import Preemption
+from semiovs_jax.runtime.processes import wait_for_processes
 from semiovs_jax.runtime.profile import Profile
 from semiovs_jax.runtime.provenance import config_as_json
 from semiovs_jax.runtime.sharding import batch_sharding, make_mesh, put_state, shard_batch, share_state, with_sharding
@@ -116,6 +117,7 @@ def train_and_evaluate(
         with goodput.phase("compile"):
             train_step = compile_step(jitted, (state, structs, weights), mesh)
             flops = flops_per_device(jitted, (state, structs, weights), mesh)
+            wait_for_processes("the step is compiled")
         started = time.perf_counter()
 
         with (

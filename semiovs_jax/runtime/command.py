@@ -72,7 +72,8 @@ def run_command(
 
     Where a shell asks for the words that complete the command line, prints them and ends (see `completion`).
     After an InputError, or with an invalid config, prints the message without a traceback and exits with status 2. With
-    --distributed, the end of one process ends all. For signals see `command_end`, for --help `format_help`.
+    --distributed, processes that were started differently are refused, and the end of one process ends all. For signals
+    see `command_end`, for --help `format_help`.
 
     Args:
       command: the command.
@@ -108,16 +109,18 @@ def run_command(
         if len(argv) > 1:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}; write flags as --NAME=VALUE, see --help")
         set_up_logging()
+        if joins_processes and not flags.FLAGS.distributed:
+            _refuse_process_flags(has_shares)
         if not joins_processes or not flags.FLAGS.distributed:
-            if joins_processes:
-                _refuse_process_flags(has_shares)
             command(flags.FLAGS)
             return
+        from semiovs_jax.runtime.agreement import check_agreement
         from semiovs_jax.runtime.processes import EndTogether, join_processes
 
         join_processes(flags.FLAGS.coordinator_address, flags.FLAGS.process_index, flags.FLAGS.process_count)
         with EndTogether(kept) as processes:
             before_leaving.append(processes.stop)
+            check_agreement(flags.FLAGS.config)
             command(flags.FLAGS)
 
     with command_end(kept) as before_leaving:

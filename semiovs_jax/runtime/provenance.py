@@ -12,6 +12,7 @@ import ml_collections
 
 _PACKAGES = ("semiovs-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _CHECKOUT = Path(__file__).parents[2]
+_SOURCES = ("semiovs_jax", "data_pipelines")
 
 
 def config_as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -33,6 +34,15 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a checkout that was never installed
             versions[name] = "not installed"
     return versions
+
+
+def code_sha256() -> str:
+    """Hex SHA-256 of the source files of this project's packages, whether they are committed or not."""
+    digest = hashlib.sha256()
+    for package in _SOURCES:
+        for path in sorted((_CHECKOUT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(_CHECKOUT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def git_revision() -> str | None:

@@ -1,4 +1,5 @@
 import ast
+import collections
 import logging
 import pathlib
 
@@ -10,6 +11,7 @@ import pytest
 import data_pipelines
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import STREAMS
+from data_pipelines.sources.records import File
 from tests.data_pipelines import tree
 from tests.data_pipelines.tree import validation_records, write_cached_labels, write_tree
 
@@ -173,6 +175,23 @@ def test_processes_hold_the_blocks_of_the_global_batch_in_order(config, process_
         for parts in zip(*shares, strict=True)
     ]
     assert_equal(joined, expected)
+
+
+def test_a_process_opens_the_files_of_its_own_rows_alone(config, monkeypatch):
+    opened: collections.Counter[str] = collections.Counter()
+    monkeypatch.setattr(File, "open", lambda file: opened.update([file.name]) or file.path.open("rb"))
+    one_by_one = config.copy_and_resolve_references()
+    one_by_one.update(num_threads=0, prefetch=0)
+    files = {"labeled": 2, "unlabeled": 1, "mix": 1, "ood": 3}  # image, label, confidence
+    counts = []
+    for index in range(2):
+        shares = {"process_index": index, "process_count": 2, "ood_labels_dir": config.root + "/cache"}
+        data = train_data(one_by_one, **shares)
+        opened.clear()
+        rows = [len(batch[stream]["index"]) for batch in take(data, 3) for stream in files]
+        assert rows == [2] * (3 * len(files))
+        counts.append(sum(opened.values()))
+    assert counts == [3 * 2 * sum(files.values())] * 2
 
 
 @pytest.mark.parametrize("process_count", [1, 2])

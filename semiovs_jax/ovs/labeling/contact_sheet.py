@@ -150,4 +150,4 @@ if __name__ == "__main__":
     from semiovs_jax.runtime.command import run_command
 
     absl_flags.DEFINE_integer("images", 24, "Number of images to show.")
-    run_command(main, needs_workdir=False)
+    run_command(main, needs_workdir=False, joins_processes=False)

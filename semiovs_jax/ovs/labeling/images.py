@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError, first_few
@@ -21,6 +20,7 @@ from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.contact_sheet import write_contact_sheet
 from semiovs_jax.ovs.labeling.doubt import confidence_doubt
 from semiovs_jax.ovs.labeling.job import Job
+from semiovs_jax.runtime.processes import wait_for_processes
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _has_class_pixels(store: LabelStore) -> bool:
 
 def _wait_for_all(event: str, together: bool) -> None:
     if together:
-        multihost_utils.sync_global_devices(event)
+        wait_for_processes(event)
 
 
 def _has_work(store: LabelStore, ids: Sequence[str]) -> bool:
