@@ -3,7 +3,7 @@
     python -m tests.hosts HOST:PORT INDEX COUNT FOLDER CHANGES [STAGE ...]
 
 Labels the OOD images, trains, trains again with a SIGTERM to the last process, continues, and evaluates. Writes what
-happened to FOLDER/INDEX.json.
+happened to FOLDER/INDEX.json. With a COUNT of 1, the process joins no other.
 """
 
 import collections
@@ -94,7 +94,7 @@ def counted() -> Iterator[Reads]:
 
 
 def work(folder: Path, changes: dict[str, Any], stages: Sequence[str] = STAGES) -> dict[str, Any]:
-    """Works in the processes that JAX has joined, or in this one alone; returns what happened."""
+    """Works with the processes that JAX has joined, or alone; returns what happened."""
     import jax
     import pytest
 
@@ -154,13 +154,19 @@ def main(address: str, index: str, count: str, folder: str, changes: str, *stage
     from semiovs_jax.runtime.processes import EndTogether, join_processes
     from tests.experiment import shrunk_demo
 
+    def write_result() -> None:
+        result = work(Path(folder), json.loads(changes), stages or STAGES)
+        (Path(folder) / f"{index}.json").write_text(json.dumps(result))
+
+    if int(count) == 1:
+        write_result()
+        return
     with command_end() as before_leaving:
         join_processes(address, int(index), int(count))
         with EndTogether("kept") as processes:
             before_leaving.append(processes.stop)
             check_agreement(shrunk_demo(Path(folder), **json.loads(changes)))
-            result = work(Path(folder), json.loads(changes), stages or STAGES)
-            (Path(folder) / f"{index}.json").write_text(json.dumps(result))
+            write_result()
 
 
 if __name__ == "__main__":

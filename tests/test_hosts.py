@@ -12,10 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from semiovs_jax import train
 from semiovs_jax.checkpoints.checkpointer import read_evaluated
 from semiovs_jax.reporting.metrics_log import read_records
-from semiovs_jax.runtime.sharding import make_mesh
 from tests import hosts
 from tests.experiment import shrunk_demo
 
@@ -30,7 +28,7 @@ CHANGES = {
     "eval.batch_size": 4,
     "ovs.batch_size": 2,
     "train.steps": STEPS,
-    "train.eval_every_steps": 4,
+    "train.eval_every_steps": STEPS,
     "train.checkpoint_every_steps": 4,
     "train.panel_images": 0,
     "train.writers": "",
@@ -45,40 +43,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    """What happened in each of two processes with one device each."""
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What happened in each of two processes with one device each, and in one alone with two, in FOLDER/alone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    started = []
-    for index in range(PROCESSES):
-        arguments = [address, str(index), str(PROCESSES), str(folder), json.dumps(CHANGES)]
-        with (folder / f"{index}.txt").open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.hosts", *arguments],
-                cwd=ROOT,
-                env=os.environ | {"XLA_FLAGS": flags},
-                stdout=output,
-                stderr=output,
-            )
-        started.append(process)
+    alone = folder / "alone"
+    shrunk_demo(alone)
+    started = {folder / f"{index}.json": _start(address, index, PROCESSES, folder, 1) for index in range(PROCESSES)}
+    started[alone / "0.json"] = _start("", 0, 1, alone, PROCESSES, "train")
     try:
-        for index, process in enumerate(started):
-            assert process.wait(timeout=600) == 0, (folder / f"{index}.txt").read_text()
+        for result, process in started.items():
+            assert process.wait(timeout=600) == 0, result.with_suffix(".txt").read_text()
     finally:
-        for process in started:
+        for process in started.values():
             process.kill()
-    return [json.loads((folder / f"{index}.json").read_text()) for index in range(PROCESSES)]
+    return [json.loads(result.read_text()) for result in started]
+
+
+def _start(address: str, index: int, count: int, folder: Path, devices: int, *stages: str) -> subprocess.Popen[bytes]:
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    arguments = [address, str(index), str(count), str(folder), json.dumps(CHANGES), *stages]
+    with (folder / f"{index}.txt").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.hosts", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"},
+            stdout=output,
+            stderr=output,
+        )
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """What happened in this process, with as many devices; its run is in FOLDER/alone."""
-    del found  # the labels are made by the processes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_mesh", lambda: make_mesh(jax.devices()[:PROCESSES]))
-        return hosts.work(folder / "alone", CHANGES, ["train"])
+def found(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return results[:PROCESSES]
+
+
+@pytest.fixture(scope="module")
+def alone(results: list[dict[str, Any]]) -> dict[str, Any]:
+    return results[PROCESSES]
 
 
 def _files(found: list[dict[str, Any]], stage: str, purpose: str) -> list[dict[str, int]]:
@@ -96,9 +99,9 @@ def _parameters(run: Path) -> Any:
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes(found: list[dict[str, Any]], alone: dict[str, Any], folder: Path):
     reference = folder / "alone" / "whole"
-    np.testing.assert_allclose(_losses(folder / "whole"), _losses(reference), rtol=1e-6)
+    np.testing.assert_allclose(_losses(folder / "whole"), _losses(reference), rtol=1e-9)
     assert len(_losses(reference)) == STEPS
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)  # noqa: E731
     jax.tree.map(close, _parameters(folder / "whole"), _parameters(reference))
 
 
