@@ -24,6 +24,7 @@ def _losses(workdir) -> list:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_object_storage_is_the_one_on_disk(google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
     changes = {"train.steps": 2, "train.eval_every_steps": 2, "train.panel_images": 0}
