@@ -17,7 +17,7 @@ import ml_collections
 from absl import flags as absl_flags
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand
+from data_pipelines.files import as_path
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import run_command, set_up_process
 from semiovs_jax.runtime.config_files import load_config
@@ -38,7 +38,7 @@ def main(flags: Any) -> None:
     print(format_report(found))
     if flags.json:
         try:
-            expand(flags.json).write_text(report_as_json(found), encoding="utf-8")
+            as_path(flags.json, "--json").write_text(report_as_json(found), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--json={flags.json}: cannot be written ({error.strerror or error})") from error
         logger.info("wrote %s", flags.json)

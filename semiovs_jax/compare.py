@@ -9,10 +9,11 @@ best run.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand
+from data_pipelines.files import as_path
 from semiovs_jax.runtime.arguments import make_parser, parse_arguments
 from semiovs_jax.runtime.program import other_command
 
@@ -21,8 +22,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = make_parser("semiovs_jax.compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a run")
-    parser.add_argument("--out", type=expand, metavar="FILE.png", help="picture of the curves to write")
-    parser.add_argument("--pictures", type=expand, metavar="FILE.png", help="picture of predictions to write")
+    parser.add_argument(
+        "--out", type=partial(as_path, field="--out"), metavar="FILE.png", help="picture of the curves to write"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=partial(as_path, field="--pictures"),
+        metavar="FILE.png",
+        help="picture of predictions to write",
+    )
     args = parse_arguments(parser, argv)
     from semiovs_jax.reporting import comparison
 

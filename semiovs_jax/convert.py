@@ -9,13 +9,14 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from data_pipelines.command import command_end
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand
+from data_pipelines.files import as_path, expand
 from semiovs_jax.runtime.arguments import make_parser, parse_arguments
 from semiovs_jax.runtime.program import other_command
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = _Kinds()
     parser = make_parser("semiovs_jax.convert", __doc__)
     parser.add_argument("source", type=expand, help="published weights")
-    parser.add_argument("out", type=expand, help="weight file to write (.safetensors)")
+    parser.add_argument("out", type=partial(as_path, field="OUT"), help="weight file to write (.safetensors)")
     parser.add_argument("--kind", required=True, help="which model the weights are of").choices = kinds
     args = parse_arguments(parser, argv)
     try:

@@ -6,7 +6,7 @@ import jax
 import ml_collections
 from jax.experimental import multihost_utils
 
-from data_pipelines.files import expand
+from data_pipelines.files import expand, is_remote
 from data_pipelines.shapes.benchmark import write_shapes
 
 _logger = logging.getLogger(__name__)
@@ -14,7 +14,8 @@ _logger = logging.getLogger(__name__)
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
     """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
-    return bool(config.data.get("make")) and not expand(config.data.root).exists()
+    root = config.data.root
+    return bool(config.data.get("make")) and not is_remote(root) and not expand(root).exists()
 
 
 def make_benchmark(config: ml_collections.ConfigDict) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import ml_collections
 from absl import flags as absl_flags
 
-from data_pipelines.files import local_path
+from data_pipelines.files import as_path
 from semiovs_jax.runs import saved_config
 from semiovs_jax.runtime.callable_module import make_callable
 from semiovs_jax.runtime.command import run_command, set_up_process
@@ -31,7 +31,7 @@ def main(flags: Any) -> None:
     checkpoint = open_checkpoint(flags.config, flags.workdir, flags.which)
     folder = checkpoint.run / "evaluation" / str(checkpoint.step)
     if flags.out:
-        folder = local_path(flags.out, "--out")
+        folder = as_path(flags.out, "--out")
     if jax.process_index() == 0:
         check_writable(folder, "--out")
     evaluated = evaluate_checkpoint(checkpoint)

@@ -19,10 +19,10 @@ from semiovs_jax.runtime.command import run_command
 
 def main(flags: Any) -> None:
     """Exports the best (or latest) checkpoint in `flags.workdir` to `flags.out`."""
-    from data_pipelines.files import local_path
+    from data_pipelines.files import as_path
     from semiovs_jax.exporting.model import read_model
 
-    folder = local_path(flags.out, "--out")
+    folder = as_path(flags.out, "--out")
     trained = read_model(flags.config, flags.workdir, flags.which)
     chosen = formats.find_format(flags.format)
     for path in chosen.write(folder, trained):

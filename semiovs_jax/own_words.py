@@ -16,7 +16,7 @@ from data_pipelines.checking.survey import labels_dir_fault
 from data_pipelines.datasets import dataset_info
 from data_pipelines.datasets.colors import distinct_colors
 from data_pipelines.errors import Faults, InputError
-from data_pipelines.files import local_path, read_json
+from data_pipelines.files import as_path, is_remote, read_json
 from data_pipelines.labels.manifest import MANIFEST, read_manifest, write_whole
 from data_pipelines.loading.streams import open_config_split
 from semiovs_jax.ovs.class_list import vocabulary_of_list
@@ -54,7 +54,7 @@ def own_words(config: ml_collections.ConfigDict, classes: str, *, labels: bool) 
         weights are missing; all in one error.
     """
     faults, words = Faults(), None
-    folder = local_path(config.ovs.labels_dir, "--out")
+    folder = as_path(config.ovs.labels_dir, "--out")
     with faults.collected():
         words = _read(classes)
     with faults.collected("--source: "):
@@ -92,7 +92,7 @@ def _read(classes: str) -> _Words:
         content = vocabulary_of_list(classes)
         return _Words(_as_json(content), tuple(entry["name"] for entry in content["classes"]), None)
     vocabulary = load_vocabulary(classes)
-    origin = Path(vocabulary.origin)
+    origin = as_path(vocabulary.origin, "--classes")
     return _Words(origin.read_text(encoding="utf-8-sig"), vocabulary.classes, origin)
 
 
@@ -113,12 +113,16 @@ def _conflicts(folder: Path, words: _Words) -> Iterator[str]:
 
 def _same(path: Path, words: _Words) -> bool:
     """Whether a vocabulary file has these words, or is the file that --classes names."""
-    if words.origin is not None and words.origin.samefile(path):
+    if words.origin is not None and _same_file(words.origin, path):
         return True
     try:
         return read_json(path) == json.loads(words.text)
     except (OSError, ValueError):
         return False
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first == second if is_remote(first) or is_remote(second) else first.samefile(second)
 
 
 def _refuse_edited(config: ml_collections.ConfigDict, folder: Path, classes: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from data_pipelines.errors import Faults, InputError
-from data_pipelines.files import replace_file
+from data_pipelines.files import as_path, replace_file
 from data_pipelines.signals import Stopped
 from semiovs_jax.config_ranges import range_faults
 from semiovs_jax.reporting import comparison
@@ -64,7 +64,7 @@ def train_seeds(
             "--workdir=RUN/seed_N, then one with --seeds and without --distributed, which sums up finished runs"
         )
     configs = [_with_seed(config, seed) for seed in seeds]
-    folders = [str(Path(workdir) / f"seed_{seed}") for seed in seeds]
+    folders = [str(as_path(workdir, "--workdir") / f"seed_{seed}") for seed in seeds]
     _refuse_folders(configs, folders, fork_from)
     check_workdir(workdir)
     for number, (run_config, folder) in enumerate(zip(configs, folders, strict=True), start=1):

@@ -4,10 +4,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
 from semiovs_jax.runtime.command import CPU_FLAGS
+from tests.object_storage import serve
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests spend most of their time compiling, a third of it in LLVM's optimizations.
@@ -25,6 +27,23 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 embeddings = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
 atexit.register(shutil.rmtree, embeddings, ignore_errors=True)
 os.environ["SEMIOVS_CACHE"] = embeddings
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[str]:
+    """URL of a bucket of Google Cloud Storage on this machine."""
+    with serve("gs") as url:
+        yield url
+
+
+@pytest.fixture(scope="session", params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a bucket on this machine, one of each kind."""
+    if request.param == "gs":
+        yield request.getfixturevalue("google")
+    else:
+        with serve("s3") as url:
+            yield url
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

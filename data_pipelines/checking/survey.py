@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, Faults, InputError
-from data_pipelines.files import expand
+from data_pipelines.files import expand, is_remote
 from data_pipelines.images.decode import ImageFacts, LabelFacts, label_fault, probe_image, probe_label, size_fault
 from data_pipelines.loading.streams import open_config_split
 from data_pipelines.sources.records import EncodedImage, SelectedSource, Source, UnreadableError
@@ -97,7 +97,7 @@ def open_splits(data_config: Any, splits: Sequence[str], faults: Faults) -> dict
 
 def labels_dir_fault(data_config: Any, labels_dir: str) -> str | None:
     """What is wrong with cached labels below a scanned OOD folder: the next run would read them as OOD images."""
-    if data_config.ood_split or not labels_dir:
+    if data_config.ood_split or not labels_dir or is_remote(labels_dir):
         return None
     root, cache = (Path(os.path.realpath(expand(folder))) for folder in (data_config.ood_root, labels_dir))
     if not cache.is_relative_to(root):

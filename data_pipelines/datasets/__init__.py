@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.datasets.colors import distinct_colors
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand, is_utf8, read_json
+from data_pipelines.files import as_path, is_utf8, read_json
 
 _FOLDER = Path(__file__).parent
 _REQUIRED = ("name", "classes", "ignore_index")
@@ -53,7 +53,7 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     Raises:
         InputError: The file is missing, or a field is missing, unknown or malformed.
     """
-    path = expand(name_or_path)
+    path = as_path(name_or_path, "dataset")
     if path.suffix != ".json":
         path = _FOLDER / f"{name_or_path}.json"
     if not path.is_file():

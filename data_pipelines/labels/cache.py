@@ -14,6 +14,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
 
+from data_pipelines.errors import InputError
+from data_pipelines.files import url_fault
 from data_pipelines.labels.files import FileLabels
 from data_pipelines.labels.manifest import FILES, read_manifest
 from data_pipelines.labels.provenance import Provenance
@@ -107,6 +109,8 @@ def open_label_cache(folder: Path) -> RecordedLabels:
     """
     if ((read_manifest(folder) or {}).get("form", FILES)) == FILES:
         return FileLabels(folder)
+    if fault := url_fault(folder, "config.ovs.labels_dir"):
+        raise InputError(f"{fault}. Its labels are in shards, which are files")
     from data_pipelines.labels.shards import ShardLabels, read_shards  # slow import
 
     return ShardLabels(folder, read_shards(folder))

@@ -8,12 +8,14 @@ without suffix. Without confidence files, the confidence is 255 for every pixel.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import Fault, InputError
+from data_pipelines.files import is_remote, objects_below
 from data_pipelines.images.decode import image_size, label_fault, probe_image, probe_label, size_fault
 from data_pipelines.labels.cache import LabeledSource
 from data_pipelines.labels.manifest import MANIFEST
@@ -45,16 +47,27 @@ class ExternalLabels:
 
     def is_labeled(self, id_: str) -> bool:
         """Whether the label file of the image exists."""
-        return self._label(id_).exists()
+        return self._exists(self.labels, id_)
 
     def planes(self, id_: str) -> tuple[File, File | None]:
         """The label file of the image, which may be missing, and its confidence file, None if it is missing."""
-        confidence = self.confidence and self.confidence / f"{id_}.png"
-        return File(self._label(id_)), File(confidence) if confidence and confidence.exists() else None
+        folder = self.confidence
+        path = folder and folder / f"{id_}.png"
+        return File(self._label(id_)), File(path) if folder and path and self._exists(folder, id_) else None
 
     def faults(self) -> list[str]:
         """No faults: `external_faults` checks the files."""
         return []
+
+    def _exists(self, folder: Path, id_: str) -> bool:
+        """Whether there is a file for the image; object storage is listed once, as a request takes long."""
+        if is_remote(folder):
+            return f"{id_}.png" in self._listed[folder]
+        return (folder / f"{id_}.png").exists()
+
+    @functools.cached_property
+    def _listed(self) -> dict[Path, frozenset[str]]:
+        return {folder: objects_below(folder) for folder in (self.labels, self.confidence) if folder}
 
     def _label(self, id_: str) -> Path:
         return self.labels / f"{id_}.png"

@@ -1,10 +1,12 @@
 """Reads cached OVS labels from a tree of PNG files."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+from data_pipelines.files import is_remote, objects_below
 from data_pipelines.images.png import read_texts
 from data_pipelines.labels.parallel import map_in_chunks
 from data_pipelines.labels.provenance import KEYWORD, Provenance, read_adopted
@@ -51,8 +53,14 @@ class FileLabels:
         }
 
     def is_labeled(self, id_: str) -> bool:
-        """Whether the label of the image exists."""
+        """Whether the label of the image exists; on object storage, whether it did when this was first asked."""
+        if is_remote(self.folder):
+            return f"{id_}.png" in self._listed
         return plane_path(self.folder, "labels", id_).exists()
+
+    @functools.cached_property
+    def _listed(self) -> frozenset[str]:
+        return objects_below(self.folder / "labels")
 
     def planes(self, id_: str) -> tuple[LabelFile, LabelFile]:
         """Label and confidence of the image; the files may be missing."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import local_path, read_json, replace_file
+from data_pipelines.files import as_path, read_json, replace_file
 
 MANIFEST = "manifest.json"
 FILES, SHARDS = "files", "shards"  # forms of the labels
@@ -24,8 +24,8 @@ _MOST_SHARDS = 100_000
 
 
 def labels_folder(labels_dir: str) -> Path:
-    """The folder that `config.ovs.labels_dir` names; raises `InputError` if it is a URL."""
-    return local_path(labels_dir, "config.ovs.labels_dir")
+    """The folder that `config.ovs.labels_dir` names; raises `InputError` as `as_path`."""
+    return as_path(labels_dir, "config.ovs.labels_dir")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -63,7 +63,7 @@ def unlisted_content(folder: Path) -> str | None:
     """The fault of a folder that has no manifest but holds labels or a dataset; None if there is no fault."""
     if (folder / MANIFEST).exists():
         return None
-    if any(folder.glob("labels/**/*.png")):
+    if any((folder / "labels").rglob("*.png")):
         return (
             f"{folder}: holds labels without {MANIFEST}; if another tool made them, set config.ovs.labels='external'; "
             f"else {LABEL_AGAIN}"
@@ -108,7 +108,7 @@ def write_class_pixels(folder: Path, ids: Sequence[str], pixels: np.ndarray) -> 
 def read_table(path: Path, column: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Reads a file that `write_table` writes; raises OSError, or ValueError if it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             ids, rows = content["ids"], content[column]
     except (KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error)) from error

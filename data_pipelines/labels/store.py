@@ -265,7 +265,7 @@ class FileStore(LabelStore):
         if id_ not in self._rows:
             path = plane_path(self.folder, "labels", id_)
             try:
-                with Image.open(path) as image:
+                with path.open("rb") as file, Image.open(file) as image:
                     self._rows[id_] = class_row(image.histogram()[:256], self.dataset.num_classes)
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: damaged label ({error}); remove the file to label it again") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import expand
+from data_pipelines.files import expand, url_fault
 from data_pipelines.labels.cache import LabelCache, LabeledSource
 from data_pipelines.sources.folders import existing_folder, open_images, open_list, prepared_dataset
 from data_pipelines.sources.lists import read_split
@@ -112,6 +112,8 @@ def _open_ood(root: str, split: str) -> Source:
         return _open_images(existing_folder(root, _OOD_ROOT), split, (_OOD_ROOT, _OOD_SPLIT))
     if split:
         raise InputError(f"{_OOD_SPLIT}={split}: {root} names the splits of its sources; set {_OOD_SPLIT} to ''")
+    if fault := url_fault(root, _OOD_ROOT):
+        raise InputError(fault)
     return open_mixture(
         expand(root),
         lambda folder, of, name: _open_images(

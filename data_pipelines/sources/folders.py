@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import InputError, first_few
-from data_pipelines.files import expand, is_utf8
+from data_pipelines.files import expand, is_utf8, url_fault
 from data_pipelines.sources.lists import collisions, read_split
 from data_pipelines.sources.records import File, Record, record_id
 
@@ -128,6 +128,8 @@ def existing_folder(value: str, field: str) -> Path:
         raise InputError(f"{field} is empty: set it to the folder of the images")
     if not is_utf8(value):
         raise InputError(f"{field}={value!r}: the name is not UTF-8; rename the folder")
+    if fault := url_fault(value, field):
+        raise InputError(fault)
     root = expand(value)
     try:
         found = root.is_dir()

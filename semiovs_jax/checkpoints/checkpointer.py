@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,9 +23,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import TEMPORARY
 from semiovs_jax.checkpoints.best import Best, find_best
 from semiovs_jax.checkpoints.reading import (
+    COMMITTED,
     first_whole,
+    is_committed,
     list_steps,
     load_state,
     read_checksums,
@@ -35,6 +39,7 @@ from semiovs_jax.checkpoints.reading import (
     saved_structs,
     write_checksums,
 )
+from semiovs_jax.checkpoints.staging import is_staged, remove_checkpoint, upload_checkpoint
 from semiovs_jax.checkpoints.storage_errors import hide_repetitions, refusal
 from semiovs_jax.finite import not_finite
 from semiovs_jax.runtime.provenance import config_as_json, config_sha256, package_versions
@@ -94,6 +99,16 @@ class Checkpointer:
         """
         hide_repetitions()
         self.directory = epath.Path(workdir_path(workdir)) / SUBDIR
+        self._keep_latest = keep_latest
+        self._closing = contextlib.ExitStack()
+        written = self.directory
+        if self._staged:
+            if jax.process_count() > 1:
+                raise InputError(
+                    f"--workdir={workdir}: several processes cannot save to S3; use gs://, or a folder that all "
+                    "hosts share"
+                )
+            written = epath.Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY)))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,11 +119,13 @@ class Checkpointer:
         self._saving = 0
         policies = ocp.checkpoint_managers
         self._manager = _Manager(
-            self.directory,
+            written,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), _KeepBest()]),
+                preservation_policy=policies.LatestN(1)
+                if self._staged
+                else policies.AnyPreservationPolicy([policies.LatestN(keep_latest), _KeepBest()]),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
             ),
         )
 
@@ -121,6 +138,10 @@ class Checkpointer:
         except InputError:
             if kind is None:  # otherwise the body's error has the cause
                 raise
+
+    @property
+    def _staged(self) -> bool:
+        return is_staged(self.directory)
 
     @property
     def best(self) -> Best | None:
@@ -153,7 +174,7 @@ class Checkpointer:
           InputError: the state holds a NaN or an infinity, and nothing is written; or the previous save failed, or this
             one cannot begin: the disk is full, for example.
         """
-        latest = self._manager.latest_step()
+        latest = max(list_steps(self.directory), default=None) if self._staged else self._manager.latest_step()
         if latest is not None and latest >= step:
             return False
         if parts := not_finite(state):
@@ -234,6 +255,7 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+            self._closing.close()
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -255,7 +277,8 @@ class Checkpointer:
         """Removes the files of the save that failed, which take room."""
         with contextlib.suppress(OSError):
             for path in self.directory.iterdir():
-                if path.name.startswith(f"{self._saving}."):
+                unmarked = path.name == str(self._saving) and not is_committed(path)
+                if unmarked or path.name.startswith(f"{self._saving}."):
                     path.rmtree()
 
     def _set_aside(self, steps: Sequence[int]) -> None:
@@ -269,11 +292,23 @@ class Checkpointer:
             _barrier("checkpoints set aside")
             self._manager.reload()
 
-    def _write_checksums(self) -> None:
+    def _complete(self) -> None:
         """Called by Orbax, in the first process's writing thread, after all files are written and before the commit."""
-        names = {path.name for path in self.directory.iterdir() if path.name.split(".")[0] == str(self._saving)}
+        written = self._manager.directory
+        names = {path.name for path in written.iterdir() if path.name.split(".")[0] == str(self._saving)}
         (name,) = names  # STEP.SUFFIX if Orbax commits by renaming, STEP if it commits by a marker file
-        write_checksums(self.directory / name)
+        write_checksums(written / name)
+        if self._staged:
+            upload_checkpoint(written / name, self.directory / str(self._saving), COMMITTED)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Removes what Orbax would, see `__init__`, and what a killed process has left."""
+        steps, best = sorted(list_steps(self.directory)), self.best
+        kept = {str(step) for step in (*steps[-self._keep_latest :], *([best.step] if best else []))}
+        for path in self.directory.iterdir():
+            if path.name.isdigit() and path.name not in kept:
+                remove_checkpoint(path, COMMITTED)
 
 
 def restore_weights(source: epath.PathLike, target: Mapping[str, Any], which: Which = "best") -> Restored:

@@ -19,8 +19,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import is_remote
+from semiovs_jax.checkpoints.staging import readable_item
 from semiovs_jax.finite import not_finite
 from semiovs_jax.weights.keys import flatten, unflatten
+
+COMMITTED = "commit_success.txt"  # Orbax writes and expects it on Google Cloud Storage
 
 _CHECKSUMS = "checksums.json"
 _LISTED = 4  # keys listed per kind of difference
@@ -38,7 +42,12 @@ def list_steps(directory: epath.Path) -> list[int]:
     """Steps of the committed checkpoints of a directory, damaged or not, in any order."""
     if not directory.is_dir():
         return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_committed(path)]
+
+
+def is_committed(step_dir: epath.Path) -> bool:
+    """Whether the directory of a step is whole: by its name, or on object storage by a marker, written last."""
+    return not is_remote(step_dir) or (step_dir / COMMITTED).exists()
 
 
 def read_scores(directory: epath.Path) -> dict[int, float]:
@@ -143,7 +152,14 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
       _NotFiniteError: they hold a NaN or an infinity.
     """
     handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(step_dir / "state").tree
+    with readable_item(step_dir, "state") as folder:
+        return _load_state(handler, step_dir, folder, target, partial=partial)
+
+
+def _load_state(
+    handler: ocp.PyTreeCheckpointHandler, step_dir: epath.Path, folder: epath.Path, target: Any, *, partial: bool
+) -> Any:
+    tree = handler.metadata(folder).tree
     saved = {_current(key): leaf for key, leaf in flatten(tree).items()}
     wanted = flatten(target)
     if partial:
@@ -160,7 +176,7 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
     item = _map_keys(lambda key: structs.get(_current(key), ocp.PLACEHOLDER), tree)
     with ocp.Checkpointer(handler) as checkpointer:
         restored = checkpointer.restore(
-            step_dir / "state",
+            folder,
             args=ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
         )
     arrays = {_current(key): array for key, array in flatten(restored).items()}
@@ -172,7 +188,8 @@ def load_state(step_dir: epath.Path, target: Any, *, partial: bool = False) -> A
 
 def saved_structs(step_dir: epath.Path) -> dict[Any, Any]:
     """Shapes and dtypes of a saved state, as nested dicts with the keys of today."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(step_dir / "state").tree
+    with readable_item(step_dir, "state") as folder:
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     leaves = {_current(key): leaf for key, leaf in flatten(tree).items()}
     return unflatten({key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in leaves.items()})
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand, is_utf8, read_json
+from data_pipelines.files import as_path, is_utf8, read_json
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -196,7 +196,7 @@ def load_templates(name_or_path: str) -> tuple[str, ...]:
 def _read_json(kind: str, name_or_path: str, shipped: Path) -> tuple[Path, Any]:
     path = shipped / f"{name_or_path}.json"
     if not path.exists():
-        path = expand(name_or_path)
+        path = as_path(name_or_path, kind)
     try:
         return path, read_json(path)
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from data_pipelines.files import local_path, read_json, remove_abandoned_parts, replace_file
+from data_pipelines.files import as_path, read_json, remove_abandoned_parts, replace_file
 from data_pipelines.images.checksums import ImageChecksum
 from data_pipelines.images.png import read_texts
 from data_pipelines.labels.examples import encode_label
@@ -50,7 +50,7 @@ class Outputs:
     """The folder of predictions, see the module."""
 
     def __init__(self, folder: str | Path, dataset: DatasetInfo):
-        self.folder = local_path(folder, "--out")
+        self.folder = as_path(folder, "--out")
         self._dataset = dataset
 
     def begin(self, identity: Mapping[str, Any]) -> None:

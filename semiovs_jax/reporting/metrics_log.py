@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from data_pipelines.errors import InputError
 from data_pipelines.files import replace_file
+from semiovs_jax.reporting.log_file import open_log
 
 Event = Literal["train", "eval"]
 
@@ -45,23 +45,22 @@ class MetricsLog:
         content = b"".join(map(_line, self.records))
         self._digest = _digest(content)
         replace_file(path, content)
-        self._file = path.open("ab")
+        self._file = open_log(path, content)
 
     def write(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
-        """Appends a line and flushes it, unless the log already has a line for this event and step."""
+        """Appends a line, see `open_log`, unless the log already has a line for this event and step."""
         if (event, step) in self._written:
             return
         record = {"step": step, "event": event, **_finite(values)}
         line = _line(record)
         self._file.write(line)
-        self._file.flush()
         self._digest = _digest(line, self._digest)
         self._written.add((event, step))
         self.records.append(record)
 
     def digest(self) -> dict[str, int]:
-        """Bytes and CRC-32 of the whole log, which is on disk then."""
-        os.fsync(self._file.fileno())
+        """Bytes and CRC-32 of the whole log, which is on disk or uploaded then."""
+        self._file.sync()
         return self._digest
 
     def close(self) -> None:

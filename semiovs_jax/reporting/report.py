@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_pipelines.datasets import DatasetInfo
 from data_pipelines.errors import InputError
-from data_pipelines.files import remove_abandoned_parts, replace_file, whole_file
+from data_pipelines.files import as_path, remove_abandoned_parts, replace_file, whole_file
 from semiovs_jax.evaluation.metrics import Scores
 from semiovs_jax.methods.table import Method
 from semiovs_jax.reporting import curves, panels, run_page, table
@@ -100,7 +100,7 @@ class Report:
         self._writes = jax.process_index() == 0 if writes is None else writes
         if not self._writes:
             return
-        self._workdir = Path(workdir)
+        self._workdir = as_path(workdir, "--workdir")
         self._dataset = dataset
         self._total_steps = total_steps
         self._speed = Speed(images_per_step, devices, flops_per_step)
@@ -185,7 +185,8 @@ class Report:
         if not self._writes:
             return
         picture = panels.draw_panel({title: np.asarray(value) for title, value in columns.items()}, self._dataset)
-        Image.fromarray(picture).save(self._workdir / "panels" / f"{step:06d}.png")
+        with whole_file(self._workdir / "panels" / f"{step:06d}.png") as part:
+            Image.fromarray(picture).save(part, format="png")
         self._writers.add_image("panel", picture, step)
         self._clock.restart(step)
 

@@ -10,6 +10,7 @@ import ml_collections
 from etils import epath
 
 from data_pipelines.errors import InputError, first_few
+from data_pipelines.files import as_path
 from data_pipelines.labels.manifest import labels_folder
 from data_pipelines.labels.verify import Verified
 from semiovs_jax.checkpoints.checkpointer import SUBDIR, find_checkpoints
@@ -155,7 +156,7 @@ class RunFolder:
             find_checkpoints(source, "--fork_from")
             return source
         origin = (self._held.forked_from or {}).get("checkpoint", "")
-        if not Path(origin).is_relative_to(source):
+        if not as_path(origin, "--fork_from").is_relative_to(source):
             raise InputError(
                 f"--fork_from={fork_from}: {self.path} holds a run that "
                 + (f"was forked from {origin}" if origin else "was not forked")

@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+
+from data_pipelines.files import TEMPORARY, is_remote
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Profile:
         self._folder = folder
         self._steps = range(0)
         self._annotation = contextlib.ExitStack()
+        self._closing = contextlib.ExitStack()
         self._tracing = False
         if any(steps) and jax.process_index() == 0:
             self._steps = range(first_step + steps[0], min(first_step + steps[1], total_steps) + 1)
@@ -86,8 +90,12 @@ class Profile:
 
     def _start(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)  # if the profiler fails to, no other trace can be started
-            jax.profiler.start_trace(self._folder)
+            local = self._folder
+            if is_remote(local):
+                local = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY)))
+                self._closing.callback(_upload, local, self._folder)
+            local.mkdir(parents=True, exist_ok=True)  # if the profiler fails to, no other trace can be started
+            jax.profiler.start_trace(local)
         except (OSError, RuntimeError) as error:
             _logger.warning("%s: no trace is written (%s)", self._folder, error)
         else:
@@ -99,6 +107,7 @@ class Profile:
         self._tracing = False
         try:
             jax.profiler.stop_trace()
+            self._closing.close()
         except (OSError, RuntimeError) as error:
             _logger.warning("%s: the trace cannot be written (%s)", self._folder, error)
         else:
@@ -108,3 +117,9 @@ class Profile:
                 self._steps[-1],
                 self._folder,
             )
+
+
+def _upload(folder: Path, to: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (to / file.relative_to(folder)).write_bytes(file.read_bytes())

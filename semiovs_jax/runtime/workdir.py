@@ -1,10 +1,11 @@
 """The work directory of a run: its path, and whether it can be written."""
 
+import secrets
 import tempfile
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import local_path
+from data_pipelines.files import as_path, is_remote
 
 _GLOB = "[]\\"  # in Orbax's search for the files of a checkpoint, the other characters stand for themselves
 
@@ -13,13 +14,13 @@ def workdir_path(path: str | Path, field: str = "--workdir") -> Path:
     """The absolute path of a folder of checkpoints.
 
     Args:
-      path: the folder; `~` is expanded.
+      path: the folder; `~` is expanded. Or a URL, see `as_path`.
       field: the name of the path in error messages.
 
     Raises:
-      InputError: the path is a URL, or Orbax could save checkpoints below it, but not find them again.
+      InputError: as `as_path`, or Orbax could save checkpoints below it, but not find them again.
     """
-    folder = local_path(path, field).absolute()
+    folder = as_path(path, field).absolute()
     if found := [character for character in _GLOB if character in str(folder)]:
         raise InputError(
             f"{field}={path}: checkpoints below a path with {' or '.join(found)} cannot be restored ({folder}); "
@@ -51,6 +52,11 @@ def check_writable(folder: Path, field: str) -> Path:
       InputError: the folder cannot be created or written.
     """
     try:
+        if is_remote(folder):
+            probe = folder / f".writable-{secrets.token_hex(8)}"
+            probe.touch()
+            probe.unlink()
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import whole_file
+from data_pipelines.files import as_path, local_file, whole_file
 
 
 def tensors_sha256(flat: Mapping[str, Any]) -> str:
@@ -27,7 +27,7 @@ def tensors_sha256(flat: Mapping[str, Any]) -> str:
 
 def file_sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
+    with local_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -44,7 +44,7 @@ def save_weights(path: str | Path, flat: Mapping[str, Any], metadata: Mapping[st
       InputError: The file cannot be written.
     """
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flat.items()}
-    with whole_file(Path(path)) as part:
+    with whole_file(as_path(path, "--out")) as part:
         mode = stat.S_IMODE(part.stat().st_mode)
         try:
             save_file(arrays, part, metadata={**metadata, "sha256": tensors_sha256(arrays)})
@@ -105,10 +105,10 @@ def _tensor(path: str | Path, file: Any, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    if not Path(path).is_file():
+    if not as_path(path, "weights").is_file():
         raise InputError(f"{path}: no such weights file; check the path in the config or on the command line")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(local_file(path), framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or convert it again") from error

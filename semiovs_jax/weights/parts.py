@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import expand
+from data_pipelines.files import as_path
 from semiovs_jax.weights.files import load_weights, read_metadata, save_weights
 from semiovs_jax.weights.keys import flatten, match_exactly, unflatten
 
@@ -23,7 +23,7 @@ _SHIPPED = Path(__file__).parent / "shipped"
 def weights_path(name_or_path: str) -> Path:
     """The file of shipped weights ("shapes_clip"), or the path itself."""
     shipped = _SHIPPED / f"{name_or_path}.safetensors"
-    return shipped if shipped.is_file() else expand(name_or_path)
+    return shipped if shipped.is_file() else as_path(name_or_path, "weights")
 
 
 def missing_weights(key: str, name_or_path: str, kind: str, *, source: str, otherwise: str = "") -> str | None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.files import replace_file
+from data_pipelines.files import is_remote, replace_file
 from semiovs_jax.runtime.config_keys import flat
-from semiovs_jax.writers.base import RunFacts, Writer, service_errors
+from semiovs_jax.writers.base import RunFacts, Writer, WriterError, service_errors
 
 _EXPERIMENT = "semiovs_jax"
 _URI = "MLFLOW_TRACKING_URI"
@@ -48,6 +48,8 @@ def faults() -> list[str]:
 def open_writer(facts: RunFacts) -> Writer:
     """Continues the MLflow run of a workdir, or starts one. Its identity is in WORKDIR/mlflow/run_id."""
     folder = facts.workdir.absolute() / "mlflow"
+    if is_remote(folder) and not os.environ.get(_URI):
+        raise WriterError(f"{folder}: a database cannot be on object storage; set {_URI}")
     folder.mkdir(parents=True, exist_ok=True)
     client = _client(os.environ.get(_URI) or f"sqlite:///{folder / 'mlflow.db'}")
     identity = folder / "run_id"

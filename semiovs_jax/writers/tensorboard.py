@@ -3,8 +3,9 @@
 tensorboardX's own `SummaryWriter` writes in a thread. If the disk is full, that thread ends, and the run waits forever.
 """
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from data_pipelines.files import TEMPORARY, is_remote
 from semiovs_jax.writers.base import RunFacts, Writer
 
 _FLUSH_SECONDS = 120.0
+_LONGEST_UPLOAD = 4 << 20  # bytes
 
 
 class Board:
@@ -30,8 +33,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"))
+        self._files = _uploaded_files(folder) if is_remote(folder) else _local_files(folder)
+        self._events = next(self._files)
         self._flushed = 0.0
         self._closed = False
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
@@ -57,6 +60,7 @@ class Board:
         if not self._closed:
             self._closed = True
             self._events.close()
+            self._files.close()
 
     def _write(self, event: Any, step: int) -> None:
         event.step = step
@@ -64,7 +68,36 @@ class Board:
         self._events.write_event(event)
         if event.wall_time > self._flushed + _FLUSH_SECONDS:
             self._events.flush()
+            self._events = next(self._files)
             self._flushed = event.wall_time
+
+
+def _local_files(folder: Path) -> Generator[EventsWriter, None, None]:
+    """The file of a board after each flush: one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    events = EventsWriter(str(folder / "events"))
+    while True:
+        yield events
+
+
+def _uploaded_files(folder: Path) -> Generator[EventsWriter, None, None]:
+    """The file of a board after each flush, when it is uploaded, as at the end: a new file once it is long.
+
+    Objects cannot be appended to, so that one long file would be uploaded again and again.
+    """
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as local:
+        while True:
+            events, length = EventsWriter(str(Path(local, f"events{time.time_ns()}"))), 0
+            while length < _LONGEST_UPLOAD:
+                try:
+                    yield events
+                finally:
+                    (file,) = Path(local).iterdir()
+                    content = file.read_bytes()
+                    length = len(content)
+                    (folder / file.name).write_bytes(content)
+            events.close()
+            file.unlink()
 
 
 def open_writer(facts: RunFacts) -> Writer:

@@ -7,13 +7,14 @@ WANDB_ENTITY, WANDB_API_KEY. See https://docs.wandb.ai/models/track/environment-
 import importlib.util
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.files import replace_file
+from data_pipelines.files import is_remote, replace_file
 from semiovs_jax.writers.base import RunFacts, Writer, service_errors
 
 _PROJECT = "semiovs_jax"
@@ -48,7 +49,7 @@ def open_writer(facts: RunFacts) -> Writer:
         replace_file(identity, secrets.token_hex(4))
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", _PROJECT),
-        dir=str(facts.workdir),
+        dir=tempfile.mkdtemp() if is_remote(facts.workdir) else str(facts.workdir),
         id=identity.read_text(encoding="utf-8").strip(),
         name=os.environ.get("WANDB_NAME", facts.name),
         config=dict(facts.config),

@@ -77,5 +77,5 @@ def test_home_folders_are_expanded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("url", ["gs://bucket/a", "s3://bucket", "file:///a", Path("gs://bucket/a")])
 def test_urls_are_no_local_paths(url):
-    with pytest.raises(InputError, match=r"--x=.*: URLs are not supported yet; name a folder"):
+    with pytest.raises(InputError, match=r"--x=.*: a URL cannot be read here; (name a folder|mount the bucket \()"):
         local_path(url, "--x")

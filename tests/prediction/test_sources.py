@@ -92,7 +92,7 @@ def test_a_checksum_changes_with_the_image(photos: Path):
     ("name", "content", "message"),
     [
         ("gone", None, "no such file or folder; name an image"),
-        ("https://example.org/a.jpg", None, "URLs are not supported yet"),
+        ("https://example.org/a.jpg", None, "a URL cannot be read here"),
         ("empty.txt", b"# nothing\n", "names no image; write one path a line"),
         ("bad.txt", b"caf\xe9.png\n", "line 1 is not UTF-8"),
         ("twice.txt", b"x/a.png\nx/a.jpg\n", "2 images with different suffixes have the id x/a"),

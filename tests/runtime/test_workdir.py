@@ -35,8 +35,8 @@ def test_other_names_are_accepted(name, tmp_path):
     assert check_workdir(tmp_path / name).is_dir()
 
 
-def test_urls_are_refused(tmp_path, monkeypatch):
+def test_urls_of_no_object_storage_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"--workdir=gs://bucket/run: URLs are not supported yet"):
-        check_workdir("gs://bucket/run")
+    with pytest.raises(InputError, match=r"--workdir=https://host/run: not a URL of object storage; write gs://"):
+        check_workdir("https://host/run")
     assert not list(tmp_path.iterdir())

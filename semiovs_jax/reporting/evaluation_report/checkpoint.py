@@ -9,6 +9,7 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
+from data_pipelines.files import as_path
 from semiovs_jax.checkpoints.checkpointer import Restored, Which, find_checkpoints, name_checkpoint, restore_weights
 from semiovs_jax.evaluated import Evaluation, open_evaluation
 from semiovs_jax.evaluation.measures import measure
@@ -75,7 +76,7 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path, whic
     directory, _ = find_checkpoints(workdir)
     evaluation = open_evaluation(config, make_mesh())
     restored = restore_weights(workdir, evaluation.model.target, which)
-    return OpenedCheckpoint(config, evaluation, restored, Path(directory))
+    return OpenedCheckpoint(config, evaluation, restored, as_path(directory, "--workdir"))
 
 
 def evaluate_checkpoint(checkpoint: OpenedCheckpoint) -> Evaluated:
