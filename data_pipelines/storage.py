@@ -20,7 +20,8 @@ from typing import IO, Any, TypeVar
 import fsspec
 from etils.epath.gpath import PosixGPath
 
-_PREFIX = "semiovs_jax_objects_"  # of temporary folders
+from data_pipelines.files import TEMPORARY
+
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before another attempt, each longer by a random half at most
 _PASSED_ON = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
@@ -217,7 +218,7 @@ _TRANSIENT = frozenset(
 
 @functools.cache
 def _cache() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix=_PREFIX)
+    return tempfile.TemporaryDirectory(prefix=TEMPORARY)
 
 
 def local_copy(path: ObjectPath) -> Path:
@@ -238,7 +239,7 @@ def local_copy(path: ObjectPath) -> Path:
 @contextlib.contextmanager
 def whole_object(path: ObjectPath) -> Iterator[Path]:
     """Yields a local path to write to, and uploads the file at the end."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         part = Path(folder, path.name)
         part.touch()
         yield part
