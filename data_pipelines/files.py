@@ -15,8 +15,6 @@ from typing import Any, cast
 
 from data_pipelines.errors import InputError
 
-TEMPORARY = "semiovs_jax_objects_"  # prefix of temporary folders for files of object storage
-
 _ABANDONED_SECONDS = 600.0  # older partial files of other machines belong to dead writers
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # one slash: pathlib joins two

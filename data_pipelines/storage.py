@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 import fsspec
 from etils.epath.gpath import PosixGPath
 
-from data_pipelines.files import TEMPORARY
+from data_pipelines.temporary import temporary_folder
 
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before another attempt, each longer by a random half at most
 _PASSED_ON = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -218,7 +218,7 @@ _TRANSIENT = frozenset(
 
 @functools.cache
 def _cache() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix=TEMPORARY)
+    return temporary_folder()
 
 
 def local_copy(path: ObjectPath) -> Path:
@@ -239,7 +239,7 @@ def local_copy(path: ObjectPath) -> Path:
 @contextlib.contextmanager
 def whole_object(path: ObjectPath) -> Iterator[Path]:
     """Yields a local path to write to, and uploads the file at the end."""
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with temporary_folder() as folder:
         part = Path(folder, path.name)
         part.touch()
         yield part

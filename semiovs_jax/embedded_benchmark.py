@@ -14,8 +14,9 @@ _logger = logging.getLogger(__name__)
 
 def lacks_benchmark(config: ml_collections.ConfigDict) -> bool:
     """Whether the config asks for the embedded benchmark and nothing is at `config.data.root`."""
-    root = config.data.root
-    return bool(config.data.get("make")) and not is_remote(root) and not expand(root).exists()
+    if not config.data.get("make"):
+        return False
+    return not is_remote(config.data.root) and not expand(config.data.root).exists()
 
 
 def make_benchmark(config: ml_collections.ConfigDict) -> None:

@@ -36,14 +36,17 @@ def google() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session", params=["gs", "s3"])
-def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def amazon() -> Iterator[str]:
+    """URL of a bucket of S3 on this machine; clients keep its address, so that there is one for all tests."""
+    with serve("s3") as url:
+        yield url
+
+
+@pytest.fixture(scope="session", params=["google", "amazon"], ids=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> str:
     """URL of a bucket on this machine, one of each kind."""
-    if request.param == "gs":
-        yield request.getfixturevalue("google")
-    else:
-        with serve("s3") as url:
-            yield url
+    return request.getfixturevalue(request.param)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,10 +24,16 @@ python=${PYTHON:-.venv/bin/python}
 # Compiled programs and the choices of XLA's autotuner are kept between starts.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/semiovs_jax/programs}
 
-steps=
-trap '[[ -z $steps ]] || kill -TERM "$steps"' TERM # a signal may reach the batch script alone
+steps='' signaled=''
+pass_on() {
+  [[ -n $signaled && -n $steps ]] || return 0
+  signaled=''
+  kill -TERM "$steps"
+}
+trap 'signaled=yes; pass_on' TERM # a signal may reach the batch script alone, also before it knows its steps
 srun --kill-on-bad-exit=0 "$python" -m semiovs_jax.main --distributed "$@" &
 steps=$!
+pass_on
 wait "$steps"
 status=$?
 while kill -0 "$steps" 2>/dev/null; do # the trap has ended the wait

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import TEMPORARY
+from data_pipelines.temporary import temporary_folder
 from semiovs_jax.checkpoints.best import Best, find_best
 from semiovs_jax.checkpoints.reading import (
     COMMITTED,
@@ -108,7 +107,7 @@ class Checkpointer:
                     f"--workdir={workdir}: several processes cannot save to S3; use gs://, or a folder that all "
                     "hosts share"
                 )
-            written = epath.Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY)))
+            written = epath.Path(self._closing.enter_context(temporary_folder()))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

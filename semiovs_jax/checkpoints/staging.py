@@ -4,14 +4,14 @@ Their objects are those that Orbax writes to Google Cloud Storage; the marker of
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from data_pipelines.files import TEMPORARY, as_path
+from data_pipelines.files import as_path
+from data_pipelines.temporary import temporary_folder
 
 
 def is_staged(path: epath.PathLike) -> bool:
@@ -26,7 +26,7 @@ def readable_item(step_dir: epath.Path, item: str) -> Iterator[epath.Path]:
         yield step_dir / item
         return
     source: Any = as_path(str(step_dir / item), "checkpoint")
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with temporary_folder() as folder:
         for name in source.files():
             file = Path(folder, name)
             file.parent.mkdir(parents=True, exist_ok=True)

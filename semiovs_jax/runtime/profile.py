@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +9,8 @@ from typing import Any, Self
 
 import jax
 
-from data_pipelines.files import TEMPORARY, is_remote
+from data_pipelines.files import is_remote
+from data_pipelines.temporary import temporary_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Profile:
         try:
             local = self._folder
             if is_remote(local):
-                local = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY)))
+                local = Path(self._closing.enter_context(temporary_folder()))
                 self._closing.callback(_upload, local, self._folder)
             local.mkdir(parents=True, exist_ok=True)  # if the profiler fails to, no other trace can be started
             jax.profiler.start_trace(local)

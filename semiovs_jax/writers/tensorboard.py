@@ -3,7 +3,6 @@
 tensorboardX's own `SummaryWriter` writes in a thread. If the disk is full, that thread ends, and the run waits forever.
 """
 
-import tempfile
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from data_pipelines.files import TEMPORARY, is_remote
+from data_pipelines.files import is_remote
+from data_pipelines.temporary import temporary_folder
 from semiovs_jax.writers.base import RunFacts, Writer
 
 _FLUSH_SECONDS = 120.0
@@ -85,7 +85,7 @@ def _uploaded_files(folder: Path) -> Generator[EventsWriter, None, None]:
 
     Objects cannot be appended to, so that one long file would be uploaded again and again.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as local:
+    with temporary_folder() as local:
         while True:
             events, length = EventsWriter(str(Path(local, f"events{time.time_ns()}"))), 0
             while length < _LONGEST_UPLOAD:

@@ -213,7 +213,7 @@ def test_state_and_delete_and_what_must_be_set(machine: dict[str, str]):
 SRUN = r"""#!/usr/bin/env bash
 trap 'exit 143' TERM
 printf '%s\n' "srun $*" >> "$CALLS"
-for i in $(seq "${SECONDS_OF_SRUN:-0}"); do sleep 1 & wait $!; done
+for ((i = 0; i < ${SECONDS_OF_SRUN:-0}; i++)); do sleep 1 & wait $!; done
 exit "${STATUS:-0}"
 """
 
