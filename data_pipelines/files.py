@@ -97,7 +97,7 @@ def url_fault(path: str | Path, field: str) -> str | None:
     remedy = (
         f"mount the bucket ({mount}), and name the folder there: {field}=/mnt/BUCKET/..."
         if mount
-        else ("name a folder of this machine or of mounted storage")
+        else "name a folder of this machine or of mounted storage"
     )
     return f"{field}={path}: a URL cannot be read here; {remedy}"
 
