@@ -46,6 +46,7 @@ class Report:
       code: size of the program.
       total: peak memory.
       flops: per device and step; the body of a loop counts once.
+      counted: FLOPs of matrix products and convolutions of the traced step, by `count_flops`; 0 for unknown chips.
       bytes_accessed: in the device's memory per step, as the compiler counts them.
       collectives: of one step; one in a loop counts once.
       faults: see `hlo.find_faults`.
@@ -63,6 +64,7 @@ class Report:
     code: int
     total: int
     flops: float
+    counted: float
     bytes_accessed: float
     collectives: tuple[hlo.Collective, ...]
     faults: tuple[str, ...]
@@ -194,6 +196,7 @@ def report_step(step: Any, arguments: tuple[Any, ...], mesh: Mesh, *, parameters
         code=memory.generated_code_size_in_bytes,
         total=bytes_per_device(compiled),
         flops=float(cost.get("flops", 0.0)),
+        counted=flops_per_device(step, arguments, mesh) or 0.0,
         bytes_accessed=float(cost.get("bytes accessed", 0.0)),
         collectives=tuple(hlo.find_collectives(instructions)),
         faults=tuple(hlo.find_faults(instructions, data_parallel=not splits_state(mesh))),
@@ -214,6 +217,8 @@ def format_report(report: Report) -> str:
     if chip := CHIPS.get(report.device_kind):
         rows.append((f"  of {chip.hbm_bytes // 2**30} GiB HBM", f"{report.total / chip.hbm_bytes:.1%}"))
     rows.append(("GFLOPs per device and step", f"{report.flops / 1e9:,.1f}"))
+    if report.counted:
+        rows.append(("  of products, counted in its trace", f"{report.counted / 1e9:,.1f}"))
     rows.append(("GB accessed per device and step", f"{report.bytes_accessed / 1e9:,.1f}"))
     rows += _collective_rows(report)
     if chip:

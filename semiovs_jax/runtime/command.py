@@ -160,16 +160,16 @@ def _parse_flags(argv: list[str], configs: tuple[str, str], keys: str) -> list[s
         if cause := _input_error(error):
             _fail(str(cause))
         if isinstance(error, AttributeError | KeyError | TypeError):
-            _refuse_keys(argv, configs[0])
+            _refuse_keys(argv, configs)
         _fail(f"--config: {type(error).__name__}: {error}; fix the config or the --config.KEY=VALUE flag")
     return rest
 
 
-def _refuse_keys(argv: list[str], run_config: str) -> None:
+def _refuse_keys(argv: list[str], configs: tuple[str, str]) -> None:
     """Refuses --config.KEY flags whose key the config does not have; with an invalid config, does nothing."""
     faults: list[str] = []
     with contextlib.suppress(Exception):
-        faults = unknown_keys(argv, load_config(config_value(find_configs(argv, run_config))))
+        faults = unknown_keys(argv, load_config(config_value(find_configs(argv, *configs))))
     if faults:
         raise InputError(*faults)
 

@@ -85,16 +85,35 @@ def load_config(value: str, changes: Mapping[str, Any] | None = None) -> ConfigD
       InputError: the file is missing, or as `change_values`.
       Exception: any other, raised by the file.
     """
-    _provide_package(config_folder())
     path, _, argument = _find(value).partition(":")
+    config = _load_module(path).get_config(*[argument] * bool(argument))
+    change_values(config, changes or {})
+    return config
+
+
+def published_rows() -> list[str]:
+    """Values of --config for the published experiments: each method of each file at the file's first split.
+
+    A file of published rows names its `SPLITS` and `METHODS`. Rows of other splits have the same train step.
+    """
+    modules = {file.name: _load_module(str(file)) for file in sorted(config_folder().glob("*.py"))}
+    return [
+        f"configs/{name}:{module.SPLITS[0]},{method}"
+        for name, module in modules.items()
+        if hasattr(module, "SPLITS")
+        for method in module.METHODS
+    ]
+
+
+def _load_module(path: str) -> Any:
+    """A config file as a module; raises whatever the file raises."""
+    _provide_package(config_folder())
     spec = importlib.util.spec_from_file_location("config", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(*[argument] * bool(argument))
-    change_values(config, changes or {})
-    return config
+    return module
 
 
 def _find(value: str) -> str:
