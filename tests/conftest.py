@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from semiovs_jax.runtime.command import CPU_FLAGS
+from tests.compilation import FAST_COMPILATION
 from tests.object_storage import serve
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests spend most of their time compiling, a third of it in LLVM's optimizations.
-os.environ.setdefault(
-    "XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# Goldens of whole models are replayed with the flags that users get, see `test_replay`.
+os.environ.setdefault("XLA_FLAGS", f"{CPU_FLAGS} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}")
 
-# Runs of the same config compile the same programs. Workers and subprocesses share the folder.
+# Runs of the same config compile the same programs. Workers and subprocesses share the folder, of short ones, too.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.mkdtemp(prefix="semiovs_jax_tests_")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from semiovs_jax.__main__ import Command, find_commands
+from tests.compilation import FAST_COMPILATION
 from tests.experiment import shrunk_demo
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": FAST_COMPILATION,
 }
 
 # As pip writes it for an entry of [project.scripts].

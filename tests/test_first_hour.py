@@ -17,6 +17,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from tests.compilation import FAST_COMPILATION
+
 ROOT = Path(__file__).parents[1]
 CLASSES = ("grass", "gravel", "brick")
 TINTS = ((0.6, 1.0, 0.5), (1.0, 0.95, 0.9), (1.0, 0.55, 0.45))
@@ -45,7 +47,7 @@ class User:
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": FAST_COMPILATION,
         }
 
     def run(self, *command: str, status: int = 0, **environment: str) -> tuple[list[str], list[str]]:

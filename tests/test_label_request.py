@@ -230,8 +230,9 @@ def test_imported_labels_need_neither_config_nor_weights(photos: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_imported_labels(tmp_path: Path, end):
-    config = shrunk_demo(tmp_path, **{"ovs.weights": "none", "train.steps": 2})
+def test_a_run_trains_on_imported_labels(tmp_path: Path, end, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(jax.devices()[:2]))  # the program of `test_train`
+    config = shrunk_demo(tmp_path, **{"ovs.weights": "none"})
     tool = tmp_path / "shapes" / "ood" / "SegmentationClassFull"
     for path in tool.glob("*.png"):  # distractors are background
         plane = np.asarray(Image.open(path))
@@ -248,4 +249,4 @@ def test_a_run_trains_on_imported_labels(tmp_path: Path, end):
     config.ovs.update({"labels": "external", "labels_dir": str(tmp_path / "labels")})
     assert inspect(config).faults == ()
     train.train_and_evaluate(config, str(tmp_path / "run"))
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["step"] == 2
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["step"] == 4

@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
+from tests.compilation import FAST_COMPILATION
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "own_data.ipynb"
 PARAMETERS = """
 FOLDER, RUN, STEPS = "own_data", "runs/own_data", 4
@@ -45,7 +47,7 @@ def test_it_is_kept_without_outputs():
 @pytest.mark.slow
 def test_a_reader_sees_data_labels_scores_and_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", FAST_COMPILATION)
     notebook = read()
     next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])).source = PARAMETERS
     NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipelines.shapes.benchmark import write_shapes
 from semiovs_jax.__main__ import find_commands
+from tests.compilation import FAST_COMPILATION
 from tests.custom_tree import write_custom
 from tests.documented import PAGES, README, ROOT, commands, section
 from tests.experiment import SPEC
@@ -97,6 +98,6 @@ def _shortened(command: list[str]) -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILATION}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from semiovs_jax.reporting.metrics_log import read_records
+from tests.compilation import FAST_COMPILATION
 from tests.experiment import shrunk_demo
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def start(config: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
         with output.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "semiovs_jax.main", f"--config={config}", f"--workdir={tmp_path}", *flags],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+                env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILATION},
                 stdout=file,
                 stderr=file,
                 start_new_session=True,

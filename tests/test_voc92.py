@@ -28,11 +28,12 @@ from semiovs_jax.models import Functional, build_student
 from semiovs_jax.runtime.command import CPU_FLAGS
 from semiovs_jax.weights.files import save_weights
 from semiovs_jax.weights.keys import flatten
+from tests.compilation import FAST_COMPILATION
 from tests.ovs import tiny_sed
 
 ROOT = Path(__file__).parents[1]
 SIZE = (500, 375)  # width, height
-CROP_SIZE = int(os.environ.get("VOC92_TEST_CROP", "129"))
+CROP_SIZE = int(os.environ.get("VOC92_TEST_CROP", "65"))
 
 
 def _photographs() -> list[np.ndarray]:
@@ -133,7 +134,7 @@ def test_voc92_killed_after_two_steps_equals_an_uninterrupted_run(tmp_path: Path
     _write_data(tmp_path)
     _write_weights(tmp_path)
     # As in the other tests, without LLVM's optimizations, which take longer than they save in three steps.
-    flags = f"{CPU_FLAGS} --xla_backend_optimization_level=0"
+    flags = f"{CPU_FLAGS} {FAST_COMPILATION}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(_command(tmp_path, whole), cwd=ROOT, env=environment)

@@ -17,6 +17,7 @@ from tests.campaign import invariants
 from tests.campaign.processes import MARK, SECONDS, Command, Outcome, end_marked
 from tests.campaign.room import Room, used_kilobytes
 from tests.campaign.tasks import TASKS, Task, saved_steps, write_inputs
+from tests.compilation import FAST_COMPILATION
 
 FRESH, HALF, DONE = "fresh", "half", "done"  # the folders of a task that trials start from
 
@@ -188,7 +189,7 @@ class Trial:
             preexec: Called in each process before the command.
         """
         count = devices or self.task.devices
-        flags = f"{CPU_FLAGS} --xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+        flags = f"{CPU_FLAGS} --xla_force_host_platform_device_count={count} {FAST_COMPILATION}"
         environment = {
             MARK: self._mark,
             "TMPDIR": str(self.folder / "tmp"),
