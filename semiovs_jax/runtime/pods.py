@@ -170,7 +170,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         "all-reduces, MiB",
         "step, ms",
         f"on {_POD} chips, ms",
-        "kept",
+        "efficiency",
         "compiled, s",
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
