@@ -35,7 +35,7 @@ CHANGES = {
 
 
 class Pod:
-    """One command in several processes; `line` waits for output of the first."""
+    """One command in several processes; `reach` waits for a line of the first."""
 
     def __init__(self, module: str, flags: Sequence[str], count: int = PROCESSES, devices: int = 1):
         with socket.socket() as free:
@@ -115,10 +115,10 @@ def test_four_processes_on_a_bucket_do_what_one_does_on_disk(google: str, tmp_pa
     stopped.reach(f"step 9/{STEPS}")
     stopped.processes[1].terminate()
     assert stopped.statuses() == [128 + signal.SIGTERM] * PROCESSES
-    finished = Pod("semiovs_jax.main", train).finish()
+    Pod("semiovs_jax.main", train).finish()
     predict = ["--source=" + str(tmp_path / "shapes" / "ood" / "JPEGImages"), "--out=" + str(bucket / "predictions")]
-    evaluated = Pod("semiovs_jax.evaluate", [f"--workdir={run}", "--which=latest"]).finish()
-    predicted = Pod("semiovs_jax.predict", [f"--workdir={run}", *predict], count=1).finish()
+    Pod("semiovs_jax.evaluate", [f"--workdir={run}", "--which=latest"]).finish()
+    Pod("semiovs_jax.predict", [f"--workdir={run}", *predict], count=1).finish()
     assert set(tmp_path.iterdir()) == before, "nothing of the run is on the disk"
 
     Pod("semiovs_jax.main", [*_flags(same | here), f"--workdir={alone}"], count=1, devices=PROCESSES).finish()
@@ -133,4 +133,3 @@ def test_four_processes_on_a_bucket_do_what_one_does_on_disk(google: str, tmp_pa
     difference = np.max(np.abs(np.subtract(*losses)) / losses[1])
     print(f"after SIGKILL all ended within {seconds:.1f} s; losses of {STEPS} steps differ by {difference:.1e}")
     print(f"mIoU {scores[0]} in both")
-    print(finished, evaluated, predicted, *sorted(path.name for path in run.iterdir()), sep="\n")

@@ -33,7 +33,7 @@ from tests.ovs import tiny_sed
 
 ROOT = Path(__file__).parents[1]
 SIZE = (500, 375)  # width, height
-CROP_SIZE = int(os.environ.get("VOC92_TEST_CROP", "65"))
+CROP_SIZE = int(os.environ.get("VOC92_TEST_CROP", "129"))
 
 
 def _photographs() -> list[np.ndarray]:

@@ -249,7 +249,7 @@ def _collective_rows(report: Report) -> list[tuple[str, str]]:
 def _roofline_rows(report: Report) -> list[tuple[str, str]]:
     """Of all known chips: FLOPs and bytes are those of the program for the report's own."""
     rows = [("least time of a step, products in bfloat16", "ms, images/s")]
-    reduced = sum(c.num_bytes for c in report.collectives)
+    reduced = [c.num_bytes for c in report.collectives]
     for chip in CHIPS.values():
         found = roofline(chip, report.flops, report.bytes_accessed, reduced, report.devices)
         rate = f"{report.images / found.seconds:,.0f}" if report.images else "-"

@@ -1,10 +1,6 @@
 """Compiles many configs for several topologies, one after the other, and predicts their steps on pods of any size.
 
-The prediction is a roofline of the compiled program with the time of each all-reduce. It assumes:
-
-- the chips' published rates (`roofline.CHIPS`), and as many images on each chip as were compiled for;
-- a ring over all links of a chip for large all-reduces, and `HOP_SECONDS` a hop for small ones;
-- tori that are as square as powers of two allow, with wrapped axes from 16 chips on, as v5e and v6e have them.
+The prediction is the roofline of the compiled program, with as many images on each chip as it was compiled for.
 """
 
 import dataclasses
@@ -25,11 +21,7 @@ from semiovs_jax.runtime.ahead import Report
 from semiovs_jax.runtime.config_files import has_flag, load_config
 from semiovs_jax.runtime.roofline import CHIPS, roofline
 
-HOP_SECONDS = 1e-6
-"""From a chip to its neighbor, at least: "How to Scale Your Model", jax-ml.github.io/scaling-book, chapter "TPUs"."""
-
 _POD = 256  # chips of a whole v5e or v6e pod
-_WRAPPED = 16  # chips of an axis from which on its ends are linked
 
 _logger = logging.getLogger(__name__)
 
@@ -51,46 +43,6 @@ class Row:
     batch_size: int
     report: Report | None
     fault: str = ""
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Least times of a step, in seconds.
-
-    Attributes:
-      chip: of its FLOPs and of the bytes that it accesses, whichever takes longer.
-      links: of its all-reduces.
-    """
-
-    chip: float
-    links: float
-
-    @property
-    def overlapped(self) -> float:
-        """Where all-reduces hide behind products as far as possible."""
-        return max(self.chip, self.links)
-
-    @property
-    def apart(self) -> float:
-        """Where none does."""
-        return self.chip + self.links
-
-
-def step_time(report: Report, devices: int) -> StepTime | None:
-    """The least times of a compiled step on pods of `devices` chips; None for devices that are no known chips."""
-    if (chip := CHIPS.get(report.device_kind)) is None:
-        return None
-    alone = roofline(chip, report.flops, report.bytes_accessed, 0, devices)
-    wait = HOP_SECONDS * _hops(devices)
-    sent = (roofline(chip, 0, 0, found.num_bytes, devices).links for found in report.collectives)
-    links = sum(max(seconds, wait) for seconds in sent) if devices > 1 else 0.0
-    return StepTime(max(alone.products, alone.memory), links)
-
-
-def _hops(devices: int) -> int:
-    """Hops of the longest way of an all-reduce, to the farthest chip and back, axis by axis."""
-    short = 2 ** int(math.log2(devices) / 2)
-    return sum(side if side >= _WRAPPED else 2 * (side - 1) for side in (short, devices // short))
 
 
 def chips_of(topology: str) -> int:
@@ -189,10 +141,13 @@ def _cells(row: Row, report: Report) -> Iterator[str]:
     yield f"{report.flops / 1e9:,.0f} ({report.counted / 1e9:,.0f})"
     yield f"{report.bytes_accessed / 1e9:,.1f}"
     yield f"{len(report.collectives)}, {sum(found.num_bytes for found in report.collectives) / 2**20:,.0f}"
-    here, pod = step_time(report, report.devices), step_time(report, _POD)
-    if here is None or pod is None:
-        yield from ("-", "-", "-")
+    if chip := CHIPS.get(report.device_kind):
+        reduced = [found.num_bytes for found in report.collectives]
+        here, pod = (
+            roofline(chip, report.flops, report.bytes_accessed, reduced, devices) for devices in (report.devices, _POD)
+        )
+        yield from (f"{1e3 * found.seconds:,.1f} to {1e3 * found.apart:,.1f}" for found in (here, pod))
+        yield f"{here.seconds / pod.seconds:.0%} to {here.apart / pod.apart:.0%}"
     else:
-        yield from (f"{1e3 * found.overlapped:,.1f} to {1e3 * found.apart:,.1f}" for found in (here, pod))
-        yield f"{here.overlapped / pod.overlapped:.0%} to {here.apart / pod.apart:.0%}"
+        yield from ("-", "-", "-")
     yield f"{report.seconds:.0f}"

@@ -1,7 +1,17 @@
-"""Rooflines: the least time that a compiled program takes on a chip (Williams et al., CACM 2009)."""
+"""Rooflines: the least time that a compiled program takes on a chip (Williams et al., CACM 2009).
 
+Chips form tori of two axes, as square as powers of two allow, with linked ends from 16 chips on, as v5e and v6e have
+them; v5p, with three axes, has shorter ways.
+"""
+
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+HOP_SECONDS = 1e-6
+"""From a chip to its neighbor, at least: "How to Scale Your Model", jax-ml.github.io/scaling-book, chapter "TPUs"."""
+
+_WRAPPED = 16  # chips of an axis from which on its ends are linked
 _GIB = 2**30
 
 
@@ -53,7 +63,7 @@ class Roofline:
     Attributes:
       products: of its FLOPs, at the rate of one pass in bfloat16.
       memory: of the bytes that it accesses in the chip's memory.
-      links: of the bytes that it exchanges with other chips.
+      links: of its all-reduces.
     """
 
     products: float
@@ -66,24 +76,36 @@ class Roofline:
         return max(self.products, self.memory, self.links)
 
     @property
+    def apart(self) -> float:
+        """The least time of a program whose all-reduces hide behind nothing."""
+        return max(self.products, self.memory) + self.links
+
+    @property
     def limit(self) -> str:
         """What takes this time: "products", "memory" or "links"."""
         return max(("products", "memory", "links"), key=lambda part: getattr(self, part))
 
 
-def roofline(chip: Chip, flops: float, bytes_accessed: float, bytes_reduced: float, devices: int) -> Roofline:
+def roofline(chip: Chip, flops: float, bytes_accessed: float, reduced: Iterable[float], devices: int) -> Roofline:
     """The roofline of a program on each of `devices` chips.
 
     Args:
       chip: the chip.
       flops: of one device.
       bytes_accessed: in the memory of one device.
-      bytes_reduced: results of the all-reduces of one device. A ring sends each byte
-        2 * (devices - 1) / devices times.
+      reduced: bytes of the result of each all-reduce of one device. A ring over all links sends each byte
+        2 * (devices - 1) / devices times; a small all-reduce takes the time of its hops.
       devices: number of chips that take part in the all-reduces.
     """
-    sent = 2 * bytes_reduced * (devices - 1) / devices
-    return Roofline(flops / chip.flops, bytes_accessed / chip.hbm_bandwidth, sent / chip.link_bandwidth)
+    rings, wait = 2 * (devices - 1) / devices, HOP_SECONDS * _hops(devices)
+    links = sum(max(rings * size / chip.link_bandwidth, wait) for size in reduced)
+    return Roofline(flops / chip.flops, bytes_accessed / chip.hbm_bandwidth, links)
+
+
+def _hops(devices: int) -> int:
+    """Hops of an all-reduce, to the farthest chip and back, axis by axis; 0 for one chip."""
+    short = 2 ** int(math.log2(devices) / 2)
+    return sum(side if side >= _WRAPPED else 2 * (side - 1) for side in (short, devices // short))
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -61,7 +61,7 @@ def test_the_report_for_a_tpu_has_rooflines():
     lines = {line[:40].strip(): line[40:].strip() for line in ahead.format_report(report).splitlines()}
     assert lines["8 x v5e, limited by memory"].split() == ["10.0,", "3,200"]
     assert lines["8 x v6e, limited by memory"].split() == ["5.0,", f"{32 * 1640 / 8.19:,.0f}"]
-    found = roofline(CHIPS["TPU v5 lite"], report.flops, report.bytes_accessed, 8e8, devices=8)
+    found = roofline(CHIPS["TPU v5 lite"], report.flops, report.bytes_accessed, [8e8], devices=8)
     assert (found.products, found.memory, found.links) == pytest.approx((1e-3, 10e-3, 7e-3))
     assert "limited by" not in ahead.format_report(compile_toy(lambda batch: 0.0)), "of the CPU, nothing is known"
 

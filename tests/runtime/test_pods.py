@@ -38,29 +38,6 @@ def report(devices: int = 8, *reduced: int, kind: str = KIND) -> Report:
     )
 
 
-def test_a_large_all_reduce_takes_what_the_links_take_and_a_small_one_what_its_hops_take():
-    found = pods.step_time(report(8, 4 * 10**8, 4), 8)
-    assert found is not None
-    assert found.chip == pytest.approx(10e-3)
-    assert found.links == pytest.approx(2 * 4e8 * 7 / 8 / 200e9 + 8e-6)  # 2 x 4 chips: 1 and 3 hops, there and back
-    assert (found.overlapped, found.apart) == pytest.approx((10e-3, 13.508e-3))
-
-
-@pytest.mark.parametrize(("devices", "hops"), [(2, 2), (4, 4), (16, 12), (32, 20), (256, 32)])
-def test_hops_of_pods(devices: int, hops: int):
-    """Axes of fewer than 16 chips are lines, whose ends are not linked."""
-    found = pods.step_time(report(8, 4), devices)
-    assert found is not None
-    assert found.links == pytest.approx(hops * 1e-6)
-
-
-def test_one_chip_waits_for_nobody_and_other_devices_are_unknown():
-    found = pods.step_time(report(1, 4 * 10**8), 1)
-    assert found is not None
-    assert found.links == 0
-    assert pods.step_time(report(kind="cpu"), 8) is None
-
-
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:2x4", 8), ("v5p:2x2x1", 4), ("cpu:8", 8)])
 def test_chips_of_a_topology(topology: str, chips: int):
     assert pods.chips_of(topology) == chips
