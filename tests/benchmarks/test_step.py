@@ -233,3 +233,16 @@ def test_the_fastest_product_is_the_ceiling():
     assert best_rate(lambda: calls.append(1), side=10, repeats=3) > 0
     assert len(calls) == 4
     assert jax_ceiling("float32", "highest", side=8) > 0
+
+
+def test_a_side_that_cannot_be_profiled_costs_no_row(tmp_path, capsys):
+    class Side:
+        def call(self, name: str, folder: str) -> None:
+            if folder.endswith("torch"):
+                raise WorkerError("no profiler")
+            written.append((name, folder))
+
+    written: list[tuple[str, str]] = []
+    step._write_traces({"torch": Side(), OURS: Side()}, tmp_path)
+    assert written == [("trace", str(tmp_path / OURS))]
+    assert capsys.readouterr().err == "no profile: no profiler\n"

@@ -127,10 +127,7 @@ def measure_case(
         prepared = {side: worker.call("prepare", folder=folder, whole=whole) for side, worker in workers.items()}
         check_losses({side: found["loss"] for side, found in prepared.items()}, case)
         turns = take_turns(workers, rounds, "measure", steps=steps)
-        if trace:
-            for side, worker in workers.items():
-                worker.call("trace", folder=str(trace / str(case).replace(" ", "_") / side))
-        return {
+        row = {
             "case": given["case"],
             "date": datetime.date.today().isoformat(),
             "images": images,
@@ -138,6 +135,18 @@ def measure_case(
             "rounds": turns,
             "finished": {side: worker.call("finish") for side, worker in workers.items()},
         }
+        if trace:
+            _write_traces(workers, trace / str(case).replace(" ", "_"))
+        return row
+
+
+def _write_traces(workers: Mapping[str, Worker], folder: Path) -> None:
+    """Writes a profile of each side to a folder of its name; what cannot be profiled is told, and its row stays."""
+    for side, worker in workers.items():
+        try:
+            worker.call("trace", folder=str(folder / side))
+        except WorkerError as error:
+            print(f"no profile: {error}", file=sys.stderr, flush=True)
 
 
 def check_losses(losses: Mapping[str, float], case: Case) -> None:
