@@ -48,7 +48,7 @@ def test_a_table_of_scores_and_the_keys_that_differ(tmp_path: Path, capsys: pyte
     found = rows(printed.out)
     assert found[first][1:] == ["supervised", "20", "40.00", "10", "30.00", "20", "40.00"]
     assert found[second][1:] == ["unimatch,", "OOD", "ovs", "20", "62.50", "20", "62.50", "20", "72.50"]
-    assert found["optim.learning_rate"][1:] == ["0.02", "0.5"]
+    assert found["optim.learning_rate"][1:] == ["0.003", "0.5"]
     assert found["method.name"][1:] == ["'supervised'", "'unimatch'"]
     assert "seed" not in found
     assert "protocol: every validation image whole" in printed.out

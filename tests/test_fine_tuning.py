@@ -12,12 +12,13 @@ from flax import nnx
 
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
-from semiovs_jax.benchmarks.claims import ROWS
+from data_pipelines.shapes.outlines import DISTRACTORS, TARGETS
+from semiovs_jax.benchmarks.claims.rows import ROWS
 from semiovs_jax.checkpoints.checkpointer import Checkpointer, describe_run, read_evaluated
 from semiovs_jax.experiment import make_student
 from semiovs_jax.exporting.formats.safetensors import write
 from semiovs_jax.exporting.model import read_model
-from semiovs_jax.fine_tuning import Trained, take_over
+from semiovs_jax.fine_tuning import Trained, read_trained, take_over
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.models import Functional
 from semiovs_jax.runs.digests import run_digests
@@ -120,7 +121,7 @@ def test_of_a_method_that_evaluates_an_average_the_average_is_taken(folder: Path
 
 
 def test_a_student_on_clip_keeps_its_own_words(tmp_path: Path):
-    changes = {**ROWS["SemiVL"], "data.crop_size": 32}
+    changes = {**ROWS["SemiVL"].changes, "data.crop_size": 32}
     save_run(tmp_path / "run", shrunk_demo(tmp_path, **changes))
     found, expected = _start(tmp_path, tmp_path / "run", checked=True, **changes), _saved(tmp_path / "run")
     assert not np.array_equal(found.pop("text"), expected.pop("text"))
@@ -170,3 +171,9 @@ def test_the_digest_is_that_of_the_weights_wherever_they_are(folder: Path, run: 
     assert digest(moved / "checkpoints" / "2") == before
     assert digest(tmp_path / "nothing") is None
     moved.rename(run)
+
+
+def test_the_shipped_start_has_learned_other_classes():
+    trained = read_trained("shapes_resnet", "resnet_tiny")
+    assert trained.classes == ("background", *DISTRACTORS)
+    assert not set(TARGETS) & set(trained.classes)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import demo
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
-from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.benchmarks.claims.rows import ROWS
 from semiovs_jax.experiment import make_student
 from semiovs_jax.initial import initial_weights
 from semiovs_jax.models.clip.file import load_clip
@@ -24,7 +24,7 @@ SHAPES = dataset_info("shapes")
 
 def _config(**changes: Any) -> ConfigDict:
     config = demo.get_config().unlock()
-    config.update_from_flattened_dict({**ROWS["SemiVL"], "data.crop_size": 32, **changes})
+    config.update_from_flattened_dict({**ROWS["SemiVL"].changes, "data.crop_size": 32, **changes})
     return config
 
 

@@ -18,7 +18,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.loading.batches import BatchIterator
 from data_pipelines.signals import Stopped
 from semiovs_jax import evaluate, experiment, optim, train
-from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.benchmarks.claims.rows import ROWS
 from semiovs_jax.checkpoints.checkpointer import restore_weights
 from semiovs_jax.evaluation.evaluator import Evaluator, NotFiniteLogitsError
 from semiovs_jax.finite import not_finite
@@ -292,7 +292,7 @@ def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_pa
             "data.num_workers": 1,
         },
         {
-            **ROWS["SemiOVS on SemiVL"],
+            **ROWS["SemiOVS on SemiVL"].changes,
             "method.ovs_threshold": 0.3,
             "data.crop_size": 32,
             "data.scale_short_side": 32,

@@ -1,20 +1,22 @@
 """Draws the images of the embedded benchmark: outlines, textures, and the two domains that combine them.
 
-A scene is a textured ground with a few objects on it. A target class is an outline, a motif (the pattern on the object:
-rings on circles, checks on squares) and a band of hues. Size, rotation, brightness, saturation and the fineness of the
-motif do not depend on the class. Distractors have plain fills of any hue. The two domains share only the definition of
-the classes: they differ in grounds, brightness, fineness, scales, contours and the set of classes.
+A scene is a textured ground with a few objects on it. A target class is an outline and a motif (the pattern on the
+object: rings on circles, checks on squares). Size, rotation, colors and the fineness of the motif do not depend on the
+class: strong views change colors, so a class told by them could not be learned from such views. Distractors have plain
+fills. OOD images are in more styles than target images, as web images are.
 
-With hues, the benchmark is learnable in minutes from random weights; published students start from ImageNet weights.
+Students do not learn outlines and motifs in minutes from random weights. Published ones start from ImageNet; those here
+start from weights that have learned other classes, on images of `START_DOMAIN`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from data_pipelines.shapes.motifs import MOTIFS, START_MOTIFS, Motif
 from data_pipelines.shapes.outlines import DISTRACTORS, TARGETS, UNIT_OUTLINES, Loop, area
 
 BACKGROUND = 0
@@ -78,59 +80,6 @@ def _graph_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     return ((u % 1 < 0.08) | (v % 1 < 0.08)).astype(np.float32)
 
 
-# --- motifs: bool [H, W], functions of the object's coordinates (it has radius 1) and the cycles a radius ---
-
-
-def _rings(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return np.hypot(u, v) * cycles % 1 < 0.5
-
-
-def _squares(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return (np.floor(u * cycles) + np.floor(v * cycles)) % 2 < 1
-
-
-def _stripes(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    del v
-    return u * cycles % 1 < 0.5
-
-
-def _rays(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return np.arctan2(v, u) / (2 * np.pi) * round(3 * cycles) % 1 < 0.5
-
-
-def _lattice(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return (u * cycles % 1 < 0.3) | (v * cycles % 1 < 0.3)
-
-
-def _spots(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return np.hypot(u * cycles % 1 - 0.5, v * cycles % 1 - 0.5) < 0.33
-
-
-def _ripples(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return (u * cycles + 0.3 * np.sin(2 * np.pi * v * cycles * 0.7)) % 1 < 0.5
-
-
-def _chevrons(u: np.ndarray, v: np.ndarray, cycles: float) -> np.ndarray:
-    return (u * cycles + np.abs(v * cycles % 2 - 1)) % 1 < 0.5
-
-
-Motif = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-
-MOTIFS: dict[str, Motif] = {
-    "circle": _rings,
-    "square": _squares,
-    "triangle": _stripes,
-    "star": _rays,
-    "cross": _lattice,
-    "heart": _spots,
-    "crescent": _ripples,
-    "arrow": _chevrons,
-}
-"""The motif of each target class."""
-
-HUE_SPREAD = 0.0625
-"""Half the width of a class's band of hues, in turns. Neighboring bands touch."""
-
 SHADE = 0.45
 """Brightness of the dark parts of a motif, relative to the bright parts."""
 
@@ -148,7 +97,7 @@ class Domain:
       stretch: largest log ratio of an object's two axes.
       tilt: largest rotation of an object, degrees, either way.
       grounds: textures of the ground.
-      fills: textures of the distractors.
+      fills: textures of objects whose class has no motif.
       cycles: range of the fineness of a motif, in cycles a radius.
       ground_value: range of a ground color's brightness (the V of HSV).
       fill_value: range of an object color's brightness.
@@ -158,16 +107,17 @@ class Domain:
       distractors: probability that an object is of a class outside the target vocabulary.
       blur: largest standard deviation of the camera's blur, pixels.
       sensor_noise: largest standard deviation of the pixel noise, gray levels.
+      motifs: of the classes that have one; the others have fills.
     """
 
     sides: tuple[int, int] = (100, 200)
     objects: tuple[int, int] = (1, 3)
-    radius: tuple[float, float] = (0.18, 0.32)
+    radius: tuple[float, float] = (0.22, 0.32)
     stretch: float = 0.2
     tilt: float = 25.0
     grounds: tuple[Texture, ...] = (_cloud, _grain, _waves)
     fills: tuple[Texture, ...] = (_cloud, _grain)
-    cycles: tuple[float, float] = (2.0, 3.0)
+    cycles: tuple[float, float] = (1.8, 2.6)
     ground_value: tuple[float, float] = (0.1, 0.6)
     fill_value: tuple[float, float] = (0.6, 1.0)
     ground_saturation: tuple[float, float] = (0.0, 0.3)
@@ -176,29 +126,30 @@ class Domain:
     distractors: float = 0.0
     blur: float = 0.9
     sensor_noise: float = 8.0
+    motifs: Mapping[str, Motif] = dataclasses.field(default_factory=lambda: MOTIFS)
 
 
 TARGET_DOMAIN = Domain()
-"""Photograph-like: dim grounds, bright objects, the same rough textures on both, no contours."""
+"""Photograph-like: dim grounds, bright objects, rough textures, no contours."""
 
 OOD_DOMAIN = Domain(
     objects=(1, 4),
-    radius=(0.14, 0.36),
-    stretch=0.1,
-    tilt=35.0,
-    grounds=(_flat, _gradient, _graph_paper, _dots),
-    fills=(_flat, _gradient, _cloud),
-    cycles=(1.5, 2.5),
-    ground_value=(0.7, 1.0),
-    fill_value=(0.3, 1.0),
-    ground_saturation=(0.0, 0.15),
-    fill_saturation=(0.6, 1.0),
-    outlined=0.6,
-    distractors=0.5,
-    blur=0.0,
-    sensor_noise=2.0,
+    radius=(0.2, 0.32),
+    tilt=30.0,
+    grounds=(_cloud, _grain, _waves, _flat, _gradient, _graph_paper, _dots),
+    fills=(_flat, _gradient, _cloud, _grain),
+    ground_value=(0.1, 1.0),
+    fill_value=(0.4, 1.0),
+    fill_saturation=(0.3, 1.0),
+    outlined=0.4,
+    distractors=0.4,
+    blur=0.6,
+    sensor_noise=5.0,
 )
-"""Drawing-like: pale grounds, saturated objects, coarser motifs, contours, and distractors."""
+"""Photographs and drawings: grounds of any brightness, more textures, contours, and distractors."""
+
+START_DOMAIN = dataclasses.replace(OOD_DOMAIN, distractors=1.0, motifs=START_MOTIFS)
+"""The style of the OOD images with objects of other classes: outlines of distractors, with motifs of their own."""
 
 
 def _color(
@@ -213,14 +164,6 @@ def _color(
     return (255 * v * (1 - s + s * np.clip(ramp, 0, 1))).astype(np.float32)
 
 
-def _hues(name: str) -> tuple[float, float]:
-    """The band of hues of a target class; all hues for a distractor."""
-    if name not in TARGETS:
-        return 0.0, 1.0
-    middle = TARGETS.index(name) / len(TARGETS)
-    return middle - HUE_SPREAD, middle + HUE_SPREAD
-
-
 def _shades(
     rng: np.random.Generator,
     saturation: tuple[float, float],
@@ -231,6 +174,17 @@ def _shades(
     """A random color and a darker shade of it, float32 [2, 3]."""
     color = _color(rng, saturation, value, hue)
     return np.stack([color, contrast * color])
+
+
+def _tones(rng: np.random.Generator, domain: Domain) -> np.ndarray:
+    """The two colors of an object, float32 [2, 3]: one of any hue, and its shade, its complement, white or black."""
+    hue = rng.random()
+    first, complement = (
+        _color(rng, domain.fill_saturation, domain.fill_value, (turned, turned)) for turned in (hue, hue + 0.5)
+    )
+    white, black = rng.uniform(215, 255), rng.uniform(0, 40)
+    pairs = (first, SHADE * first), (first, complement), (0.75 * first, np.full(3, white)), (first, np.full(3, black))
+    return np.stack(pairs[rng.integers(len(pairs))]).astype(np.float32)
 
 
 def _paint(texture: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -301,8 +255,8 @@ def _placed_outline(rng: np.random.Generator, name: str, domain: Domain, height:
 
 def _fill(rng: np.random.Generator, name: str, placed: _Placed, domain: Domain, height: int, width: int) -> np.ndarray:
     """The pattern of an object, float [H, W] in [0, 1]: the motif of its class, or a random fill for a distractor."""
-    if name in MOTIFS:
-        return MOTIFS[name](*placed.coordinates(height, width), rng.uniform(*domain.cycles)).astype(np.float32)
+    if name in domain.motifs:
+        return domain.motifs[name](*placed.coordinates(height, width), rng.uniform(*domain.cycles)).astype(np.float32)
     return domain.fills[rng.integers(len(domain.fills))](rng, height, width)
 
 
@@ -363,7 +317,7 @@ def draw_scene(
         else:
             continue  # no room left
         fill = _fill(rng, SCENE_CLASSES[index], placed, domain, height, width)
-        colors = _shades(rng, domain.fill_saturation, domain.fill_value, _hues(SCENE_CLASSES[index]))
+        colors = _tones(rng, domain)
         image += covered[..., None] * (_paint(fill, colors) - image)
         image += contour[..., None] * (_color(rng, (0.0, 1.0), (0.0, 0.35)) - image)
         instances = painted.astype(np.uint8)

@@ -31,8 +31,8 @@ def _heart() -> Loop:
 
 
 def _crescent() -> Loop:
-    # A unit disk less a disk of radius 0.84 that is 0.5 to the right; the circles intersect at these angles.
-    return np.concatenate([_arc(57, 303, 32), 0.84 * _arc(273, 87) + [0.5, 0.0]])
+    # A unit disk less a disk of radius 0.78 that is 0.6 to the right; the circles intersect at these angles.
+    return np.concatenate([_arc(51.2, 308.8, 32), 0.78 * _arc(271.9, 88.1) + [0.6, 0.0]])
 
 
 def _teardrop() -> Loop:
@@ -49,12 +49,12 @@ _OUTLINES: dict[str, tuple[Any, ...]] = {
     "circle": (_polar(np.ones(40)),),
     "square": (_polar(np.ones(4)),),
     "triangle": (_polar(np.ones(3)),),
-    "star": (_polar(np.tile([1.0, 0.42], 5)),),
+    "star": (_polar(np.tile([1.0, 0.5], 5)),),
     "cross": ([(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1),
                (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],),
     "heart": (_heart(),),
     "crescent": (_crescent(),),
-    "arrow": ([(0, -3), (2.3, -0.4), (0.9, -0.4), (0.9, 3), (-0.9, 3), (-0.9, -0.4), (-2.3, -0.4)],),
+    "arrow": ([(0, -3), (2.6, -0.2), (1.3, -0.2), (1.3, 3), (-1.3, 3), (-1.3, -0.2), (-2.6, -0.2)],),
     # Distractors.
     "ring": (_polar(np.ones(40)), _polar(np.full(32, 0.58))),
     "semicircle": (_arc(0, 180),),

@@ -1,36 +1,88 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
 import pytest
 
-from semiovs_jax.benchmarks import claims
+from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
+from semiovs_jax.benchmarks.claims import judge, rows
+from semiovs_jax.benchmarks.claims.picture import draw_claims
 
 
 def _runs(*values: float) -> list[dict[str, float]]:
     return [{"last": value, "best": value + 0.01, "seconds": 1.0} for value in values]
 
 
-@pytest.mark.parametrize("ours", claims.CLAIMS)
-def test_a_claim_needs_a_margin_beyond_the_spread(ours: str):
-    others = {name: _runs(0.3, 0.32) for name in claims.ROWS}
-    assert claims.claims_that_hold(others | {ours: _runs(0.5, 0.52)})[ours]
-    assert not claims.claims_that_hold(others | {ours: _runs(0.2, 0.6)})[ours]
-    assert not claims.claims_that_hold(others)[ours]
+def _rising() -> dict[str, list[dict[str, float]]]:
+    """Runs by which each claim holds: OVS labels above unlabeled images above labels alone, and more gain with less."""
+    results = {}
+    for name, row in rows.ROWS.items():
+        ovs = row.changes["method.ood"] == "ovs"
+        score = 0.3 + 0.05 * (row.changes.get("method.name") != "supervised")
+        score += 0.001 * row.labeled + 0.00001 * row.ood
+        score += ovs * (0.2 - 0.002 * row.labeled - 0.1 * (row.changes.get("ovs.name") == "maskclip"))
+        results[name] = _runs(score, score + 0.0001)
+    return results
 
 
-def test_every_claim_is_about_ovs_labels_alone():
-    for ours, others in claims.CLAIMS.items():
-        assert claims.ROWS[ours]["method.ood"] == "ovs"
-        assert all(claims.ROWS[name]["method.ood"] != "ovs" for name in others)
+@pytest.mark.parametrize("claim", judge.CLAIMS, ids=lambda claim: claim.text)
+def test_a_claim_is_judged_by_its_rows(claim: judge.Claim):
+    held = _rising()
+    assert judge.judge(held)[claim.text]
+    if claim.holds is judge.level:
+        broken = held | {claim.rows[0]: _runs(0.1, 0.1001)}
+    else:
+        broken = held | dict.fromkeys(claim.rows, _runs(0.3, 0.32))
+    assert not judge.judge(broken)[claim.text]
+    assert claim.text not in judge.judge(held | {claim.rows[0]: []})  # a row that has not run
 
 
-@pytest.mark.parametrize("name", claims.ROWS)
-def test_every_row_is_a_method_of_its_own(name: str):
-    config = claims.row_config(claims.ROWS[name], seed=5)
+def test_a_claim_needs_a_margin_beyond_the_spread():
+    other = _runs(0.3, 0.32)
+    assert judge.above(_runs(0.5, 0.52), other)
+    assert not judge.above(_runs(0.2, 0.6), other)
+    assert judge.level(_runs(0.2, 0.6), other)
+    assert not judge.level(_runs(0.5, 0.52), other)
+
+
+@pytest.mark.parametrize("name", rows.ROWS)
+def test_every_row_resolves(name: str):
+    row = rows.ROWS[name]
+    config = rows.row_config(row, seed=5)
     assert config.seed == 5
     assert config.is_locked
-    assert (config.method.name == "supervised") == (name == "supervised")
+    assert (config.method.name == "supervised") == name.startswith("supervised")
+    assert config.data.labeled_split == f"splits/labeled_{row.labeled}.txt"
 
 
-def test_the_table_names_every_row():
-    results = {name: _runs(0.25, 0.75) for name in claims.ROWS}
-    text = claims.format_results(results)
-    assert all(name in text for name in claims.ROWS)
+def test_rows_that_are_compared_differ_in_one_thing():
+    for pair in itertools.pairwise(rows.with_ood(count) for count in rows.OOD):
+        assert len({rows.ROWS[name].ood for name in pair}) == 2
+        assert len({tuple(rows.ROWS[name].changes.items()) for name in pair}) == 1
+    for count in rows.LABELED:
+        assert {rows.ROWS[rows.with_labels(name, count)].labeled for name in ("UniMatch", rows.OURS)} == {count}
+
+
+def test_the_lists_are_those_of_the_demo_and_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = ShapesSpec(labeled=8, unlabeled=32, val=2, ood=3)
+    write_shapes(tmp_path / "demo", small)
+    monkeypatch.setattr(rows, "_ROOT", tmp_path / "claims")
+    monkeypatch.setattr(rows, "_SPEC", dataclasses.replace(small, labeled=16, unlabeled=24, ood=5))
+    monkeypatch.setattr(rows, "LABELED", (8, 16))
+    monkeypatch.setattr(rows, "OOD", (3, 5))
+    rows.write_data()
+    for name, count in (("labeled", 8), ("unlabeled", 8)):
+        demo = (tmp_path / "demo" / "splits" / f"{name}.txt").read_text()
+        assert (tmp_path / "claims" / "splits" / f"{name}_{count}.txt").read_text() == demo
+    images = (tmp_path / "claims" / "splits" / "ood_3.txt").read_text().split()
+    assert images == sorted(path.name for path in (tmp_path / "demo" / "ood" / "JPEGImages").iterdir())
+
+
+def test_the_table_and_the_picture_show_the_rows_that_have_run(tmp_path: Path):
+    results = {name: _runs(0.25, 0.75) for name in rows.ROWS} | {"PrevMatch": []}
+    text = judge.format_results(results)
+    assert all((name in text) == bool(runs) for name, runs in results.items() if name != "PrevMatch")
+    assert "\nPrevMatch " not in text
     assert "50.00 ± 35.36" in text
+    draw_claims(results, tmp_path / "claims.png")
+    assert (tmp_path / "claims.png").stat().st_size > 10_000

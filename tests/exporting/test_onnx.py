@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from semiovs_jax import export
-from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.benchmarks.claims.rows import ROWS
 from semiovs_jax.evaluated import open_model
 from semiovs_jax.exporting.formats import onnx as onnx_format
 from semiovs_jax.exporting.model import TrainedModel, read_model
@@ -140,7 +140,7 @@ def test_a_resnet50_in_bfloat16_is_exported_in_float32(tmp_path: Path, monkeypat
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_student_of_fixed_size_takes_one_image_of_the_training_crop(tmp_path: Path):
-    trained = _made_up(shrunk_demo(tmp_path, **{**ROWS["SemiVL"], "data.crop_size": 32}))
+    trained = _made_up(shrunk_demo(tmp_path, **{**ROWS["SemiVL"].changes, "data.crop_size": 32}))
     model = onnx_format.convert(trained).SerializeToString()
     assert onnxruntime.InferenceSession(model).get_inputs()[0].shape == [1, 32, 32, 3]
     image = _random(1, 32, 32)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.datasets import dataset_info
 from semiovs_jax import augment, export
-from semiovs_jax.benchmarks.claims import ROWS
+from semiovs_jax.benchmarks.claims.rows import ROWS
 from semiovs_jax.evaluated import open_model
 from semiovs_jax.exporting.formats.stablehlo import export_program
 from semiovs_jax.exporting.model import TrainedModel, read_model
@@ -111,7 +111,7 @@ def test_the_example_serves_it_without_this_package(run: Path, exported: Path, t
 
 
 def test_a_student_of_fixed_size_has_a_fixed_size(tmp_path: Path):
-    config = shrunk_demo(tmp_path, **{**ROWS["SemiVL"], "data.crop_size": 32})
+    config = shrunk_demo(tmp_path, **{**ROWS["SemiVL"].changes, "data.crop_size": 32})
     model = open_model(config, make_mesh(jax.devices()[:1]))
     weights = model.weights(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.target))
     trained = TrainedModel(config, str(tmp_path), model, *weights, {})

@@ -24,10 +24,7 @@ def test_it_is_the_config_of_the_run(tmp_path: Path):
     config = get_config(str(tmp_path))
     assert config_as_json(config) == CONFIG
     assert config.is_locked
-    assert config.data.scale_range == (
-        0.5,
-        2.0,
-    )  # a tuple, as in its config file
+    assert config.data.scale_range == (0.8, 1.25)  # a tuple, as in its config file
 
 
 def test_that_of_a_checkpoint_is_its_own_and_without_config_json_the_newest(tmp_path: Path):

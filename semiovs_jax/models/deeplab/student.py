@@ -20,7 +20,7 @@ STUDENT_KIND = DEEPLAB.kind
 WEIGHTS_SOURCE = (
     "fetch an ImageNet backbone (for resnet50 and resnet101 those that the UniMatch and SemiOVS repositories link to, "
     "resnet50.pth and resnet101.pth; for resnet18, resnet34, resnet50_v1b and resnet101_v1b those of torchvision, timm "
-    "or Hugging Face; for resnet_tiny there is none)"
+    "or Hugging Face; for resnet_tiny, shapes_resnet is shipped)"
 )
 
 # ImageNet weights have either the deep stem of the papers' code or, from everybody else, one convolution of 7x7.

@@ -119,10 +119,11 @@ def held_out_scenes(seed: int, count: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def data_sha256(vocabulary: Vocabulary) -> str:
-    """Hex digest of everything that decides the scenes: class names, outlines, domain and vocabulary."""
-    domain = {
-        name: [texture.__name__ for texture in value] if name in ("grounds", "fills") else value
-        for name, value in vars(OOD_DOMAIN).items()
+    """Hex digest of everything that decides the scenes: class names, outlines, motifs, domain and vocabulary."""
+    domain = vars(OOD_DOMAIN) | {
+        "grounds": [texture.__name__ for texture in OOD_DOMAIN.grounds],
+        "fills": [texture.__name__ for texture in OOD_DOMAIN.fills],
+        "motifs": {name: motif.__name__ for name, motif in OOD_DOMAIN.motifs.items()},
     }
     outlines = {name: [np.round(loop, 6).tolist() for loop in loops] for name, loops in UNIT_OUTLINES.items()}
     content = json.dumps([SCENE_CLASSES, outlines, domain, vocabulary.sha256], sort_keys=True)

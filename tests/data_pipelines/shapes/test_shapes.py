@@ -12,9 +12,8 @@ from PIL import Image
 
 from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
-from data_pipelines.shapes.benchmark import ShapesSpec, scene_rng, write_shapes
+from data_pipelines.shapes.benchmark import ShapesSpec, StartSpec, scene_rng, write_shapes, write_start
 from data_pipelines.shapes.drawing import (
-    HUE_SPREAD,
     IGNORE_INDEX,
     OOD_DOMAIN,
     SCENE_CLASSES,
@@ -22,6 +21,7 @@ from data_pipelines.shapes.drawing import (
     Domain,
     draw_scene,
 )
+from data_pipelines.shapes.motifs import MOTIFS, START_MOTIFS
 from data_pipelines.shapes.outlines import DISTRACTORS, TARGETS, UNIT_OUTLINES, area
 
 SPEC = ShapesSpec(labeled=4, unlabeled=6, val=3, ood=5)
@@ -146,6 +146,18 @@ def test_command_line(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "Traceback" not in refused.stderr
+    done = subprocess.run(
+        [*command[:3], "--start", "--labeled=1", "--val=1", f"--root={tmp_path / 'c'}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 labeled and 1 validation images" in done.stdout
+    refused = subprocess.run(
+        [*command, "--start", f"--root={tmp_path / 'd'}"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--start has the sizes labeled, val, jpeg_quality, not ood, unlabeled" in refused.stderr
 
 
 def test_outlines_have_one_size() -> None:
@@ -170,15 +182,53 @@ def test_scene_is_labeled_where_it_is_painted(seed: int, ood: bool) -> None:
         assert not meets.any()
 
 
+def test_classes_have_motifs_of_their_own() -> None:
+    assert (tuple(MOTIFS), tuple(START_MOTIFS)) == (TARGETS, DISTRACTORS)
+    u, v = np.mgrid[-1:1:64j, -1:1:64j]
+    planes = [motif(u, v, 2.0) for motif in (*MOTIFS.values(), *START_MOTIFS.values())]
+    for index, plane in enumerate(planes):
+        assert plane.shape == u.shape
+        assert 0.05 < np.mean(plane) < 0.95
+        assert all(np.mean(plane == other) < 0.97 for other in planes[:index])
+
+
 @pytest.mark.parametrize("domain", [TARGET_DOMAIN, OOD_DOMAIN], ids=["target", "ood"])
-def test_a_class_has_its_hues_in_both_domains(domain: Domain) -> None:
-    """The bright parts of every object have a hue of its class's band, but for blur and noise."""
-    for index in range(60):
+def test_colors_do_not_tell_the_class(domain: Domain) -> None:
+    """Objects of a class have hues all around the circle."""
+    hues: dict[int, list[float]] = {value: [] for value in range(1, 1 + len(TARGETS))}
+    for index in range(150):
         image, label = draw_scene(scene_rng(0, "train", index), domain, (100, 100))
-        for value in set(np.unique(label)) & set(range(1, len(TARGETS) + 1)):
+        for value in set(np.unique(label)) & hues.keys():
             pixels = image[label == value]
-            bright = pixels[pixels.max(axis=1) >= np.quantile(pixels.max(axis=1), 0.6)]  # contours and shades are dark
-            red, green, blue = np.median(bright, axis=0) / 255
-            hue = colorsys.rgb_to_hsv(red, green, blue)[0]
-            off = (hue - (value - 1) / len(TARGETS) + 0.5) % 1 - 0.5
-            assert abs(off) < HUE_SPREAD + 0.05, f"{SCENE_CLASSES[value]} of scene {index} is {off:.2f} turns off"
+            gray = np.ptp(pixels.astype(int), axis=1)
+            red, green, blue = np.median(pixels[gray >= np.quantile(gray, 0.6)], axis=0) / 255
+            hues[value].append(colorsys.rgb_to_hsv(red, green, blue)[0])
+    for value, found in hues.items():
+        thirds, _ = np.histogram(found, bins=3, range=(0, 1))
+        assert (thirds >= 3).all(), f"{SCENE_CLASSES[value]}: {thirds}"
+
+
+def test_labeled_images_show_every_class(tmp_path: Path) -> None:
+    def labeled(count: int) -> list[str]:
+        root = tmp_path / str(count)
+        write_shapes(root, ShapesSpec(labeled=count, unlabeled=40 - count, val=1, ood=1))
+        return (root / "splits" / "labeled.txt").read_text().splitlines()
+
+    few, more = labeled(8), labeled(12)
+    assert set(few) < set(more)
+    shown = [set(np.unique(np.asarray(Image.open(tmp_path / "8" / row.split()[1])))) for row in few]
+    assert set.union(*shown) >= set(range(1, 1 + len(TARGETS)))
+
+
+def test_the_start_has_other_classes(tmp_path: Path) -> None:
+    spec = StartSpec(labeled=20, val=2)
+    manifest = write_start(tmp_path / "start", spec)
+    assert write_start(tmp_path / "start", spec) == manifest
+    info = dataset_info("shapes_start")
+    assert info.classes == ("background", *DISTRACTORS)
+    assert info.counts == {"train": StartSpec().labeled, "val": StartSpec().val}
+    planes = [np.asarray(Image.open(path)) for path in (tmp_path / "start" / "SegmentationClass").iterdir()]
+    values = set(np.concatenate([plane.ravel() for plane in planes]).tolist())
+    assert {0, 1, len(DISTRACTORS), IGNORE_INDEX} <= values <= {*range(1 + len(DISTRACTORS)), IGNORE_INDEX}
+    with pytest.raises(InputError, match="holds data that is not the shapes benchmark"):
+        write_shapes(tmp_path / "start", SPEC)
