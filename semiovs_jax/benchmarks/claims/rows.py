@@ -136,7 +136,7 @@ def row_config(row: Row, seed: int) -> ml_collections.ConfigDict:
         "data.labeled_split": f"splits/labeled_{row.labeled}.txt",
         "data.unlabeled_split": f"splits/unlabeled_{row.labeled}.txt",
         "data.ood_root": f"{_ROOT}/ood/JPEGImages",
-        "data.ood_split": f"{_ROOT}/splits/ood_{row.ood}.txt",
+        "data.ood_split": f"../../splits/ood_{row.ood}.txt",  # relative to ood_root
         "data.make": "",
         "ovs.labels_dir": f"{_ROOT}/ovs_sed",
     }
