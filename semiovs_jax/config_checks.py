@@ -22,6 +22,7 @@ from data_pipelines.labels.verify import Verified, verify_labels
 from data_pipelines.loading.options import Options
 from data_pipelines.loading.selection import Filter, filter_fault
 from data_pipelines.sources.records import Source
+from semiovs_jax.embedded_benchmark import outdated_benchmark
 from semiovs_jax.evaluation.evaluator import check_evaluation
 from semiovs_jax.experiment import Experiment, Names, read_sections, settle_names, stream_fault
 from semiovs_jax.initial import initial_weights
@@ -95,6 +96,7 @@ def inspect(config: ml_collections.ConfigDict, *, devices: int | None = None, th
     report = report_data(sources, dataset, config.data, thorough=thorough)
     faults.add(report.faults)
     faults.add(_ood_faults(config, sources))
+    faults.add(outdated_benchmark(config))
     if method is not None and "ood" in method.streams and "ood" in sources:
         if config.ovs.labels == "cached":
             with faults.collected():

@@ -101,6 +101,16 @@ def test_labeling_evaluation_and_the_check_write_a_benchmark_that_is_missing(
     assert capsys.readouterr().out.splitlines()[-1] == "usable"
 
 
+def test_a_benchmark_of_another_version_is_refused(tmp_path: Path):
+    config = shrunk_demo(tmp_path)
+    manifest = Path(config.data.root) / "manifest.json"
+    assert inspect(config).faults == ()
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
+    (fault,) = inspect(config).faults
+    assert fault.startswith(f"config.data.root={config.data.root}: holds version 2 of the shapes benchmark")
+    assert "remove the folder, or name another one" in fault
+
+
 @pytest.mark.parametrize("changes", [{"model.backbone": "vgg", "ovs.weights": "none"}, {"data.ood_root": "elsewhere"}])
 def test_no_benchmark_is_written_that_is_not_read(
     without_benchmark: ml_collections.ConfigDict, changes: dict[str, str], capsys: pytest.CaptureFixture

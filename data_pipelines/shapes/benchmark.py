@@ -148,6 +148,17 @@ def _write_once(
     return manifest
 
 
+def outdated(root: Path) -> str | None:
+    """A message if `root` holds the benchmark as another version of this package has drawn it."""
+    manifest = _read_manifest(root)
+    if not isinstance(manifest, dict) or manifest.get("name") != "shapes" or manifest.get("version") == _VERSION:
+        return None
+    return (
+        f"{root}: holds version {manifest.get('version')} of the shapes benchmark, this package draws version "
+        f"{_VERSION}, which the shipped weights know; remove the folder, or name another one"
+    )
+
+
 def _read_manifest(root: Path) -> Any:
     try:
         return json.loads((root / MANIFEST).read_text(encoding="utf-8"))

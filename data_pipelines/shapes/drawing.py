@@ -1,4 +1,4 @@
-"""Draws the images of the embedded benchmark: outlines, textures, and the two domains that combine them.
+"""Draws the images of the embedded benchmark: outlines, motifs, textures, and the domains that combine them.
 
 A scene is a textured ground with a few objects on it. A target class is an outline and a motif (the pattern on the
 object: rings on circles, checks on squares). Size, rotation, colors and the fineness of the motif do not depend on the
@@ -80,15 +80,12 @@ def _graph_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     return ((u % 1 < 0.08) | (v % 1 < 0.08)).astype(np.float32)
 
 
-SHADE = 0.45
-"""Brightness of the dark parts of a motif, relative to the bright parts."""
-
 Texture = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """The style of the images: everything but the outlines of the target classes.
+    """The style of the images, and the motifs of the classes.
 
     Attributes:
       sides: range of image height and width, pixels.
@@ -164,18 +161,6 @@ def _color(
     return (255 * v * (1 - s + s * np.clip(ramp, 0, 1))).astype(np.float32)
 
 
-def _shades(
-    rng: np.random.Generator,
-    saturation: tuple[float, float],
-    value: tuple[float, float],
-    hue: tuple[float, float] = (0.0, 1.0),
-    contrast: float = SHADE,
-) -> np.ndarray:
-    """A random color and a darker shade of it, float32 [2, 3]."""
-    color = _color(rng, saturation, value, hue)
-    return np.stack([color, contrast * color])
-
-
 def _tones(rng: np.random.Generator, domain: Domain) -> np.ndarray:
     """The two colors of an object, float32 [2, 3]: one of any hue, and its shade, its complement, white or black."""
     hue = rng.random()
@@ -183,7 +168,7 @@ def _tones(rng: np.random.Generator, domain: Domain) -> np.ndarray:
         _color(rng, domain.fill_saturation, domain.fill_value, (turned, turned)) for turned in (hue, hue + 0.5)
     )
     white, black = rng.uniform(215, 255), rng.uniform(0, 40)
-    pairs = (first, SHADE * first), (first, complement), (0.75 * first, np.full(3, white)), (first, np.full(3, black))
+    pairs = (first, 0.45 * first), (first, complement), (0.75 * first, np.full(3, white)), (first, np.full(3, black))
     return np.stack(pairs[rng.integers(len(pairs))]).astype(np.float32)
 
 
@@ -297,9 +282,9 @@ def draw_scene(
       two pixels around every object.
     """
     height, width = size or (int(side) for side in rng.integers(domain.sides[0], domain.sides[1] + 1, 2))
-    ground_colors = _shades(rng, domain.ground_saturation, domain.ground_value, contrast=0.75)
+    ground_color = _color(rng, domain.ground_saturation, domain.ground_value)
     ground = domain.grounds[rng.integers(len(domain.grounds))]
-    image = _paint(ground(rng, height, width), ground_colors)
+    image = _paint(ground(rng, height, width), np.stack([ground_color, 0.75 * ground_color]))
     instances = np.zeros((height, width), np.uint8)
     classes, areas = [BACKGROUND], [0.0]
 
