@@ -45,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.weight_decay = 0.01
     config.optim.head_multiplier = 1.0  # the start has a head, too
 
+    config.eval.max_shapes = 1  # each would be compiled twice, for as long as it takes to evaluate all images
+
     config.train.steps = 600
     config.train.log_every_steps = 20
     config.train.eval_every_steps = 200

@@ -35,7 +35,11 @@ def test_sed_in_chunks_of_classes_equals_the_reference(family: str):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "double", "iterations"),
-    [("semiovs_unimatch_step", False, 0), ("semiovs_prevmatch_step", True, 0), ("semiovs_semivl_step", True, 1)],
+    [
+        pytest.param("semiovs_unimatch_step", False, 0, marks=pytest.mark.long),
+        ("semiovs_prevmatch_step", True, 0),
+        ("semiovs_semivl_step", True, 1),
+    ],
 )
 def test_training_iterations_equal_the_reference(family: str, double: bool, iterations: int, tmp_path: Path):
     path = golden_path(family)

@@ -11,12 +11,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from semiovs_jax.models.convolution import convolve
+from semiovs_jax.models.initializers import variance_scaling
 from semiovs_jax.models.normalization import BatchNorm, relu
 from semiovs_jax.runtime.sharding import deinterleave, interleave
 
 # The initializers of the reference: He et al. 2015 for the backbone, torch's Conv2d default for the rest.
-backbone_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-head_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+backbone_init = variance_scaling(2.0, "fan_out", "normal")
+head_init = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]
 
-_LEGEND_ROWS = 5
+_LEGEND_ROWS = 6
 
 
 def draw_curves(records: Records, path: Path, method: Method | None = None) -> None:
@@ -29,8 +29,10 @@ def draw_curves(records: Records, path: Path, method: Method | None = None) -> N
 
     train = [record for record in records if record["event"] == "train"]
     evaluations = [record for record in records if record["event"] == "eval"]
-    figure = Figure(figsize=(10, 12), layout="constrained", dpi=110)
-    losses, gates, scores = figure.subplots(3, 1, sharex=True)
+    figure = Figure(figsize=(12, 13), dpi=110)
+    # Room for the legends; a computed layout would draw everything twice.
+    margins = {"left": 0.05, "right": 0.98, "top": 0.97, "bottom": 0.09, "hspace": 0.62}
+    losses, gates, scores = figure.subplots(3, 1, sharex=True, gridspec_kw=margins)
 
     _draw(losses, train, lambda name: name.startswith("loss"), "loss", method)
     losses.set(title="losses", ylabel="cross-entropy", ylim=(0, None))

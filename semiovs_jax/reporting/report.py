@@ -107,6 +107,7 @@ class Report:
         self._goodput = goodput
         self._method: Method | None = None
         self._summary = ""
+        self._records_drawn: int | None = None
         self._log_every_steps = log_every_steps
         try:
             (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,10 @@ class Report:
             self._goodput = None
 
     def _draw_curves(self) -> None:
-        curves.draw_curves(self._log.records, self._workdir / "curves.png", self._method)
+        """Draws what the log holds, unless it is drawn: the last evaluation ends most runs."""
+        if self._records_drawn != len(self._log.records):
+            curves.draw_curves(self._log.records, self._workdir / "curves.png", self._method)
+            self._records_drawn = len(self._log.records)
 
     def _write_page(
         self, result: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], contents: run_page.Contents

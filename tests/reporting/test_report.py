@@ -360,6 +360,24 @@ def test_curves_show_all_points_and_say_what_their_names_mean(tmp_path, monkeypa
         assert all(frame.contains(*point) for point in line.axes.transData.transform(line.get_xydata()))
 
 
+def test_the_legends_of_the_longest_method_are_whole(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    method = common.semiovs_unimatch().method
+    method.name = "prevmatch"
+    terms = make_method(method).terms
+    names = ["loss", "loss_x", "mask_ratio", *(f"{kind}_{term.name}" for term in terms for kind in ("loss", "passed"))]
+    evaluation = {"step": 1, "event": "eval", "miou": 0.5, "miou_present": 0.6}
+    record = {"step": 1, "event": "train"} | dict.fromkeys(names, 0.5)
+    curves.draw_curves([record, evaluation], tmp_path / "curves.png", make_method(method))
+    (figure,) = figures
+    boxes = [axes.get_legend().get_window_extent() for axes in figure.axes]
+    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
+    for above, below in zip(boxes, figure.axes[1:], strict=False):
+        assert not above.overlaps(below.get_tightbbox())
+
+
 def test_table_reports_both_means():
     dataset = DatasetInfo("two", ("ground", "thing", "ghost"), np.zeros((256, 3), np.uint8), 255, 0, {})
     early = metrics.scores(np.array([[8, 0, 0], [0, 2, 0], [0, 0, 0]]))
