@@ -3,8 +3,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
+from data_pipelines.errors import InputError
 from data_pipelines.shapes.benchmark import ShapesSpec, write_shapes
+from semiovs_jax.benchmarks.claims import __main__ as claims
 from semiovs_jax.benchmarks.claims import judge, rows
 from semiovs_jax.benchmarks.claims.picture import draw_claims
 
@@ -76,6 +79,41 @@ def test_the_lists_are_those_of_the_demo_and_more(tmp_path: Path, monkeypatch: p
         assert (tmp_path / "claims" / "splits" / f"{name}_{count}.txt").read_text() == demo
     images = (tmp_path / "claims" / "splits" / "ood_3.txt").read_text().split()
     assert images == sorted(path.name for path in (tmp_path / "demo" / "ood" / "JPEGImages").iterdir())
+
+
+def test_runs_of_other_machines_are_taken_over_if_what_was_trained_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = []
+
+    def run_row(name: str, config: ConfigDict, workdir: Path) -> judge.Run:
+        started.append((name, config.seed))
+        score = {"last": 0.5, "best": 0.6, "seconds": 1.0}
+        return {"seed": config.seed, **score, "fingerprint": rows.fingerprint(config)}
+
+    monkeypatch.setattr(claims, "run_row", run_row)
+    monkeypatch.setattr(claims, "write_data", lambda: None)
+    of_labels = [name for name, row in rows.ROWS.items() if row.group == "labels"]
+    results = claims.run_rows(tmp_path / "one", 1, ["labels"], {})
+    assert started == [(name, 0) for name in of_labels]
+
+    started.clear()
+    known = claims.read_runs([tmp_path / "one" / "claims.json"])
+    assert claims.run_rows(tmp_path / "two", 2, ["labels"], known)[of_labels[0]][0] == results[of_labels[0]][0]
+    assert started == [(name, 1) for name in of_labels]
+
+    started.clear()
+    changed = dataclasses.replace(rows.ROWS[of_labels[0]], labeled=8)
+    monkeypatch.setitem(rows.ROWS, of_labels[0], changed)
+    claims.run_rows(tmp_path / "three", 1, ["labels"], known)
+    assert started == [(of_labels[0], 0)]
+
+
+def test_a_file_that_holds_no_runs_is_refused(tmp_path: Path):
+    (tmp_path / "claims.json").write_text("[]")
+    for path in (tmp_path / "claims.json", tmp_path / "none.json"):
+        with pytest.raises(InputError, match=f"{path}: not a claims.json of this command"):
+            claims.read_runs([path])
 
 
 def test_the_table_and_the_picture_show_the_rows_that_have_run(tmp_path: Path):

@@ -2,14 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from semiovs_jax.benchmarks.claims.rows import LABELED, NAIVE, OOD, OURS, with_labels, with_ood
 
-Runs = Sequence[Mapping[str, float]]
-"""Of one row, a run for each seed: "last" and "best" mIoU in 0..1, and "seconds"."""
+Run = Mapping[str, Any]
+"""One run: its "seed", "last" and "best" mIoU in 0..1, "seconds", and the "fingerprint" of what was trained."""
+
+Runs = Sequence[Run]
+"""Of one row, a run for each seed."""
 
 Results = Mapping[str, Runs]
 """By row."""

@@ -9,6 +9,8 @@ import ml_collections
 
 from data_pipelines.shapes.benchmark import ShapesSpec, draw_labeled, write_shapes, write_split
 from semiovs_jax.runtime.config_files import load_config
+from semiovs_jax.runtime.provenance import config_as_json, config_sha256
+from semiovs_jax.weights.parts import stored_sha256, weights_path
 
 OURS = "SemiOVS"
 NAIVE = "UniMatch, OOD as unlabeled"
@@ -126,6 +128,13 @@ def write_data() -> None:
     images = sorted(path.name for path in (_ROOT / "ood" / "JPEGImages").iterdir())
     for count in OOD:
         (splits / f"ood_{count}.txt").write_text("\n".join([*images[:count], ""]), "utf-8")
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Tells runs apart: a digest of the config and of the shipped weights that it names."""
+    names = (config.model.weights, config.ovs.weights, config.clip.weights)
+    weights = {name: stored_sha256(name) for name in names if weights_path(name).is_file()}
+    return config_sha256({"config": config_as_json(config), "weights": weights})[:12]
 
 
 def row_config(row: Row, seed: int) -> ml_collections.ConfigDict:
