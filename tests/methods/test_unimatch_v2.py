@@ -19,7 +19,7 @@ from semiovs_jax.methods.table import Method, Rule
 from semiovs_jax.models import Functional
 from semiovs_jax.models.layers import masked_variants, split_variants
 from semiovs_jax.runtime import sharding
-from semiovs_jax.train import evaluated_weights
+from semiovs_jax.train_loop import evaluated_weights
 from semiovs_jax.train_state import TrainState
 
 CLASSES, SIZE, BATCH, IGNORE = 4, 17, 2, 255
