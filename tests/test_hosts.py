@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from semiovs_jax.checkpoints.checkpointer import read_evaluated
 from semiovs_jax.reporting.metrics_log import read_records
 from tests import hosts
 from tests.experiment import shrunk_demo
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parents[1]
 PROCESSES, STEPS = 2, 8
@@ -45,9 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> list[dict[str, Any]]:
     """What happened in each of two processes with one device each, and in one alone with two, in FOLDER/alone."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     alone = folder / "alone"
     shrunk_demo(alone)
     started = {folder / f"{index}.json": _start(address, index, PROCESSES, folder, 1) for index in range(PROCESSES)}

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from semiovs_jax.checkpoints.checkpointer import read_evaluated
 from semiovs_jax.reporting.metrics_log import read_records
 from semiovs_jax.runtime.processes import LOST
 from tests.experiment import shrunk_demo
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parents[1]
 PROCESSES, STEPS = 4, 16
@@ -38,9 +38,7 @@ class Pod:
     """One command in several processes; `reach` waits for a line of the first."""
 
     def __init__(self, module: str, flags: Sequence[str], count: int = PROCESSES, devices: int = 1):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"--coordinator_address=localhost:{free.getsockname()[1]}"
+        address = f"--coordinator_address=localhost:{free_port()}"
         xla = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
         environment = os.environ | {"XLA_FLAGS": xla, "JAX_ENABLE_X64": "1"}
         self.output: list[list[str]] = []

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from semiovs_jax.reporting.metrics_log import read_records
 from tests.compilation import FAST_COMPILATION
 from tests.experiment import shrunk_demo
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parents[1]
 LONG = 100_000
@@ -107,10 +107,7 @@ def test_a_run_with_workers_saves_its_last_step_at_ctrl_c_and_at_sigterm(start: 
 
 @pytest.mark.slow
 def test_a_fault_of_the_data_in_one_process_ends_both(start: Callable[..., Run]):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = "--distributed", f"--coordinator_address=localhost:{port}", "--process_count=2"
+    flags = "--distributed", f"--coordinator_address=localhost:{free_port()}", "--process_count=2"
     first = start(*flags, "--process_index=0")
     second = start(*flags, "--process_index=1", "--config.data.stall_seconds=0.0001")
     (status, seen), (own_status, own) = first.end(), second.end()

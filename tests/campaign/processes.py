@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.campaign.tasks import Task
+from tests.free_port import free_port
 
 PROJECT = Path(__file__).parents[2]
 MARK = "SEMIOVS_CAMPAIGN_MARK"  # an environment variable that all processes of a trial inherit
@@ -71,7 +71,7 @@ class Command:
         self._outputs = outputs
         outputs.mkdir(parents=True)
         count = processes or task.processes
-        port = str(_free_port())
+        port = str(free_port())
         self.processes = []
         for index in range(count):
             cluster = _slurm(index, count, port) if task.processes > 1 else {}
@@ -145,9 +145,3 @@ def _slurm(index: int, count: int, port: str) -> dict[str, str]:
         "SLURM_LOCALID": str(index),
         "JAX_COORDINATOR_PORT": port,
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]

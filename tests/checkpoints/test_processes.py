@@ -2,11 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.free_port import free_port
 
 WORKER = """
 import os, signal, sys, time
@@ -48,9 +49,7 @@ print("RESULT", json.dumps(result), flush=True)
 
 def run_both(workdir, task):
     """Runs the task in two processes; returns what each printed last, and their logs."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     processes = [
         subprocess.Popen(

@@ -15,6 +15,7 @@ import pytest
 
 from data_pipelines.errors import InputError
 from semiovs_jax.runtime import processes
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,11 +82,7 @@ def run(case: str, number: signal.Signals | None = None, receiver: int = 1, *, m
       receiver: the process that gets it.
       meet: whether the processes can meet; if they come alone, each is told another port.
     """
-    with socket.socket() as free, socket.socket() as other:
-        ports = []
-        for one in (free, other):
-            one.bind(("localhost", 0))
-            ports.append(str(one.getsockname()[1]))
+    ports = [str(free_port()), str(free_port())]
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(index), ports[index if case == "comes alone" else 0], case],

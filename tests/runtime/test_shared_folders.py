@@ -1,9 +1,9 @@
 import os
-import socket
 import subprocess
 import sys
 
 from semiovs_jax.runtime.shared_folders import check_shared
+from tests.free_port import free_port
 
 WORKER = """
 import sys
@@ -30,9 +30,7 @@ def test_one_process_shares_with_nobody(tmp_path):
 
 
 def test_hosts_that_do_not_share_their_storage_are_told_so_at_the_start(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared, own = [tmp_path / "run", tmp_path / "labels"], tmp_path / "own"
     processes = [
         subprocess.Popen(
