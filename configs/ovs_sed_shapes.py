@@ -6,7 +6,7 @@
 It sees drawn scenes of the out-of-distribution domain only, none that a benchmark holds, and starts from random
 weights, where published SEDs start from a CLIP: hence the contrastive loss, and gradients through the guides.
 
-Hardware: two CPU cores. Time: 53 minutes beside other work. mIoU of its labels on held-out images: 0.718, in the file's
+Hardware: two CPU cores. Time: 90 minutes beside other work. mIoU of its labels on held-out images: 0.896, in the file's
 metadata and printed at the end.
 """
 
@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = ConfigDict()
     config.train.batch_size = 12
     config.train.aggregator_stride = 6  # every sixth image passes the aggregator, all the contrastive loss
-    config.train.steps = 2600
+    config.train.steps = 5200
     config.train.label_stride = 4  # labels are compared at this fraction of the image's resolution
     config.train.pooling = 1  # side of the pooling before the class attention: 2 would leave little of 8 x 8
     config.train.detach_guides = False

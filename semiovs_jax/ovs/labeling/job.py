@@ -26,6 +26,7 @@ from semiovs_jax.runtime.overlap import one_behind
 from semiovs_jax.runtime.sharding import batch_sharding, put_state, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes
+IMAGES_A_CANVAS = 1000  # fewer label sooner on a larger canvas than another one is compiled
 
 _DECODED_AHEAD = 2  # batches
 
@@ -85,7 +86,8 @@ class Job:
         """Divides the whole OOD set into parts, and parts into batches of images that share a canvas."""
         with ThreadPoolExecutor(self.num_threads) as pool:
             sizes = list(pool.map(lambda record: self._read(record, image_size), records))
-        canvases = choose_buckets([size for size in sizes if size is not None], MAX_CANVASES)
+        count = min(max(1, len(records) // IMAGES_A_CANVAS), MAX_CANVASES)
+        canvases = choose_buckets([size for size in sizes if size is not None], count)
         unreadable: list[Record] = []
         members: dict[Size, list[Record]] = {canvas: [] for canvas in canvases}
         for record, size in zip(records, sizes, strict=True):

@@ -3,7 +3,16 @@
 import pytest
 
 from data_pipelines.labels import shard_store
+from semiovs_jax.ovs.labeling import job
 from tests.fake_ovs import SHARD_RECORDS
+
+
+@pytest.fixture(scope="package", autouse=True)
+def several_canvases():
+    """Small sets have as many canvases as large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "IMAGES_A_CANVAS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

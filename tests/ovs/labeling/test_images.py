@@ -11,6 +11,7 @@ from data_pipelines.datasets import dataset_info
 from data_pipelines.errors import InputError
 from data_pipelines.labels.store import FileStore
 from semiovs_jax import label as label_module
+from semiovs_jax.ovs.labeling import job
 from semiovs_jax.ovs.labeling.job import MAX_CANVASES
 from semiovs_jax.runtime.sharding import make_mesh
 from tests import fake_ovs
@@ -186,6 +187,12 @@ def test_few_shapes_are_compiled(tmp_path, monkeypatch):
     fake_ovs.label(label_config(tmp_path / "ood", tmp_path / "labels"), ovs)
     assert len(shapes) == len(set(shapes)) == MAX_CANVASES
     assert {shape for shape, _ in shapes} == {(8, 24, 24, 3)}  # batch 6, rounded up to 8 devices
+
+    shapes.clear()
+    monkeypatch.setattr(job, "IMAGES_A_CANVAS", 5)
+    fake_ovs.label(label_config(tmp_path / "ood", tmp_path / "again"), ovs)
+    assert len(shapes) == 1
+    assert contents(tmp_path / "again") == contents(tmp_path / "labels")
 
 
 @pytest.mark.parametrize("devices", [1, 2])
