@@ -36,6 +36,7 @@ SETTINGS = (
     "--config.train.steps=30",
     "--config.train.eval_every_steps=30",
     "--config.train.log_every_steps=10",
+    "--config.train.panel_images=0",
 )
 
 
