@@ -27,6 +27,7 @@ from data_pipelines.sources.records import Source
 from data_pipelines.sources.shard_files import shard_path, write_metadata, write_shard
 from semiovs_jax.models.layers import inside, resize_bilinear
 from semiovs_jax.ovs.base import OVS, PseudoLabel
+from semiovs_jax.ovs.labeling import job
 from semiovs_jax.ovs.labeling.identity import labels_identity
 from semiovs_jax.ovs.labeling.images import LabelReport, label_images, labels_complete
 from semiovs_jax.runtime.sharding import make_mesh
@@ -150,6 +151,7 @@ def main() -> None:
     from data_pipelines.labels import shard_store as label_shard_store
 
     label_shard_store.FEWEST_RECORDS = SHARD_RECORDS
+    job.IMAGES_A_CANVAS = 1  # as in tests/ovs/labeling/conftest.py
     root, folder, index, count, renames = sys.argv[1:]
     replace, done = Path.replace, itertools.count()
 

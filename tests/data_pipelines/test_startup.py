@@ -40,5 +40,11 @@ def test_an_interrupt_between_the_imports_prints_nothing(command, tmp_path):
     (tmp_path / "absl.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     (tmp_path / "tensorflow_datasets.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-m", *command.split()], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which jobs in the background ignore
+    )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
