@@ -40,6 +40,7 @@ def shrunk_custom():
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_checked_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for module in (train, sharding):  # `evaluate` imports it when it runs

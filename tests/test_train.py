@@ -31,6 +31,14 @@ from tests.experiment import shrunk_demo
 from tests.html_page import SelfContained
 from tests.ovs.tiny_clip import write_vocabulary
 
+SHORT_SIDE_AND_WINDOWS = {
+    "data.crop_size": 32,
+    "data.scale_short_side": 32,
+    "eval.short_side": 48,
+    "eval.window": 32,
+    "eval.stride": 24,
+}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices() -> Iterator[None]:
@@ -298,18 +306,19 @@ def test_a_run_becomes_longer_and_forks_record_their_origin(folder: Path, tmp_pa
         },
         {
             **ROWS["supervised, SemiVL's student"].changes,
-            "data.crop_size": 32,
-            "data.scale_short_side": 32,
-            "eval.short_side": 48,
-            "eval.window": 32,
-            "eval.stride": 24,
+            **SHORT_SIDE_AND_WINDOWS,
         },
+        pytest.param(
+            {**ROWS["SemiOVS on SemiVL"].changes, "method.ovs_threshold": 0.3, **SHORT_SIDE_AND_WINDOWS},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=[
         "supervised-fsdp",
         "ood-as-unlabeled",
         "online-stream-worker-bfloat16-remat",
         "student-of-semivl-short-side-and-windows",
+        "semivl-short-side-and-windows",
     ],
 )
 def test_other_methods_and_options_run(changes: dict, folder: Path, tmp_path: Path):

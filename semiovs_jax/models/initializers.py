@@ -38,13 +38,13 @@ def variance_scaling(
         *area, channels_in, channels_out = shape
         fan = math.prod(area) * (channels_in if mode == "fan_in" else channels_out)
 
-        def draw(words: np.ndarray) -> np.ndarray:
+        def draw(words: jax.Array) -> np.ndarray:
             generator = np.random.Generator(np.random.Philox(np.asarray(words).ravel().tolist()))
             return (math.sqrt(scale / fan) * _DRAWS[distribution](generator, tuple(shape))).astype(dtype)
 
         words = jax.random.key_data(key)
-        if isinstance(words, jax.core.Tracer):  # of `jax.eval_shape`, which only asks for the shape
+        if isinstance(words, jax.core.Tracer):  # mostly of `jax.eval_shape`, which only asks for the shape
             return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), words)
-        return jnp.asarray(draw(np.asarray(words)))
+        return jnp.asarray(draw(words))
 
     return initialize

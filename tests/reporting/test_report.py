@@ -332,10 +332,16 @@ def test_curves_of_nothing_and_of_supervised_runs(tmp_path):
     assert Image.open(tmp_path / "empty.png").size == Image.open(tmp_path / "one.png").size
 
 
-def test_curves_show_all_points_and_say_what_their_names_mean(tmp_path, monkeypatch):
-    figures = []
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    found = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (found.append(self), save(self, *a, **k)))
+    return found
+
+
+def test_curves_show_all_points_and_say_what_their_names_mean(tmp_path, figures):
     train = {"event": "train", "loss": 1.0, "loss_u_s1_ood": 0.5, "mask_ratio": 1.0, "passed_u_fp": 0.0}
     records = [train | {"step": step} for step in (10, 20)]
     records += [
@@ -360,10 +366,7 @@ def test_curves_show_all_points_and_say_what_their_names_mean(tmp_path, monkeypa
         assert all(frame.contains(*point) for point in line.axes.transData.transform(line.get_xydata()))
 
 
-def test_the_legends_of_the_longest_method_are_whole(tmp_path, monkeypatch):
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+def test_the_legends_of_the_longest_method_are_whole(tmp_path, figures):
     method = common.semiovs_unimatch().method
     method.name = "prevmatch"
     terms = make_method(method).terms

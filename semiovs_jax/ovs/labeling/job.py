@@ -26,7 +26,7 @@ from semiovs_jax.runtime.overlap import one_behind
 from semiovs_jax.runtime.sharding import batch_sharding, put_state, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes
-IMAGES_A_CANVAS = 1000  # fewer label sooner on a larger canvas than another one is compiled
+IMAGES_A_CANVAS = 1000  # for fewer, compiling another shape takes longer than the padding that it saves
 
 _DECODED_AHEAD = 2  # batches
 
