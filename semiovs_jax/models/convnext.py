@@ -8,16 +8,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import exact_gelu, layer_norm
 
 _kernel_init = nnx.initializers.truncated_normal(0.02)
+
+# Side of the largest filters for which cuDNN has fast grouped convolutions (an H100, bfloat16; docs/performance.md).
+_LARGEST_FAST_FILTER = 7
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise convolution at stride 1; zero padding keeps the size.
 
-    On CPUs it is a sum of shifted products, which XLA fuses into one loop. XLA's grouped convolution is about thirty
-    times slower there.
+    On CPUs, and on NVIDIA's GPUs for large filters, it is a sum of shifted products, which XLA fuses into one loop.
+    XLA's grouped convolution is many times slower there.
 
     Args:
       x: float [N, H, W, C].
@@ -26,34 +30,39 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       float [N, H, W, C].
     """
+    on_gpu = _sum_of_shifts if kernel.shape[0] > _LARGEST_FAST_FILTER else _grouped
+    return jax.lax.platform_dependent(x, kernel, cpu=_sum_of_shifts, cuda=on_gpu, default=_grouped)
+
+
+def _grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    margin = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        ((margin, margin), (margin, margin)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     size = kernel.shape[0]
     margin = size // 2
-
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            ((margin, margin), (margin, margin)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
-
-    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        _, height, width, _ = x.shape
-        padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        result = sum(
-            (
-                padded[:, row : row + height, column : column + width] * kernel[row, column]
-                for row in range(size)
-                for column in range(size)
-            ),
-            start=jnp.zeros_like(x),
-        )
-        # Without a barrier, XLA fuses the sum into each of its consumers and computes it once for each.
-        return jax.lax.optimization_barrier(result)
-
-    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
+    _, height, width, _ = x.shape
+    # Stored before the sum: else a GPU compares the position of everything it reads with the border.
+    padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))))
+    weights = full_precision(kernel)
+    result = sum(
+        (
+            full_precision(padded[:, row : row + height, column : column + width]) * weights[row, column]
+            for row in range(size)
+            for column in range(size)
+        ),
+        start=jnp.zeros(x.shape, weights.dtype),
+    )
+    # Without a barrier, XLA fuses the sum into each of its consumers and computes it once for each.
+    return jax.lax.optimization_barrier(result.astype(x.dtype))
 
 
 class DepthwiseConv(nnx.Module):

@@ -1,6 +1,7 @@
-"""Overlaps stages of a loop whose items start work in the background."""
+"""Overlaps the stages of a loop."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,3 +14,13 @@ def one_behind(items: Iterable[T]) -> Iterator[T]:
         yield from waiting
         waiting = [item]
     yield from waiting
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yields items that a thread makes, one while the caller uses the one before."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield item  # type: ignore[misc]

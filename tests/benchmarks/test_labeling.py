@@ -62,21 +62,30 @@ def test_without_a_state_dict_weights_are_random():
     assert jax.eval_shape(labeler.scores, labeler.weights, patchwork(16)).shape == (1, 2, 2, 21)
 
 
-def test_a_device_without_a_queued_batch_waits():
+def test_a_device_without_a_batch_waits():
     events = [threading.Event() for _ in range(3)]
     clock = DeviceClock(wait=threading.Event.wait)
-    clock.queue(events[0])
-    clock.queue(events[1])
+    clock.call(lambda: events[0])
+    clock.call(lambda: events[1])
     for event in events[:2]:
         time.sleep(0.05)
         event.set()
     time.sleep(0.2)  # without a batch
-    clock.queue(events[2])
+    clock.call(lambda: events[2])
     time.sleep(0.1)
     events[2].set()
     seconds, share = clock.stop()
-    assert seconds >= 0.4
-    assert 0.15 <= share * seconds <= seconds - 0.15
+    assert seconds >= 0.3
+    assert 0.15 <= share * seconds <= seconds - 0.1
+
+
+def test_a_device_that_blocks_the_call_does_not_wait():
+    clock = DeviceClock(wait=lambda outputs: None)
+    for _ in range(3):
+        clock.call(lambda: time.sleep(0.1))
+    seconds, share = clock.stop()
+    assert seconds >= 0.2
+    assert share < 0.1
 
 
 def test_a_job_is_measured():

@@ -4,10 +4,10 @@ import dataclasses
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -21,9 +21,11 @@ from semiovs_jax.ovs.base import OVS
 from semiovs_jax.ovs.labeling.job import Job
 from semiovs_jax.runtime.sharding import make_mesh
 
+T = TypeVar("T")
+
 
 class DeviceClock:
-    """Measures for how long a device has no batch queued, from its first batch to the end of its last one.
+    """Measures for how long a device has no batch to compute, from the end of its first batch to that of its last one.
 
     A thread waits for every batch. It may notice the end of a batch late, by the time that a thread needs to wake up.
 
@@ -38,25 +40,25 @@ class DeviceClock:
         self._queued = 0
         self._start = self._end = self._waited = 0.0
 
-    def queue(self, outputs: Any) -> None:
-        """Notes that the computation of `outputs` has been queued."""
+    def call(self, compute: Callable[[], T]) -> T:
+        """Calls `compute`, which queues a batch, and may block until it is computed; returns its outputs."""
         with self._lock:
-            now = time.perf_counter()
-            if not self._start:
-                self._start = now
-            elif not self._queued:
-                self._waited += now - self._end
+            if self._end and not self._queued:
+                self._waited += time.perf_counter() - self._end
             self._queued += 1
+        outputs = compute()
         self._pool.submit(self._finish, outputs)
+        return outputs
 
     def _finish(self, outputs: Any) -> None:
         self._wait(outputs)
         with self._lock:
             self._queued -= 1
             self._end = time.perf_counter()
+            self._start = self._start or self._end
 
     def stop(self) -> tuple[float, float]:
-        """Waits for the last batch; returns seconds in all, and the share of them without a queued batch."""
+        """Waits for the last of two or more batches; returns seconds in all, and the share of them without a batch."""
         self._pool.shutdown()
         seconds = self._end - self._start
         return seconds, self._waited / seconds
@@ -66,10 +68,9 @@ class DeviceClock:
 class _WatchedJob(Job):
     clock: DeviceClock = dataclasses.field(kw_only=True)
 
-    def _compute(self, decoded: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        for images, outputs in super()._compute(decoded):
-            self.clock.queue(outputs)
-            yield images, outputs
+    def _label_function(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        label = super()._label_function()
+        return lambda *arrays, canvas: self.clock.call(lambda: label(*arrays, canvas=canvas))
 
 
 def measure_job(ovs: OVS, images: int, batch_size: int, num_threads: int) -> dict[str, float]:
@@ -77,12 +78,12 @@ def measure_job(ovs: OVS, images: int, batch_size: int, num_threads: int) -> dic
 
     Args:
       ovs: A model with the classes of `photographs.DATASET`.
-      images: Number of photographs; compilation, before the first batch is queued, is not counted.
+      images: Number of photographs, more than `batch_size`: the first batch, and compilation, are not counted.
       batch_size: Images in a batch.
       num_threads: Threads that decode, and as many that encode.
 
     Returns:
-      "images_per_second", and "device_wait", the share of the time in which no batch is queued on the device.
+      "images_per_second", and "device_wait", the share of the time in which the device has no batch.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -94,4 +95,4 @@ def measure_job(ovs: OVS, images: int, batch_size: int, num_threads: int) -> dic
         job = _WatchedJob(store, ovs, make_mesh(jax.devices()[:1]), batch_size, num_threads, BadRecords(0), clock=clock)
         labeled = job.run(job.parts([source[index] for index in range(len(source))]), name="OVS labels")
         seconds, device_wait = clock.stop()
-    return {"images_per_second": labeled / seconds, "device_wait": device_wait}
+    return {"images_per_second": (labeled - job.rows) / seconds, "device_wait": device_wait}

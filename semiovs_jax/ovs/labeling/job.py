@@ -22,7 +22,7 @@ from data_pipelines.loading.worker_log import BadRecords
 from data_pipelines.sources.records import EncodedImage, Record, UnreadableError
 from semiovs_jax.evaluation.buckets import Size, bucket_of, choose_buckets
 from semiovs_jax.ovs.base import OVS
-from semiovs_jax.runtime.overlap import one_behind
+from semiovs_jax.runtime.overlap import one_ahead, one_behind
 from semiovs_jax.runtime.sharding import batch_sharding, put_state, shard_batch
 
 MAX_CANVASES = 4  # compiled shapes
@@ -170,8 +170,10 @@ class Job:
         """Starts the computation of each batch; yields its images with labels and confidences still on the devices."""
         label = self._label_function()
         weights = put_state(self.ovs.weights, self.mesh)
-        for batch, images in decoded:
-            yield images, label(weights, *self._inputs(batch.canvas, images), canvas=batch.canvas)
+        ready = ((images, batch.canvas, self._inputs(batch.canvas, images)) for batch, images in decoded)
+        # A thread of its own: on a GPU, calling a model with a loop of unknown length blocks until it is computed.
+        for images, canvas, inputs in one_ahead(ready):
+            yield images, label(weights, *inputs, canvas=canvas)
 
     def _label_function(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
         @functools.partial(jax.jit, static_argnames="canvas", out_shardings=batch_sharding(self.mesh))

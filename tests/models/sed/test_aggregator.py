@@ -77,6 +77,21 @@ def test_shifted_products_are_a_grouped_convolution():
     np.testing.assert_allclose(jax.jit(depthwise_conv)(x, kernel), expected, atol=1e-5)
 
 
+def test_shifted_products_in_bfloat16_are_rounded_once():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, 6, 5, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((5, 5, 1, 4)), jnp.bfloat16)
+    exact = depthwise_conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    np.testing.assert_array_equal(jax.jit(depthwise_conv)(x, kernel), exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("platform", "size", "convolves"), [("cuda", 7, True), ("cuda", 9, False), ("tpu", 9, True)])
+def test_each_platform_has_its_form(platform, size, convolves):
+    traced = jax.jit(depthwise_conv).trace(jnp.ones((1, 6, 5, 4)), jnp.ones((size, size, 1, 4)))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in program) == convolves
+
+
 def test_correlation_is_the_cosine_whatever_the_lengths():
     dense, text, _ = _inputs(1)
     cosine = correlate(5 * dense, text)
