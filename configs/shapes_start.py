@@ -7,7 +7,7 @@
 
 It learns objects that are no class of the benchmark, on none of its images, from random weights.
 
-Hardware: two CPU cores. Time: 12 minutes. mIoU: 80.3 on its own 100 validation images.
+Hardware: two CPU cores. Time: 20 minutes. mIoU: 87.8 on its own 100 validation images.
 """
 
 import ml_collections
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.random_init = True
 
     config.batch_size = 16
-    config.train.steps = 7000
+    config.train.steps = 14000
     config.train.log_every_steps = 50
     config.train.eval_every_steps = 1000
     config.train.checkpoint_every_steps = 1000

@@ -37,7 +37,7 @@ ul { list-style: none; margin: 0; padding: 0; }
 .share { text-align: right; font-variant-numeric: tabular-nums; }
 .swatch { display: inline-block; width: .9rem; height: .9rem; border: 1px solid var(--faint); border-radius: 3px; }
 .ignored { background: repeating-linear-gradient(45deg, var(--line) 0 3px, var(--paper) 3px 6px); }
-.heat { display: flex; align-items: center; gap: .6rem; margin: 0; }
+.heat { display: flex; align-items: center; gap: .6rem; margin: 0 0 .8rem; }
 .heat i { width: 14rem; height: .9rem; border: 1px solid var(--faint); border-radius: 3px; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 600px), 1fr)); gap: 1.2rem;
   align-items: start; }

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 from pathlib import Path
 
 import ml_collections
@@ -75,7 +74,6 @@ def train_and_evaluate(
             train_step = compile_step(jitted, (state, parts.batch_structs, parts.weights), mesh)
             flops = flops_per_device(jitted, (state, parts.batch_structs, parts.weights), mesh)
             wait_for_processes("the step is compiled")
-        started = time.perf_counter()
 
         with (
             Report(
@@ -119,7 +117,7 @@ def train_and_evaluate(
                 {
                     **record.facts(),
                     "steps": parts.steps,
-                    "seconds_since_start": round(time.perf_counter() - started, 1),
+                    "seconds_since_start": round(sum(goodput.seconds().values()), 1),
                     "bad_records": list(parts.data.bad_records),
                     "bad_steps": guard.bad_steps,
                 },

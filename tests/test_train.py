@@ -90,6 +90,7 @@ def test_a_run_leaves_all_that_a_person_looks_for(whole_run: Path, folder: Path)
     assert rates == pytest.approx([2e-2, 2e-2, 2e-2 * (3 / 4) ** 0.9, 2e-2 * (2 / 4) ** 0.9])
     assert all(record["gradient_norm"] > 0 for record in lines if record["event"] == "train")
     assert {"steps", "compile", "labeling", "evaluation", "checkpoint"} <= result["seconds"].keys()
+    assert result["seconds_since_start"] == pytest.approx(sum(result["seconds"].values()), abs=1)
     assert not (whole_run / "profile").exists()
     manifest = json.loads((folder / "labels" / "manifest.json").read_text())
     assert manifest["finished"]

@@ -60,16 +60,16 @@ def test_the_tables_name_keys_of_the_configs():
     [
         ({"train.steps": 1200}, {}, []),
         ({"train.steps": 0, "train.epochs": 20}, {"steps_per_epoch": 62}, []),
-        ({"train.steps": 300}, {}, ["config.train.steps was 600, is 300: a run may become longer, not shorter"]),
+        ({"train.steps": 300}, {}, ["config.train.steps was 450, is 300: a run may become longer, not shorter"]),
         (
             {"train.steps": 0, "train.epochs": 2},
             {"steps_per_epoch": 62},
             [
                 "config.train.epochs was 80, is 2: a run may become longer, not shorter",
-                "config.train.steps was 600, is 0: a run may become longer, not shorter",
+                "config.train.steps was 450, is 0: a run may become longer, not shorter",
             ],
         ),
-        ({"train.steps": 0}, {}, ["config.train.steps was 600, is 0: a run may become longer, not shorter"]),
+        ({"train.steps": 0}, {}, ["config.train.steps was 450, is 0: a run may become longer, not shorter"]),
     ],
     ids=["more steps", "epochs, known to be longer", "fewer", "fewer by epochs", "unknown"],
 )
