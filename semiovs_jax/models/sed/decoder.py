@@ -22,6 +22,45 @@ from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 _ATTENTION_EPS = 1e-6
 
 
+def key_value_sums(keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Sums over classes of keys times values.
+
+    These are small matrix products, one a pixel and head. On a GPU they are multiplications and a sum: for products,
+    XLA would transpose the feature maps, and compute what comes before and after with the classes as the last axis.
+
+    Args:
+      keys: float [N, T, h, w, heads, c].
+      values: float [N, T, h, w, heads, d].
+
+    Returns:
+      float [N, h, w, heads, c, d].
+    """
+    return jax.lax.platform_dependent(
+        keys,
+        values,
+        cuda=lambda keys, values: jnp.sum(keys[..., :, None] * values[..., None, :], axis=1),
+        default=lambda keys, values: jnp.einsum("nthwac,nthwad->nhwacd", keys, values),
+    )
+
+
+def read_memory(query: jax.Array, memory: jax.Array) -> jax.Array:
+    """Multiplies the queries of every class by the memory of their pixel; its form on a GPU as in `key_value_sums`.
+
+    Args:
+      query: float [N, T, h, w, heads, c].
+      memory: float [N, h, w, heads, c, d].
+
+    Returns:
+      float [N, T, h, w, heads, d].
+    """
+    return jax.lax.platform_dependent(
+        query,
+        memory,
+        cuda=lambda query, memory: jnp.sum(query[..., :, None] * memory[:, None], axis=-2),
+        default=lambda query, memory: jnp.einsum("nthwac,nhwacd->nthwad", query, memory),
+    )
+
+
 class ClassAttention(nnx.Module):
     """Linear attention over the classes of each pixel, and an MLP; no positions, no output projection.
 
@@ -52,14 +91,13 @@ class ClassAttention(nnx.Module):
         y = self.norm1(x)
         keys = jnp.where(mask[:, :, None, None, None], jax.nn.elu(self.key(y)) + 1, 0)
         keys, values = (full_precision(self._split(part)) for part in (keys, self.value(y)))
-        return jnp.einsum("nthwac,nthwad->nhwacd", keys, values), keys.sum(1)
+        return key_value_sums(keys, values), keys.sum(1)
 
     def __call__(self, x: jax.Array, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Maps classes [N, T, h, w, C] to [N, T, h, w, C], given the `sums` over all classes."""
         query = full_precision(self._split(jax.nn.elu(self.query(self.norm1(x))) + 1))
         memory, keys = sums
-        attended = jnp.einsum("nthwac,nhwacd->nthwad", query, memory)
-        attended = attended / (jnp.einsum("nthwac,nhwac->nthwa", query, keys)[..., None] + _ATTENTION_EPS)
+        attended = read_memory(query, memory) / (read_memory(query, keys[..., None]) + _ATTENTION_EPS)
         x = x + attended.reshape(x.shape).astype(x.dtype)
         return x + self.mlp(self.norm2(x))
 

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 from semiovs_jax.benchmarks.labeling.models import architecture, flops, make_labeler, random_text
 from semiovs_jax.models.convnext import depthwise_conv
 from semiovs_jax.models.sed.aggregator import SedAggregator, correlate, unit
+from semiovs_jax.models.sed.decoder import key_value_sums, read_memory
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.ovs import tiny_sed
@@ -90,6 +93,28 @@ def test_each_platform_has_its_form(platform, size, convolves):
     traced = jax.jit(depthwise_conv).trace(jnp.ones((1, 6, 5, 4)), jnp.ones((size, size, 1, 4)))
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.convolution" in program) == convolves
+
+
+def _forms(function, *arrays):
+    """The function compiled as for a GPU, and as for other devices; both run on the CPU."""
+    with mock.patch.object(jax.lax, "platform_dependent", lambda *a, cuda, default, **_: cuda(*a)):
+        yield jax.jit(lambda *a: function(*a))(*arrays)
+    yield jax.jit(function)(*arrays)
+
+
+def test_class_attention_is_the_same_on_a_gpu():
+    rng = np.random.default_rng(0)
+    keys, values, query = jnp.asarray(rng.standard_normal((3, 2, 5, 4, 3, 2, 6)), jnp.float32)
+    np.testing.assert_allclose(*_forms(key_value_sums, keys, values), atol=1e-5)
+    memory = jnp.asarray(rng.standard_normal((2, 4, 3, 2, 6, 6)), jnp.float32)
+    np.testing.assert_allclose(*_forms(read_memory, query, memory), atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "multiplies"), [("cuda", False), ("tpu", True)])
+def test_class_attention_has_no_small_products_on_a_gpu(platform, multiplies):
+    keys = jnp.ones((1, 5, 4, 3, 2, 6))
+    program = jax.jit(key_value_sums).trace(keys, keys).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.dot_general" in program) == multiplies
 
 
 def test_correlation_is_the_cosine_whatever_the_lengths():
