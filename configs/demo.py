@@ -5,7 +5,7 @@
 Needs nothing: the benchmark "shapes" is written to data/shapes, the tiny SED that labels its OOD images ships with
 the package, and so do the weights that the student starts from (`configs/shapes_start.py`).
 
-Hardware: two CPU cores. Time: 5 minutes, compilation and labeling included. mIoU: 83.9; docs/shapes.md says why the
+Hardware: two CPU cores. Time: 4 minutes, compilation and labeling included. mIoU: 83.9; docs/shapes.md says why the
 benchmark is as it is.
 """
 
