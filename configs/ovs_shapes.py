@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 24
-    config.train.steps = 2000
+    config.train.steps = 8000
     config.train.warmup_steps = 100
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.02

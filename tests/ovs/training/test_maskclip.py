@@ -120,7 +120,7 @@ def test_shipped_weights_say_where_they_come_from() -> None:
 def test_shipped_weights_label_unseen_scenes() -> None:
     model = make_maskclip(load_clip("shapes_clip"), load_vocabulary("shapes"), image_size=112)
     quality = label_quality(model, held_out_scenes(5, 60), (MAX_SIDE, MAX_SIDE), IGNORE_INDEX)
-    assert quality.mean_iou > 0.2  # 0.26 on the 200 scenes of the file's own metadata
+    assert quality.mean_iou > 0.45  # 0.50 on the 200 scenes of the file's own metadata
 
 
 def test_shipped_weights_build_by_the_names_of_a_config() -> None:
