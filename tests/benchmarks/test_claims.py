@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ml_collections import ConfigDict
@@ -101,6 +102,12 @@ def test_runs_of_other_machines_are_taken_over_if_what_was_trained_is_the_same(
     known = claims.read_runs([tmp_path / "one" / "claims.json"])
     assert claims.run_rows(tmp_path / "two", 2, ["labels"], known)[of_labels[0]][0] == results[of_labels[0]][0]
     assert started == [(name, 1) for name in of_labels]
+
+    of_methods = run_row("supervised", rows.row_config(rows.ROWS["supervised"], 0), tmp_path)
+    stops = mock.patch.object(claims, "run_row", side_effect=[of_methods, KeyboardInterrupt])
+    with stops, pytest.raises(KeyboardInterrupt):
+        claims.run_rows(tmp_path / "stopped", 1, ["methods"], known)
+    assert claims.read_runs([tmp_path / "stopped" / "claims.json"]).keys() > known.keys()
 
     started.clear()
     changed = dataclasses.replace(rows.ROWS[of_labels[0]], labeled=8)

@@ -8,8 +8,9 @@ with the interrupted run. It takes hours: `--earlier` takes over what other mach
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import app, flags
@@ -67,18 +68,27 @@ def run_rows(
     Returns:
       All runs by row, the known ones of other groups, too.
     """
-    results: dict[str, list[Run]] = {name: [] for name in ROWS}
     runs = [(name, row_config(row, seed)) for seed in range(seeds) for name, row in ROWS.items()]
     found = [known.get((name, fingerprint(config))) for name, config in runs]
-    if any(run is None and ROWS[name].group in groups for (name, _), run in zip(runs, found, strict=True)):
+    left = [i for i, (name, _) in enumerate(runs) if found[i] is None and ROWS[name].group in groups]
+    if left:
         write_data()
-    for (name, config), run in zip(runs, found, strict=True):
-        if run is None and ROWS[name].group in groups:
-            print(f"{name}, seed {config.seed}", flush=True)
-            run = run_row(name, config, workdir)
+    for i in left:
+        name, config = runs[i]
+        print(f"{name}, seed {config.seed}", flush=True)
+        found[i] = run_row(name, config, workdir)
+        _write(_by_row(runs, found), workdir / "claims.json")
+    results = _by_row(runs, found)
+    _write(results, workdir / "claims.json")
+    return results
+
+
+def _by_row(runs: Iterable[tuple[str, Any]], found: Iterable[Run | None]) -> dict[str, list[Run]]:
+    """The runs that are there, of each row."""
+    results: dict[str, list[Run]] = {name: [] for name in ROWS}
+    for (name, _), run in zip(runs, found, strict=True):
         if run is not None:
             results[name].append(run)
-            _write(results, workdir / "claims.json")
     return results
 
 

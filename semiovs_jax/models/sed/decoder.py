@@ -4,6 +4,7 @@ Source: Xie et al., "SED: A Simple Encoder-Decoder for Open-Vocabulary Semantic 
 `model.py`. Feature maps are [N, T, h, w, C], see `class_planes`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,45 +21,30 @@ from semiovs_jax.models.transformer import Mlp, layer_norm
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 
 _ATTENTION_EPS = 1e-6
+_AXES = "nthwacd"  # images, classes, height, width, heads, channels of keys, channels of values
 
 
-def key_value_sums(keys: jax.Array, values: jax.Array) -> jax.Array:
-    """Sums over classes of keys times values.
+def multiply_pixelwise(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.einsum(axes, x, y)` of small matrices, one a pixel and head.
 
-    These are small matrix products, one a pixel and head. On a GPU they are multiplications and a sum: for products,
-    XLA would transpose the feature maps, and compute what comes before and after with the classes as the last axis.
-
-    Args:
-      keys: float [N, T, h, w, heads, c].
-      values: float [N, T, h, w, heads, d].
-
-    Returns:
-      float [N, h, w, heads, c, d].
-    """
-    return jax.lax.platform_dependent(
-        keys,
-        values,
-        cuda=lambda keys, values: jnp.sum(keys[..., :, None] * values[..., None, :], axis=1),
-        default=lambda keys, values: jnp.einsum("nthwac,nthwad->nhwacd", keys, values),
-    )
-
-
-def read_memory(query: jax.Array, memory: jax.Array) -> jax.Array:
-    """Multiplies the queries of every class by the memory of their pixel; its form on a GPU as in `key_value_sums`.
+    On a GPU it is multiplications and a sum: for matrix products, XLA would transpose the feature maps, and compute
+    what comes before and after with the classes as the last axis.
 
     Args:
-      query: float [N, T, h, w, heads, c].
-      memory: float [N, h, w, heads, c, d].
-
-    Returns:
-      float [N, T, h, w, heads, d].
+      axes: of `_AXES`, in that order: "nthwac,nthwad->nhwacd".
+      x: float, with the axes before the comma.
+      y: float, with the axes after it.
     """
-    return jax.lax.platform_dependent(
-        query,
-        memory,
-        cuda=lambda query, memory: jnp.sum(query[..., :, None] * memory[:, None], axis=-2),
-        default=lambda query, memory: jnp.einsum("nthwac,nhwacd->nthwad", query, memory),
-    )
+    terms, result = axes.split("->")
+
+    def on_gpu(*factors: jax.Array) -> jax.Array:
+        spread = (
+            jnp.expand_dims(factor, [i for i, axis in enumerate(_AXES) if axis not in term])
+            for factor, term in zip(factors, terms.split(","), strict=True)
+        )
+        return functools.reduce(jnp.multiply, spread).sum([i for i, axis in enumerate(_AXES) if axis not in result])
+
+    return jax.lax.platform_dependent(x, y, cuda=on_gpu, default=functools.partial(jnp.einsum, axes))
 
 
 class ClassAttention(nnx.Module):
@@ -91,13 +77,14 @@ class ClassAttention(nnx.Module):
         y = self.norm1(x)
         keys = jnp.where(mask[:, :, None, None, None], jax.nn.elu(self.key(y)) + 1, 0)
         keys, values = (full_precision(self._split(part)) for part in (keys, self.value(y)))
-        return key_value_sums(keys, values), keys.sum(1)
+        return multiply_pixelwise("nthwac,nthwad->nhwacd", keys, values), keys.sum(1)
 
     def __call__(self, x: jax.Array, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Maps classes [N, T, h, w, C] to [N, T, h, w, C], given the `sums` over all classes."""
         query = full_precision(self._split(jax.nn.elu(self.query(self.norm1(x))) + 1))
         memory, keys = sums
-        attended = read_memory(query, memory) / (read_memory(query, keys[..., None]) + _ATTENTION_EPS)
+        attended = multiply_pixelwise("nthwac,nhwacd->nthwad", query, memory)
+        attended = attended / (multiply_pixelwise("nthwac,nhwac->nthwa", query, keys)[..., None] + _ATTENTION_EPS)
         x = x + attended.reshape(x.shape).astype(x.dtype)
         return x + self.mlp(self.norm2(x))
 

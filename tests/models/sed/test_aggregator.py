@@ -9,7 +9,7 @@ from flax import nnx
 from semiovs_jax.benchmarks.labeling.models import architecture, flops, make_labeler, random_text
 from semiovs_jax.models.convnext import depthwise_conv
 from semiovs_jax.models.sed.aggregator import SedAggregator, correlate, unit
-from semiovs_jax.models.sed.decoder import key_value_sums, read_memory
+from semiovs_jax.models.sed.decoder import multiply_pixelwise
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
 from semiovs_jax.ovs.vocabulary import load_vocabulary
 from tests.ovs import tiny_sed
@@ -95,26 +95,28 @@ def test_each_platform_has_its_form(platform, size, convolves):
     assert ("stablehlo.convolution" in program) == convolves
 
 
-def _forms(function, *arrays):
-    """The function compiled as for a GPU, and as for other devices; both run on the CPU."""
-    with mock.patch.object(jax.lax, "platform_dependent", lambda *a, cuda, default, **_: cuda(*a)):
-        yield jax.jit(lambda *a: function(*a))(*arrays)
-    yield jax.jit(function)(*arrays)
+PRODUCTS = ["nthwac,nthwad->nhwacd", "nthwac,nhwacd->nthwad", "nthwac,nhwac->nthwa"]
 
 
-def test_class_attention_is_the_same_on_a_gpu():
+def _factors(axes):
     rng = np.random.default_rng(0)
-    keys, values, query = jnp.asarray(rng.standard_normal((3, 2, 5, 4, 3, 2, 6)), jnp.float32)
-    np.testing.assert_allclose(*_forms(key_value_sums, keys, values), atol=1e-5)
-    memory = jnp.asarray(rng.standard_normal((2, 4, 3, 2, 6, 6)), jnp.float32)
-    np.testing.assert_allclose(*_forms(read_memory, query, memory), atol=1e-5)
+    sizes = dict(zip("nthwacd", (2, 5, 4, 3, 2, 6, 7), strict=True))
+    terms = axes.split("->")[0].split(",")
+    return [jnp.asarray(rng.standard_normal([sizes[axis] for axis in term]), jnp.float32) for term in terms]
 
 
-@pytest.mark.parametrize(("platform", "multiplies"), [("cuda", False), ("tpu", True)])
-def test_class_attention_has_no_small_products_on_a_gpu(platform, multiplies):
-    keys = jnp.ones((1, 5, 4, 3, 2, 6))
-    program = jax.jit(key_value_sums).trace(keys, keys).lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.dot_general" in program) == multiplies
+@pytest.mark.parametrize("axes", PRODUCTS)
+def test_products_of_the_class_attention_are_the_same_on_a_gpu(axes):
+    with mock.patch.object(jax.lax, "platform_dependent", lambda *factors, cuda, **_: cuda(*factors)):
+        found = multiply_pixelwise(axes, *_factors(axes))
+    np.testing.assert_allclose(found, jnp.einsum(axes, *_factors(axes)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "is_product"), [("cuda", False), ("tpu", True)])
+@pytest.mark.parametrize("axes", PRODUCTS)
+def test_the_class_attention_has_no_matrix_products_on_a_gpu(platform, is_product, axes):
+    traced = jax.jit(lambda x, y: multiply_pixelwise(axes, x, y)).trace(*_factors(axes))
+    assert ("stablehlo.dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()) == is_product
 
 
 def test_correlation_is_the_cosine_whatever_the_lengths():
