@@ -83,13 +83,16 @@ _MASKCLIP = {
     "ovs.labels_dir": f"{_ROOT}/ovs_maskclip",
 }
 
+# SED sees crops. Stretched to the side that whole images have for labels on disk, objects would be twice as large.
+_ONLINE = {"ovs.labels": "online", "ovs.image_size": 128}
+
 ROWS: dict[str, Row] = {
     "supervised": Row(_SUPERVISED),
     "UniMatch": Row(_ALONE),
     NAIVE: Row({"method.ood": "unlabeled"}),
     f"{OURS}, OVS confidence >= {THRESHOLD}": Row({**_OVS, "method.ovs_threshold": THRESHOLD}),
     f"{OURS}, MaskCLIP labels": Row({**_OVS, **_MASKCLIP}),
-    f"{OURS}, online labels": Row({**_OVS, "ovs.labels": "online"}),
+    f"{OURS}, online labels": Row({**_OVS, **_ONLINE}),
     OURS: Row(_OVS),
     "PrevMatch": Row({**_PREVMATCH, **_ALONE}),
     f"{OURS} on PrevMatch": Row({**_PREVMATCH, **_OVS}),
