@@ -74,7 +74,11 @@ def _calls(machine: dict[str, str]) -> list[str]:
     return Path(machine["CALLS"]).read_text().splitlines()
 
 
-@pytest.mark.parametrize("path", [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(LAUNCH.glob("*.sh")), *(ROOT / ".ci" / name for name in ("run", "locked"))],
+    ids=lambda path: path.name,
+)
 def test_shell_scripts_pass_shellcheck(path: Path):
     found = subprocess.run((LINTERS / "shellcheck", path), capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
