@@ -23,7 +23,7 @@ from absl import flags
 from data_pipelines.errors import InputError
 from data_pipelines.files import as_path
 from semiovs_jax.runtime.command import run_command
-from semiovs_jax.runtime.config_files import has_flag, published_rows
+from semiovs_jax.runtime.config_files import config_changes, has_flag, published_rows
 
 if TYPE_CHECKING:
     from semiovs_jax.runtime.ahead import Report
@@ -86,8 +86,7 @@ def _compile_all(topologies: Sequence[str], folder: Path) -> None:
 
     if has_flag("--config", sys.argv):
         raise InputError("--all compiles the published rows; leave out --config, or leave out --all")
-    changes = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
-    rows = compile_rows(published_rows(), topologies, changes, folder)
+    rows = compile_rows(published_rows(), topologies, config_changes(sys.argv[1:]), folder)
     print(format_rows(rows))
     if any(row.fault for row in rows):
         sys.exit(2)
