@@ -8,6 +8,7 @@ Every random parameter is a vector with one entry per image, and every operation
 is sharded over devices therefore needs no communication, and its views do not depend on the number of devices.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -197,6 +198,7 @@ def weak_view(image: jax.Array) -> jax.Array:
     return normalize(as_float(image))
 
 
+@jax.jit  # traced once for the views of all streams
 def strong_view(key: jax.Array, image: jax.Array) -> jax.Array:
     """Returns a photometrically augmented view of each image, drawn independently.
 
@@ -221,6 +223,7 @@ def strong_view(key: jax.Array, image: jax.Array) -> jax.Array:
     return normalize(view)
 
 
+@functools.partial(jax.jit, static_argnames=("n", "size"))
 def cutmix_boxes(key: jax.Array, n: int, size: int, probability: float = 0.5) -> jax.Array:
     """Draws one CutMix box for each of `n` square images.
 

@@ -13,6 +13,7 @@ from semiovs_jax.models.on_cpu import on_cpu
 from semiovs_jax.models.precision import matmul_precision
 
 
+@jax.jit  # traced once for layers of equal shapes
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Scaled dot-product attention; the softmax is float32 or wider.
 

@@ -17,6 +17,7 @@ _kernel_init = nnx.initializers.truncated_normal(0.02)
 _LARGEST_FAST_FILTER = 7
 
 
+@jax.jit  # traced once for layers of equal shapes
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise convolution at stride 1; zero padding keeps the size.
 

@@ -19,6 +19,7 @@ from semiovs_jax.models.precision import matmul_precision
 _LEAST_PADDING = 0.4
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "dilation"))  # traced once for layers of equal shapes
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolves x with a padding of dilation * (k // 2) on each side.
 

@@ -68,7 +68,7 @@ def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs)
     return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=3)  # traced once for layers of equal shapes, as the functions below
 def normalize_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,6 +87,13 @@ def normalize_batch(
       The result, with the shape and dtype of x; mean and biased variance, float [C]. The gradient of these two is taken
       as zero: they are for running statistics.
     """
+    return _normalize_batch(x, scale, bias, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize_batch(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean, var = _statistics(x)
     return _normalize(x, mean, var, scale, bias, epsilon), mean, var
 
@@ -99,6 +106,7 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.square(y - mean).mean(axes)
 
 
+@jax.jit
 def _normalize(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
@@ -107,7 +115,7 @@ def _normalize(
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[Any, Any]:
-    y, mean, var = normalize_batch(x, scale, bias, epsilon)
+    y, mean, var = _normalize_batch(x, scale, bias, epsilon)
     return (y, mean, var), (x, mean, var, scale, bias)
 
 
@@ -131,16 +139,21 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...
     return jax.lax.platform_dependent(gradients[0], x, cpu=gradient_on_cpu, default=gradient_of)
 
 
-normalize_batch.defvjp(_forward, _backward)
+_normalize_batch.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
+@jax.jit
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0). The backward pass keeps the result, which the next convolution keeps as well.
 
     On the CPU, the result is stored once. XLA would fuse it into each of its readers, and compute it there again, down
     to the first block of a residual stage.
     """
+    return _relu(x)
+
+
+@jax.custom_vjp
+def _relu(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.optimization_barrier(_rectify(x)), default=_rectify)
 
 
@@ -149,8 +162,8 @@ def _rectify(x: jax.Array) -> jax.Array:
 
 
 def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
+    y = _relu(x)
     return y, y
 
 
-relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+_relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
