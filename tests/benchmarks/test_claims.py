@@ -14,7 +14,7 @@ from semiovs_jax.benchmarks.claims.picture import draw_claims
 
 
 def _runs(*values: float) -> list[dict[str, float]]:
-    return [{"last": value, "best": value + 0.01, "seconds": 1.0} for value in values]
+    return [{"seed": seed, "last": value, "best": value + 0.01, "seconds": 1.0} for seed, value in enumerate(values)]
 
 
 def _rising() -> dict[str, list[dict[str, float]]]:
@@ -39,6 +39,13 @@ def test_a_claim_is_judged_by_its_rows(claim: judge.Claim):
         broken = held | dict.fromkeys(claim.rows, _runs(0.3, 0.32))
     assert not judge.judge(broken)[claim.text]
     assert claim.text not in judge.judge(held | {claim.rows[0]: []})  # a row that has not run
+
+
+def test_an_unfinished_row_is_compared_on_the_seeds_it_has():
+    ours, base, _ = judge.CLAIMS[1].rows
+    hard = _rising() | {ours: _runs(0.8, 0.1), base: _runs(0.5)}
+    assert judge.judge(hard)[judge.CLAIMS[1].text]
+    assert not judge.judge(hard | {base: _runs(0.5, 0.5)})[judge.CLAIMS[1].text]
 
 
 def test_a_claim_needs_a_margin_beyond_the_spread():

@@ -89,12 +89,14 @@ CLAIMS = (
 
 
 def judge(results: Results) -> dict[str, bool]:
-    """Whether each claim holds, by its text; claims with a row that has not run are left out."""
-    return {
-        claim.text: claim.holds(*(results[row] for row in claim.rows))
-        for claim in CLAIMS
-        if all(results.get(row) for row in claim.rows)
-    }
+    """Whether each claim holds, by its text, on the seeds that all of its rows have; without any, it is left out."""
+    holds = {}
+    for claim in CLAIMS:
+        rows = [results.get(row, ()) for row in claim.rows]
+        shared = set.intersection(*({run["seed"] for run in runs} for runs in rows))
+        if shared:
+            holds[claim.text] = claim.holds(*([run for run in runs if run["seed"] in shared] for runs in rows))
+    return holds
 
 
 def format_results(results: Results) -> str:
