@@ -223,7 +223,7 @@ def strong_view(key: jax.Array, image: jax.Array) -> jax.Array:
     return normalize(view)
 
 
-@functools.partial(jax.jit, static_argnames=("n", "size"))
+@functools.partial(jax.jit, static_argnames=("n", "size"))  # traced once for both boxes
 def cutmix_boxes(key: jax.Array, n: int, size: int, probability: float = 0.5) -> jax.Array:
     """Draws one CutMix box for each of `n` square images.
 

@@ -23,7 +23,8 @@ from absl import flags
 from data_pipelines.errors import InputError
 from data_pipelines.files import as_path
 from semiovs_jax.runtime.command import run_command
-from semiovs_jax.runtime.config_files import config_changes, has_flag, published_rows
+from semiovs_jax.runtime.config_files import has_flag, published_rows
+from semiovs_jax.runtime.program import config_flags
 
 if TYPE_CHECKING:
     from semiovs_jax.runtime.ahead import Report
@@ -86,7 +87,7 @@ def _compile_all(topologies: Sequence[str], folder: Path) -> None:
 
     if has_flag("--config", sys.argv):
         raise InputError("--all compiles the published rows; leave out --config, or leave out --all")
-    rows = compile_rows(published_rows(), topologies, config_changes(sys.argv[1:]), folder)
+    rows = compile_rows(published_rows(), topologies, config_flags(sys.argv[1:]), folder)
     print(format_rows(rows))
     if any(row.fault for row in rows):
         sys.exit(2)

@@ -1,7 +1,6 @@
 """Finds config files from any working folder: at their path, or among those of this project."""
 
 import importlib.util
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,22 +62,6 @@ def _values(flag: str, argv: Sequence[str]) -> dict[int, str]:
         elif before.replace("--", "-", 1) == flag[1:]:
             values[index] = argument
     return values
-
-
-def config_changes(argv: Sequence[str]) -> list[str]:
-    """The arguments that change the config: of the form --config.KEY=VALUE, --config.KEY VALUE, or --noconfig.KEY."""
-    changes: list[str] = []
-    takes_next = False
-    for argument in argv:
-        name, equals, _ = argument.partition("=")
-        if re.fullmatch(r"--?(no)?config\.[\w.]+", name):
-            changes.append(argument)
-            takes_next = not equals
-        else:
-            if takes_next and not re.match(r"--?[a-z]", argument):
-                changes.append(argument)
-            takes_next = False
-    return changes
 
 
 def config_value(argv: Sequence[str]) -> str:

@@ -1,11 +1,14 @@
 """How this process was started, for usage lines and for the command that comes next."""
 
 import argparse
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 COMPLETES = "_ARGCOMPLETE"  # the variable by which argcomplete's shell functions ask for words instead of a run
+
+_FLAG = re.compile("--?[a-z]")  # a negative number is none
 
 SCRIPT, PACKAGE = "semiovs", "python -m semiovs_jax"
 
@@ -46,14 +49,19 @@ def other_command(command: str, *arguments: str) -> str:
 
 def config_arguments() -> list[str]:
     """The arguments --config and --config.KEY of this command, as typed; "--config=FILE" if there are none."""
+    return config_flags(sys.argv[1:]) or ["--config=FILE"]
+
+
+def config_flags(arguments: Sequence[str]) -> list[str]:
+    """Those of the arguments that are --config, --config.KEY, --noconfig.KEY, or the value after one of them."""
     found, is_value = [], False
-    for argument in sys.argv[1:]:
+    for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")
         is_flag = argument.startswith("-") and name.removeprefix("no").partition(".")[0] == "config"
-        if is_flag or (is_value and not argument.startswith("-")):
+        if is_flag or (is_value and not _FLAG.match(argument)):
             found.append(argument)
         is_value = is_flag and not equals
-    return found or ["--config=FILE"]
+    return found
 
 
 def _front() -> str:

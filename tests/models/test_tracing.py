@@ -28,3 +28,17 @@ def test_equal_layers_share_a_program(part: Callable[[jax.Array], jax.Array]):
     assert first is second
     lowered = jax.jit(lambda x: part(part(x))).lower(X).as_text()
     assert lowered.count("func.func private") < 2 * jax.jit(part).lower(X).as_text().count("func.func private")
+
+
+@pytest.mark.parametrize("name", ["convolution", "attention"])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad], ids=["forward", "backward"])
+def test_products_have_the_precision_that_holds_where_they_are_called(name: str, transform: Callable):
+    for precision in ("HIGHEST", "DEFAULT", "HIGHEST"):  # of two programs, neither has the other's
+
+        def loss(x: jax.Array, precision: str = precision) -> jax.Array:
+            with jax.default_matmul_precision(precision.lower()):
+                return PARTS[name](x).sum()
+
+        program = jax.jit(transform(loss)).trace(X).lower(lowering_platforms=("tpu",)).as_text()
+        assert precision in program
+        assert ({"HIGHEST", "DEFAULT"} - {precision}).pop() not in program

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import InputError
-from semiovs_jax.runtime.config_files import config_changes, config_folder, find_configs, has_flag
+from semiovs_jax.runtime.config_files import config_folder, find_configs, has_flag
 
 PROJECT = Path(__file__).parents[2]
 _PRINTS = """
@@ -89,16 +89,3 @@ def test_a_command_may_have_a_config_of_its_own_for_where_none_is_given(
     assert find_configs(given, default_config="configs/custom.py") == given
     assert has_flag("--out", ["label.py", "--out", "a"])
     assert not has_flag("--out", ["label.py", "--config.out=a"])
-
-
-@pytest.mark.parametrize(
-    ("argv", "changes"),
-    [
-        (["--all", "--config.a.b=1", "--out=x"], ["--config.a.b=1"]),
-        (["--config.a.b", "1", "--out", "x"], ["--config.a.b", "1"]),
-        (["-config.a", "-1", "--noconfig.b", "--topology", "v5e:2x4"], ["-config.a", "-1", "--noconfig.b"]),
-        (["--config=voc.py:92", "--config", "voc.py:92", "--json", "config.a"], []),
-    ],
-)
-def test_the_arguments_that_change_the_config(argv: list[str], changes: list[str]):
-    assert config_changes(argv) == changes

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from semiovs_jax.runtime.program import config_arguments, other_command, program
+from semiovs_jax.runtime.program import config_arguments, config_flags, other_command, program
 
 
 @pytest.mark.parametrize("front", ["semiovs", "python -m semiovs_jax"])
@@ -31,3 +31,16 @@ def test_a_command_that_was_started_as_a_module_names_the_next_one_with_the_same
 def test_the_config_is_repeated_as_it_was_typed(monkeypatch, arguments, found):
     monkeypatch.setattr(sys, "argv", ["semiovs label", *arguments.split()])
     assert config_arguments() == found.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ("--all --config.a.b=1 --out=x", "--config.a.b=1"),
+        ("-config.a -1 --noconfig.b --topology v5e:2x4", "-config.a -1 --noconfig.b"),
+        ("--config voc.py:92 --json config.a", "--config voc.py:92"),
+        ("--all --json config.a", ""),
+    ],
+)
+def test_the_arguments_that_are_of_the_config(arguments: str, found: str):
+    assert config_flags(arguments.split()) == found.split()
