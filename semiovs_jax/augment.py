@@ -79,10 +79,11 @@ def adjust_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
     value = image.max(-1)
     chroma = value - image.min(-1)
     safe = jnp.where(chroma > 0, chroma, 1)
+    # Not `value == red`: compilers compute `image` once for each reader, and with other roundings nothing is equal.
     sextant = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     sextant = sextant + 6 * turns[:, None, None]
 

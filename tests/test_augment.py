@@ -178,6 +178,16 @@ def test_views(images):
     assert (first <= white + 1e-4).all()
 
 
+def test_strong_view_is_that_of_its_operations_one_by_one():
+    """A compiler may compute what the hue is taken of once for each reader, with other roundings."""
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 65, 65, 3)), jnp.uint8)
+    key = jax.random.key(3)
+    compiled = strong_view(key, pixels)
+    with jax.disable_jit():
+        one_by_one = augment.strong_view(key, pixels)
+    np.testing.assert_allclose(compiled, one_by_one, atol=1e-4)
+
+
 def test_strong_view_probabilities():
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)), jnp.uint8)
     views = strong_view(jax.random.key(2), jnp.tile(pixels, (2000, 1, 1, 1)))
