@@ -15,40 +15,19 @@ import optax
 from jax.sharding import Mesh
 
 from semiovs_jax import augment, losses
+from semiovs_jax.forward import Predictions, predict
 from semiovs_jax.labelers import Labeler, PseudoLabel, View
 from semiovs_jax.labelers.student import from_logits
 from semiovs_jax.methods import STUDENT, Method, Progress
 from semiovs_jax.models.functional import Functional
 from semiovs_jax.optim import FROZEN
-from semiovs_jax.runtime.sharding import deinterleave, interleave, replicated, state_shardings
+from semiovs_jax.runtime.sharding import replicated, state_shardings
 from semiovs_jax.train_state import TrainState
-from semiovs_jax.views import Batch, Views, make_views, mixed_views, of_partner
+from semiovs_jax.views import Batch, Views, make_views, of_partner
 
 _LABELERS = 5  # the step's key is folded with this and the following numbers for the labelers, and split for the views
 
 Labels = dict[tuple[str, str], PseudoLabel]  # pseudo-labels of weak views, by (labeler, stream)
-
-
-class Predictions(NamedTuple):
-    """Logits, float [N, H, W, K]: of the labeled weak view, and by stream of the others.
-
-    Attributes:
-      labeled: of the labeled weak view.
-      labeled_fp: the same with perturbed features, which no term uses; None without such a pass.
-      frozen: eval-mode logits of weak views that are only labeled, without gradient.
-      weak: train-mode logits of the weak views.
-      fp: the same with perturbed features.
-      s1: of the CutMix-ed first strong views.
-      s2: of the second.
-    """
-
-    labeled: jax.Array
-    labeled_fp: jax.Array | None = None
-    frozen: Mapping[str, jax.Array] = {}
-    weak: Mapping[str, jax.Array] = {}
-    fp: Mapping[str, jax.Array] = {}
-    s1: Mapping[str, jax.Array] = {}
-    s2: Mapping[str, jax.Array] = {}
 
 
 class TermValue(NamedTuple):
@@ -157,41 +136,6 @@ def label_views(
         found = labeler.label(state.labeler(name), weights[name], given, own_key)
         labels |= {(name, stream): label for stream, label in found.items()}
     return labels
-
-
-def predict(
-    params: Any, batch_stats: Any, views: Views, student: Functional, method: Method
-) -> tuple[Predictions, Any]:
-    """All forward passes of a step, in the reference's order, each moving the running statistics.
-
-    First the weak views that the student only labels, in eval mode and without gradient; then, in train mode, the
-    labeled and the predicted weak views jointly, with all variants of their channel masks; then each stream's strong
-    views.
-
-    Returns:
-      The logits, and the running statistics afterwards.
-    """
-    fixed = jax.lax.stop_gradient(params)
-    only_labeled = [name for name in method.labeled_by.get(STUDENT, ()) if name not in method.weak_streams]
-    frozen = {name: student.apply(fixed, batch_stats, views.weak[name], train=False)[0] for name in only_labeled}
-
-    joint = interleave(views.weak["labeled"], *(views.weak[name] for name in method.weak_streams))
-    logits, batch_stats = student.apply(params, batch_stats, joint, train=True, channel_masks=views.weak_masks or None)
-    variants = jnp.unstack(logits) if views.weak_masks else (logits,)
-    labeled, *weak = deinterleave(variants[0], 1 + len(method.weak_streams))
-    labeled_fp, *fp = deinterleave(variants[1], 1 + len(method.weak_streams)) if len(variants) > 1 else (None,)
-
-    s1, s2 = {}, {}
-    for name in method.predicted_streams:
-        mixed = interleave(*mixed_views(views, name, method))
-        masks = views.strong_masks.get(name)
-        strong, batch_stats = student.apply(params, batch_stats, mixed, train=True, channel_masks=masks)
-        s1[name], s2[name] = deinterleave(strong[0] if masks else strong, 2)
-
-    def by_stream(predictions: list[jax.Array]) -> dict[str, jax.Array]:
-        return dict(zip(method.weak_streams, predictions, strict=True)) if predictions else {}
-
-    return Predictions(labeled, labeled_fp, frozen, by_stream(weak), by_stream(fp), s1, s2), batch_stats
 
 
 def label_by_student(views: Views, predictions: Predictions) -> Labels:

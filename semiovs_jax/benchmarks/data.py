@@ -88,7 +88,7 @@ def view_usage(batch: dict[str, Any], batches: int) -> Usage:
     import jax
 
     from semiovs_jax.methods import make_method
-    from semiovs_jax.train_step import make_views, mixed_views
+    from semiovs_jax.views import make_views, mixed_views
 
     method = make_method(load_config(CONFIG).method)
 

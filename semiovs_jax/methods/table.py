@@ -149,9 +149,13 @@ class Method:
     @property
     def weak_streams(self) -> tuple[str, ...]:
         """The streams whose weak views the student predicts in train mode, jointly with the labeled images."""
-        perturbed = {term.stream for term in self.terms if term.prediction == "fp"}
-        wanted = perturbed | set(self.labeled_by.get(STUDENT, ()))
+        wanted = {*self.perturbed_streams, *self.labeled_by.get(STUDENT, ())}
         return tuple(stream for stream in self.predicted_streams if stream in wanted)
+
+    @property
+    def perturbed_streams(self) -> tuple[str, ...]:
+        """The streams with terms on the feature-perturbed weak view."""
+        return tuple(dict.fromkeys(term.stream for term in self.terms if term.prediction == "fp"))
 
     @property
     def streams(self) -> tuple[str, ...]:

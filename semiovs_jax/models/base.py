@@ -21,12 +21,15 @@ class Student(Protocol):
       fixed_size: whether images are evaluated by windows of the training crop's size; otherwise a forward takes
         images of any size.
       size_multiple: the sides of an evaluated image's padded shape are multiples of it, in pixels.
+      mixes_images: whether an image's logits depend on the others of its batch in train mode, by batch statistics. A
+        student without them is an `IndependentStudent`.
       perturbed_channels: channels of each feature level that `channel_masks` multiply.
       class_embedding_dim: D of the text embeddings [K, D] of the class names that the student reads from its batch
         statistics, under the key "text"; None for a student without text.
     """
 
     fixed_size: ClassVar[bool]
+    mixes_images: ClassVar[bool]
     size_multiple: int
     perturbed_channels: tuple[int, ...]
     class_embedding_dim: int | None
@@ -51,6 +54,18 @@ class Student(Protocol):
     @staticmethod
     def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
         """The optimizer's group of every parameter: "backbone", "head" or "frozen", in the structure of `params`."""
+        ...
+
+
+class IndependentStudent(Student, Protocol):
+    """A student that does not mix images; its call decodes what it encodes."""
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Maps normalized images [N, H, W, 3] to the levels of features [N, h, w, C] that channel masks multiply."""
+        ...
+
+    def decode(self, levels: tuple[jax.Array, ...], shape: tuple[int, int]) -> jax.Array:
+        """Maps levels of features to logits [N, *shape, K]."""
         ...
 
 

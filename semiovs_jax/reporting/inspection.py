@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from semiovs_jax.runtime.sharding import replicated
 from semiovs_jax.train_state import TrainState
-from semiovs_jax.train_step import Outcome, StepSpec, label_views, make_views, mixed_views, total_loss
+from semiovs_jax.train_step import Outcome, StepSpec, label_views, total_loss
+from semiovs_jax.views import make_views, mixed_views
 
 _TITLES = {"unlabeled": "unlabeled", "ood": "OOD"}
 

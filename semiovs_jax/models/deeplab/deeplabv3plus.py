@@ -61,6 +61,7 @@ class DeepLabV3Plus(nnx.Module):
     """
 
     fixed_size: ClassVar[bool] = False
+    mixes_images: ClassVar[bool] = True
     size_multiple: int = 1
     class_embedding_dim: int | None = None
 

@@ -65,6 +65,7 @@ class SemiVL(nnx.Module):
     """
 
     fixed_size: ClassVar[bool] = True
+    mixes_images: ClassVar[bool] = False
     size_multiple: int = 1
 
     def __init__(
@@ -108,14 +109,22 @@ class SemiVL(nnx.Module):
         """
         if size is not None:
             raise ValueError("SemiVL takes no padded images, but got size; evaluate it by windows (config.eval.window)")
-        features = self.backbone(x if self.dtype is None else x.astype(self.dtype), out_indices=self.config.out_layers)
-        pyramid = (*features.levels, features.dense)
+        levels = self.encode(x)
         if channel_masks is not None:
-            pyramid = tuple(masked_variants(level, masks) for level, masks in zip(pyramid, channel_masks, strict=True))
-        head = remat_rest(VlgHead.__call__, self.backbone.remat)
-        logits = head(self.head, pyramid[:-1], pyramid[-1], self.text[...])
-        logits = resize_logits(logits, self.image_size, (x.shape[1], x.shape[2]))
+            levels = tuple(masked_variants(level, masks) for level, masks in zip(levels, channel_masks, strict=True))
+        logits = self.decode(levels, (x.shape[1], x.shape[2]))
         return logits if channel_masks is None else split_variants(logits, len(channel_masks[0]))
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """See `IndependentStudent`: the value paths of `out_layers`, and the dense embedding."""
+        features = self.backbone(x if self.dtype is None else x.astype(self.dtype), out_indices=self.config.out_layers)
+        return (*features.levels, features.dense)
+
+    def decode(self, levels: tuple[jax.Array, ...], shape: tuple[int, int]) -> jax.Array:
+        """See `IndependentStudent`."""
+        head = remat_rest(VlgHead.__call__, self.backbone.remat)
+        logits = head(self.head, levels[:-1], levels[-1], self.text[...])
+        return resize_logits(logits, self.image_size, shape)
 
     @staticmethod
     def parameter_groups(params: dict[Any, Any]) -> dict[Any, Any]:
