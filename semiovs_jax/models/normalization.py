@@ -1,6 +1,7 @@
 """Normalization with PyTorch's statistics, and ReLU. Their gradients keep little for the backward pass."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -62,10 +63,20 @@ class BatchNorm(nnx.Module):
         running.set_value(new)
 
 
-def group_norm(channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalization with one group per 16 channels, at least one, and torch's two-pass variance."""
-    groups = max(1, channels // _CHANNELS_PER_GROUP)
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+class GroupNorm(nnx.Module):
+    """Group normalization with one group per 16 channels, at least one, and torch's epsilon."""
+
+    def __init__(self, channels: int, *, dtype: DTypeLike | None = None, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (channels,)))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (channels,)))
+        self.groups = max(1, channels // _CHANNELS_PER_GROUP)
+        self.dtype = dtype
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes x [N, ..., C], each image by itself."""
+        y = x if self.dtype is None else x.astype(self.dtype)
+        return normalize_groups(y, self.scale[...], self.bias[...], self.groups, self.epsilon)
 
 
 @functools.partial(jax.jit, static_argnums=3)  # traced once for layers of equal shapes, as the functions below
@@ -140,6 +151,73 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...
 
 
 _normalize_batch.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def normalize_groups(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> jax.Array:
+    """Normalizes with the mean and the biased variance of each image and group of channels.
+
+    Computes in float32, or float64 as x. The backward pass keeps x in its own dtype and the statistics, nothing else.
+
+    Args:
+      x: float [N, ..., C].
+      scale: float [C].
+      bias: float [C].
+      groups: number of groups of consecutive channels; divides C.
+      epsilon: added to the variance.
+
+    Returns:
+      The result, with the shape and dtype of x.
+    """
+    return _normalize_groups(x, scale, bias, groups, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize_groups(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> jax.Array:
+    return _groups_forward(x, scale, bias, groups, epsilon)[0]
+
+
+def _groups_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
+) -> tuple[jax.Array, Any]:
+    y = full_precision(x)
+    mean = _mean_of_groups(_sum_of_pixels(y), x, groups)
+    var = _mean_of_groups(_sum_of_pixels(jnp.square(y - mean)), x, groups)
+    return _normalize(x, mean, var, scale, bias, epsilon), (x, mean, var, scale, bias)
+
+
+def _groups_backward(groups: int, epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    x, mean, var, scale, bias = kept
+
+    def gradient_of(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        wide = full_precision(gradient)
+        inverse = jax.lax.rsqrt(var + epsilon)
+        normalized = (full_precision(x) - mean) * inverse
+        of_bias, of_scale = _sum_of_pixels(wide), _sum_of_pixels(wide * normalized)  # of each image
+        shift, slope = (_mean_of_groups(part * scale, x, groups) for part in (of_bias, of_scale))
+        of_x = inverse * (wide * scale - shift - normalized * slope)
+        return of_x.astype(x.dtype), of_scale.sum(0).astype(scale.dtype), of_bias.sum(0).astype(bias.dtype)
+
+    def gradient_on_cpu(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        return gradient_of(*together(gradient, x))
+
+    return jax.lax.platform_dependent(gradient, x, cpu=gradient_on_cpu, default=gradient_of)
+
+
+_normalize_groups.defvjp(_groups_forward, _groups_backward)
+
+
+def _sum_of_pixels(x: jax.Array) -> jax.Array:
+    """Maps [N, ..., C] to [N, C]: channels stay the last axis, along which processors add several values at a time."""
+    return x.sum(tuple(range(1, x.ndim - 1)))
+
+
+def _mean_of_groups(sums: jax.Array, x: jax.Array, groups: int) -> jax.Array:
+    """The mean of each group by sums [N, C] over the pixels of x, for each of its channels: [N, 1, ..., C]."""
+    pixels = math.prod(x.shape[1:-1])
+    channels = sums.shape[1] // groups
+    mean = sums.reshape(-1, groups, channels).sum(-1, keepdims=True) / (pixels * channels)
+    return jnp.broadcast_to(mean, (*mean.shape[:2], channels)).reshape(-1, *(1,) * (x.ndim - 2), sums.shape[1])
 
 
 @jax.jit

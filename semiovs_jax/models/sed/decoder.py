@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.class_planes import per_class
 from semiovs_jax.models.convnext import ConvNextBlock
 from semiovs_jax.models.convolution import convolve
-from semiovs_jax.models.normalization import group_norm
+from semiovs_jax.models.normalization import GroupNorm, relu
 from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Mlp, layer_norm
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
@@ -121,7 +121,7 @@ class SedDecoder(nnx.Module):
         self.up = ConvTranspose2x2(in_channels, kept, dtype=dtype, rngs=rngs)
         self.conv1 = nnx.Param(init(rngs.params(), (3, 3, kept + 2 * guidance_channels, out_channels)))
         self.conv2 = nnx.Param(init(rngs.params(), (3, 3, out_channels, out_channels)))
-        self.norm1, self.norm2 = (group_norm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.norm1, self.norm2 = (GroupNorm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
 
     def upsampler(self, guidance: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """Returns the upsampling half of the decoder, with the class-independent terms precomputed.
@@ -141,8 +141,8 @@ class SedDecoder(nnx.Module):
         shared = convolve(guidance, by_image.astype(dtype)) + corner.bias.astype(dtype)
 
         def finish(y: jax.Array) -> jax.Array:
-            y = jax.nn.relu(self.norm1(y))
-            return jax.nn.relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
+            y = relu(self.norm1(y))
+            return relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
 
         def upsample(x: jax.Array, correlation_guidance: jax.Array) -> jax.Array:
             guided = per_class(lambda y: convolve(y, by_correlation.astype(y.dtype)), correlation_guidance)

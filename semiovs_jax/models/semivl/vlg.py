@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from semiovs_jax.models.class_planes import per_class, pool, unpool
 from semiovs_jax.models.convolution import convolve
 from semiovs_jax.models.layers import head_init, resize_bilinear
-from semiovs_jax.models.normalization import group_norm
+from semiovs_jax.models.normalization import GroupNorm, relu
 from semiovs_jax.models.precision import full_precision
 from semiovs_jax.models.transformer import Block
 from semiovs_jax.models.upsampling import ConvTranspose2x2, CornerConv
@@ -86,9 +86,9 @@ class GroupAspp(nnx.Module):
             )
 
         self.branches = nnx.List([conv(1, 1), *(conv(3, rate) for rate in rates), conv(1, 1)])
-        self.norms = nnx.List(group_norm(channels, dtype=dtype, rngs=rngs) for _ in self.branches)
+        self.norms = nnx.List(GroupNorm(channels, dtype=dtype, rngs=rngs) for _ in self.branches)
         self.project = nnx.Param(head_init(rngs.params(), (1, 1, len(self.branches) * channels, channels)))
-        self.project_norm = group_norm(channels, dtype=dtype, rngs=rngs)
+        self.project_norm = GroupNorm(channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, h, w, C] to [N, h, w, C]; the input of the last branch is the mean over h and w."""
@@ -97,10 +97,10 @@ class GroupAspp(nnx.Module):
         inputs = [x] * (len(self.branches) - 1) + [mean]
         # Equal to one product with the concatenated branches, without the memory of the concatenation.
         y = sum(
-            jax.nn.relu(norm(branch(part))) @ kernel
+            relu(norm(convolve(part, branch.kernel.astype(x.dtype), dilation=branch.kernel_dilation))) @ kernel
             for branch, norm, part, kernel in zip(self.branches, self.norms, inputs, kernels, strict=True)
         )
-        return x + jax.nn.relu(self.project_norm(y))
+        return x + relu(self.project_norm(y))
 
 
 class Upsample(nnx.Module):
@@ -124,7 +124,7 @@ class Upsample(nnx.Module):
         self.up = ConvTranspose2x2(in_channels, in_channels - skip_channels, dtype=dtype, rngs=rngs)
         self.conv1 = nnx.Param(head_init(rngs.params(), (3, 3, in_channels, out_channels)))
         self.conv2 = nnx.Param(head_init(rngs.params(), (3, 3, out_channels, out_channels)))
-        self.norm1, self.norm2 = (group_norm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.norm1, self.norm2 = (GroupNorm(out_channels, dtype=dtype, rngs=rngs) for _ in range(2))
 
     def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
         """Maps x [N, K, h, w, in] and the skip connection [N, a, b, skip] to [N, K, 2 h, 2 w, out]."""
@@ -137,8 +137,8 @@ class Upsample(nnx.Module):
         return per_class(self._finish, per_class(corner, x) + shared[:, None])
 
     def _finish(self, y: jax.Array) -> jax.Array:
-        y = jax.nn.relu(self.norm1(y))
-        return jax.nn.relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
+        y = relu(self.norm1(y))
+        return relu(self.norm2(convolve(y, self.conv2.astype(y.dtype))))
 
 
 class VlgHead(nnx.Module):
@@ -207,7 +207,7 @@ class VlgHead(nnx.Module):
             )
         x = self.reason(similarity(dense, text), text)
         for up, skip, level in zip(self.ups, self.skips, levels[::-1], strict=True):
-            x = up(x, jax.nn.relu(skip(level)).astype(x.dtype))
+            x = up(x, relu(skip(level)).astype(x.dtype))
         logits = per_class(lambda y: self.classifier(full_precision(y)), x)
         return jnp.moveaxis(logits[..., 0], 1, -1)
 
@@ -215,7 +215,7 @@ class VlgHead(nnx.Module):
         """Spatial and semantic reasoning: similarities [N, K, h, w] and text [K, D] to features [N, K, h, w, C]."""
         x = similarities[..., None]
         x = per_class(lambda y: self.aspp(self.embed(y)), x if self.dtype is None else x.astype(self.dtype))
-        words = jax.nn.relu(self.text(unit(text))).astype(x.dtype)
+        words = relu(self.text(unit(text))).astype(x.dtype)
         N, K, h, w, C = x.shape
         for layer in self.layers:
             pooled = pool(x, self.config.pool)
