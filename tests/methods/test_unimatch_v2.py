@@ -21,6 +21,7 @@ from semiovs_jax.models.layers import masked_variants, split_variants
 from semiovs_jax.runtime import sharding
 from semiovs_jax.train_loop import evaluated_weights
 from semiovs_jax.train_state import TrainState
+from semiovs_jax.views import make_views, mixed_views
 
 CLASSES, SIZE, BATCH, IGNORE = 4, 17, 2, 255
 SHARES = {"s1": 0.5, "s2": 0.5}
@@ -134,11 +135,11 @@ def test_it_takes_steps_and_the_teacher_follows():
 def test_an_image_is_pasted_from_the_reversed_batch_with_the_teachers_label():
     spec, state, batch = _setup(WITH_OOD)
     key = spec.key(state.step)
-    views = jax.jit(lambda k, b: train_step.make_views(k, b, spec.method, spec.perturbed_channels))(key, batch)
-    mixed, _ = train_step.mixed_views(views, "unlabeled", spec.method)
+    views = jax.jit(lambda k, b: make_views(k, b, spec.method, spec.perturbed_channels))(key, batch)
+    mixed, _ = mixed_views(views, "unlabeled", spec.method)
     expected = np.where(views.box1[..., None], views.s1["unlabeled"][::-1], views.s1["unlabeled"])
     np.testing.assert_array_equal(mixed, expected)
-    mixed, _ = train_step.mixed_views(views, "ood", spec.method)
+    mixed, _ = mixed_views(views, "ood", spec.method)
     np.testing.assert_array_equal(mixed, np.where(views.box1[..., None], views.s1["unlabeled"], views.s1["ood"]))
 
     weights = {name: labeler.weights for name, labeler in spec.labelers.items()}
