@@ -101,16 +101,13 @@ def _of_variants_that_are_read(
         logits, _ = student.apply(params, batch_stats, tuple(chosen), shape=shape, train=True, method="decode")
         return list(deinterleave(logits, len(wanted)))
 
-    perturbed = [name for name in method.weak_streams if name in method.perturbed_streams]
-    labeled = [name for name in method.weak_streams if name in method.labeled_by.get(STUDENT, ())]
-    learned = decode(params, levels, [(_CLEAN, _LABELED), *((_PERTURBED, name) for name in perturbed)])
-    constant = jax.lax.stop_gradient((params, levels))
-    clean = decode(*constant, [(_CLEAN, name) for name in labeled]) if labeled else []
-    return (
-        {_LABELED: learned[0], **dict(zip(labeled, clean, strict=True))},
-        dict(zip(perturbed, learned[1:], strict=True)),
-        batch_stats,
-    )
+    perturbed = method.perturbed_streams
+    labeled, *learned = decode(params, levels, [(_CLEAN, _LABELED), *((_PERTURBED, name) for name in perturbed)])
+    clean = {_LABELED: labeled}
+    if by_student := [name for name in method.weak_streams if name in method.labeled_by.get(STUDENT, ())]:
+        fixed = jax.lax.stop_gradient((params, levels))
+        clean |= zip(by_student, decode(*fixed, [(_CLEAN, name) for name in by_student]), strict=True)
+    return clean, dict(zip(perturbed, learned, strict=True)), batch_stats
 
 
 def _by_stream(joint: jax.Array, names: tuple[str, ...]) -> dict[str, jax.Array]:

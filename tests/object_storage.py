@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ def serve(scheme: str) -> Iterator[str]:
     """Serves an empty bucket, with the environment in which clients find it; yields its URL."""
     if missing := [name for name in PACKAGES[scheme] if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
+    if scheme == "gs" and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("fake-gcs-server's package has a program for Linux on x86-64 only")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command, variables, request = (_google if scheme == "gs" else _amazon)(port, address)

@@ -14,26 +14,18 @@ from semiovs_jax.forward import Predictions, predict
 from semiovs_jax.models import Functional, build_student
 from semiovs_jax.runtime.flops import count_flops
 from semiovs_jax.views import Views, make_views
+from tests.made_up_batch import made_up_batch
 from tests.models.test_student import weights
 
 CLASSES, COUNT, SIZE = 3, 2, 32
 
 
-def _setup() -> tuple[Functional, Any, Any, methods.Method, Views]:
+def _setup(backbone: str) -> tuple[Functional, Any, Any, methods.Method, Views]:
     method = methods.make_method(common.semiovs_unimatch().method)
-    architecture = {"backbone": "clip_vit_shapes", "dtype": "float32", "remat": "none"}
+    architecture = {"backbone": backbone, "dtype": "float32", "remat": "none"}
     module = nnx.eval_shape(lambda: build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0)))
     student, params, stats = Functional.create(module)
-    rng = np.random.default_rng(0)
-    shape = (COUNT, SIZE, SIZE)
-    batch = {
-        name: {
-            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
-            "valid": np.ones(shape, bool),
-            "label": np.zeros(shape, np.uint8),
-        }
-        for name in method.streams
-    }
+    batch = made_up_batch(method.streams, COUNT, SIZE)
     views = make_views(jax.random.key(0), batch, method, module.perturbed_channels)
     return student, weights(params), weights(stats), method, views
 
@@ -44,7 +36,7 @@ def _loss_of_what_is_read(found: Predictions, method: methods.Method) -> jax.Arr
 
 
 def test_what_nobody_reads_is_not_decoded_and_the_gradient_is_the_same():
-    student, params, stats, method, views = _setup()
+    student, params, stats, method, views = _setup("clip_vit_shapes")
     assert not student.mixes_images
     whole = dataclasses.replace(student, mixes_images=True)
 
@@ -71,6 +63,8 @@ def test_what_nobody_reads_is_not_decoded_and_the_gradient_is_the_same():
 
 
 def test_a_student_with_batch_statistics_decodes_all_variants():
-    architecture = {"backbone": "resnet_tiny", "dtype": "float32", "remat": "none"}
-    module = nnx.eval_shape(lambda: build_student(architecture, CLASSES, image_size=SIZE, rngs=nnx.Rngs(0)))
-    assert Functional.create(module)[0].mixes_images
+    student, params, stats, method, views = _setup("resnet_tiny")
+    assert student.mixes_images
+    found, _ = jax.eval_shape(lambda params: predict(params, stats, views, student, method), params)
+    assert set(found.weak) == set(found.fp) == {"unlabeled", "ood"}
+    assert found.labeled_fp is not None

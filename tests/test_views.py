@@ -9,6 +9,7 @@ from configs import common
 from semiovs_jax import augment, methods
 from semiovs_jax.runtime import sharding
 from semiovs_jax.views import make_views
+from tests.made_up_batch import made_up_batch
 
 COUNT, SIZE = 8, 17
 
@@ -16,16 +17,7 @@ COUNT, SIZE = 8, 17
 @pytest.mark.parametrize("devices", [1, 8])
 def test_views_are_those_of_each_stream_and_key_alone(devices: int):
     method = methods.make_method(common.semiovs_unimatch().method)
-    rng = np.random.default_rng(0)
-    shape = (COUNT, SIZE, SIZE)
-    batch = {
-        name: {
-            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
-            "valid": np.ones(shape, bool),
-            "label": np.zeros(shape, np.uint8),
-        }
-        for name in method.streams
-    }
+    batch = made_up_batch(method.streams, COUNT, SIZE)
     key = jax.random.key(3)
     sharded = sharding.shard_batch(batch, sharding.make_mesh(jax.devices()[:devices]))
     views = jax.jit(lambda key, batch: make_views(key, batch, method, (4,)))(key, sharded)

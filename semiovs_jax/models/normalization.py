@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -144,10 +145,7 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...
         of_x = inverse * scale * (wide - (of_bias + normalized * of_scale) / count)
         return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
 
-    def gradient_on_cpu(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
-        return gradient_of(*together(gradient, x))
-
-    return jax.lax.platform_dependent(gradients[0], x, cpu=gradient_on_cpu, default=gradient_of)
+    return _by_platform(gradient_of, gradients[0], x)
 
 
 _normalize_batch.defvjp(_forward, _backward)
@@ -198,13 +196,15 @@ def _groups_backward(groups: int, epsilon: float, kept: Any, gradient: jax.Array
         of_x = inverse * (wide * scale - shift - normalized * slope)
         return of_x.astype(x.dtype), of_scale.sum(0).astype(scale.dtype), of_bias.sum(0).astype(bias.dtype)
 
-    def gradient_on_cpu(gradient: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
-        return gradient_of(*together(gradient, x))
-
-    return jax.lax.platform_dependent(gradient, x, cpu=gradient_on_cpu, default=gradient_of)
+    return _by_platform(gradient_of, gradient, x)
 
 
 _normalize_groups.defvjp(_groups_forward, _groups_backward)
+
+
+def _by_platform(backward: Callable[..., tuple[jax.Array, ...]], *read: jax.Array) -> tuple[jax.Array, ...]:
+    """The backward pass; on the CPU, its arguments are `together`."""
+    return jax.lax.platform_dependent(*read, cpu=lambda *read: backward(*together(*read)), default=backward)
 
 
 def _sum_of_pixels(x: jax.Array) -> jax.Array:

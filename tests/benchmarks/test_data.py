@@ -117,7 +117,9 @@ def test_batches_to_warm_up_are_not_counted():
 
 
 def test_pytorchs_streams_make_every_view(root):
-    pytest.importorskip("torchvision", reason="needs the extra bench")
+    pytest.importorskip(
+        "torchvision", reason="needs the extra bench; torchvision does not fit PyTorch without CUDA, so dev lacks it"
+    )
     import torch
 
     from semiovs_jax.benchmarks.torch_streams import torch_batches

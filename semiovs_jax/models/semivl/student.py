@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from data_pipelines.errors import InputError
+from semiovs_jax.models.base import IndependentStudent
 from semiovs_jax.models.clip.vit import ClipVitConfig
 from semiovs_jax.models.semivl.file import SEMIVL
 from semiovs_jax.models.semivl.params import convert_semivl, load_semivl_backbone
@@ -44,7 +45,7 @@ STUDENTS = {
 
 def build(
     name: str, num_classes: int, *, image_size: int, dtype: DTypeLike | None, remat: str, rngs: nnx.Rngs
-) -> SemiVL:
+) -> IndependentStudent:
     """See `Family`; the position table covers a crop of `image_size`."""
     return SemiVL(STUDENTS[name], num_classes, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)
 
